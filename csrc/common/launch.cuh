@@ -1,0 +1,57 @@
+// The CUDA language as the kernels see it, and one way to launch them.
+//
+// The same kernel sources are compiled by nvcc for a GPU and by g++ for csrc/emulator, which executes them on the
+// CPU. Whatever the two compilers spell differently is hidden in csrc/common, so that csrc/kernels has no #ifdef.
+// All shared memory is dynamic: DYNAMIC_SHARED(name) declares it and a constexpr layout in the kernel carves it.
+//
+// launch(kernel, grid, block, shared_bytes, stream, arguments...) returns nullptr, or the reason why the launch was
+// refused. It never synchronises: a fault inside the kernel surfaces later, as in any CUDA program.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+
+#include <cuda_runtime.h>
+
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+
+namespace acsconv {
+
+// Kernels may use this much shared memory without asking the driver for more.
+inline constexpr size_t kDefaultSharedBytes = 48 * 1024;
+
+template <class... Parameters, class... Arguments>
+const char* launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,
+                   Arguments... arguments) {
+  if (shared_bytes > kDefaultSharedBytes) {
+    const cudaError_t refused =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared_bytes));
+    if (refused != cudaSuccess) return cudaGetErrorString(refused);
+  }
+  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+}  // namespace acsconv
+
+#else
+
+#include "../emulator/cuda.h"
+
+#define DYNAMIC_SHARED(name) unsigned char* const name = ::emulator::dynamic_shared()
+
+namespace acsconv {
+
+template <class... Parameters, class... Arguments>
+const char* launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, void*,
+                   Arguments... arguments) {
+  return ::emulator::launch(grid, block, shared_bytes, [=] { kernel(arguments...); });
+}
+
+}  // namespace acsconv
+
+#endif
