@@ -1,11 +1,13 @@
 // The CUDA language as the kernels see it, and one way to launch them.
 //
-// The same kernel sources are compiled by nvcc for a GPU and by g++ for csrc/emulator, which executes them on the
-// CPU. Whatever the two compilers spell differently is hidden in csrc/common, so that csrc/kernels has no #ifdef.
-// All shared memory is dynamic: DYNAMIC_SHARED(name) declares it and a constexpr layout in the kernel carves it.
+// The same kernel sources are compiled by nvcc for a GPU and by g++ for csrc/emulator, which executes them on
+// the CPU. Whatever the two compilers spell differently is hidden in csrc/common, so that csrc/kernels has no
+// #ifdef. All shared memory is dynamic: DYNAMIC_SHARED(name) declares it and a constexpr layout in the kernel
+// carves it.
 //
-// launch(kernel, grid, block, shared_bytes, stream, arguments...) returns nullptr, or the reason why the launch was
-// refused. It never synchronises: a fault inside the kernel surfaces later, as in any CUDA program.
+// launch(kernel, grid, block, shared_bytes, stream, arguments...) returns nullptr, or the reason why the
+// launch was refused. It never synchronises: a fault inside the kernel surfaces later, as in any CUDA
+// program.
 #pragma once
 
 #include <cstddef>
@@ -27,8 +29,8 @@ const char* launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
                    Arguments... arguments) {
   if (shared_bytes > kDefaultSharedBytes) {
     const cudaError_t refused =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared_bytes));
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     if (refused != cudaSuccess) return cudaGetErrorString(refused);
   }
   kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);

@@ -1,5 +1,6 @@
-// Scalars of the kernels: float64 and float32 as they are, float16 and bfloat16 as 16-bit storage that is widened to
-// float32 when loaded and rounded to nearest even when stored. `Accumulator<T>` is the type that T is summed in.
+// Scalars of the kernels: float64 and float32 as they are, float16 and bfloat16 as 16-bit storage that is
+// widened to float32 when loaded and rounded to nearest even when stored. `Accumulator<T>` is the type that T
+// is summed in.
 #pragma once
 
 #include <cstdint>
@@ -40,7 +41,9 @@ __device__ __forceinline__ float widen(float value) { return value; }
 
 __device__ __forceinline__ float widen(Float16 value) { return __half2float(__ushort_as_half(value.bits)); }
 __device__ __forceinline__ float widen(BFloat16 value) { return __uint_as_float(uint32_t{value.bits} << 16); }
-__device__ __forceinline__ void narrow(float value, Float16& to) { to.bits = __half_as_ushort(__float2half_rn(value)); }
+__device__ __forceinline__ void narrow(float value, Float16& to) {
+  to.bits = __half_as_ushort(__float2half_rn(value));
+}
 __device__ __forceinline__ void narrow(float value, BFloat16& to) {
   to.bits = __bfloat16_as_ushort(__float2bfloat16_rn(value));
 }

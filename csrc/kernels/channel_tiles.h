@@ -1,6 +1,7 @@
-// Cuts the output channels of a problem into tiles for thread blocks. A tile holds up to `width` consecutive output
-// channels of one view and one group, so that a block has one geometry and one range of input channels. Tiles are
-// numbered view by view, group by group. Host and device: the launcher counts the tiles, the kernel looks one up.
+// Cuts the output channels of a problem into tiles for thread blocks. A tile holds up to `width` consecutive
+// output channels of one view and one group, so that a block has one geometry and one range of input
+// channels. Tiles are numbered view by view, group by group. Host and device: the launcher counts the tiles,
+// the kernel looks one up.
 #pragma once
 
 #include "../problem.h"

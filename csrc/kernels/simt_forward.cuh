@@ -2,14 +2,16 @@
 //
 //   out[voxel, channel] = bias[channel] + sum over k of x[position(voxel, k)] * weight[channel, k]
 //
-// with k running over (input channel of the group, row tap, column tap). A block computes 32 * Rows voxels times
-// 8 * Warps output channels of one view and one group; a thread, Rows voxels (lane, lane + 32, ...) times 8 channels
-// in registers. Slices of 8 values of k pass through two stages of shared memory: while one is multiplied, the next
-// is on its way from memory in registers. Padding is a bounds check, 16-bit types are widened on the way in.
+// with k running over (input channel of the group, row tap, column tap). A block computes 32 * Rows voxels
+// times 8 * Warps output channels of one view and one group; a thread, Rows voxels (lane, lane + 32, ...)
+// times 8 channels in registers. Slices of 8 values of k pass through two stages of shared memory: while one
+// is multiplied, the next is on its way from memory in registers. Padding is a bounds check, 16-bit types are
+// widened on the way in.
 //
-// The order of k, and which of k and voxel runs along a warp, follow the memory: with ChannelsInner (channels-last)
-// the input channel is the fastest part of k and 8 lanes read 8 neighbouring channels; otherwise column taps are the
-// fastest part and a warp reads neighbouring voxels. Launched by simt_forward.cu.
+// The order of k, and which of k and voxel runs along a warp, follow the memory: with ChannelsInner
+// (channels-last) the input channel is the fastest part of k and 8 lanes read 8 neighbouring channels;
+// otherwise column taps are the fastest part and a warp reads neighbouring voxels. Launched by
+// simt_forward.cu.
 #pragma once
 
 #include "../common/scalar.cuh"
@@ -84,8 +86,8 @@ struct SimtForward {
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kColumns = 8;  // output channels of a warp, and of each of its threads
   static constexpr int kTileVoxels = 32 * kRows, kTileChannels = kColumns * kWarps;
-  static constexpr int kSlice = 8;                      // values of k per stage
-  static constexpr int kInputPitch = kTileVoxels + 4;   // 8 channels x 4 voxels of a warp's stores: 32 banks
+  static constexpr int kSlice = 8;                     // values of k per stage
+  static constexpr int kInputPitch = kTileVoxels + 4;  // 8 channels x 4 voxels of a warp's stores: 32 banks
   static constexpr int kInputLoads = kTileVoxels * kSlice / kThreads;
   static constexpr int kWeightLoads = kTileChannels * kSlice / kThreads;
   static_assert(kTileVoxels % kThreads == 0 && kThreads % kSlice == 0);
@@ -105,7 +107,8 @@ struct SimtForward {
 
 // Fills the tables of a tile of consecutive output voxels that begins at `first`.
 template <class Config>
-__device__ inline void describe_voxels(const Problem& p, int view, int64_t first, typename Config::Shared& shared) {
+__device__ inline void describe_voxels(const Problem& p, int view, int64_t first,
+                                       typename Config::Shared& shared) {
   const int64_t plane = p.out_size[1] * p.out_size[2];
   const int64_t base_depth = first / plane, in_plane = first % plane;
   const int64_t base_row = in_plane / p.out_size[2], base_column = in_plane % p.out_size[2];
@@ -139,8 +142,9 @@ __device__ inline void describe_voxels(const Problem& p, int view, int64_t first
 }
 
 template <class Scalar>
-__device__ __forceinline__ Accumulator<Scalar> load_input(const Scalar* input, const VoxelOrigin& voxel, int row_shift,
-                                                          int column_shift, int64_t offset, const ViewGeometry& g) {
+__device__ __forceinline__ Accumulator<Scalar> load_input(const Scalar* input, const VoxelOrigin& voxel,
+                                                          int row_shift, int column_shift, int64_t offset,
+                                                          const ViewGeometry& g) {
   const int row = voxel.row + row_shift, column = voxel.column + column_shift;
   const bool inside = static_cast<unsigned>(row) < static_cast<unsigned>(g.row_size) &&
                       static_cast<unsigned>(column) < static_cast<unsigned>(g.column_size);
@@ -165,11 +169,12 @@ __device__ inline void multiply_slice(const typename Config::Stage& stage, int w
   }
 }
 
-// The tile `index` of `voxel_tiles` x `channel_tiles` x batch; channel tiles run fastest, so that blocks that read
-// the same input run at the same time.
+// The tile `index` of `voxel_tiles` x `channel_tiles` x batch; channel tiles run fastest, so that blocks that
+// read the same input run at the same time.
 template <class Config>
-__device__ inline void simt_forward_tile(const Problem& p, int64_t index, int64_t voxel_tiles, int64_t channel_tiles,
-                                         const typename Config::Scalar* input, const typename Config::Scalar* weight,
+__device__ inline void simt_forward_tile(const Problem& p, int64_t index, int64_t voxel_tiles,
+                                         int64_t channel_tiles, const typename Config::Scalar* input,
+                                         const typename Config::Scalar* weight,
                                          const typename Config::Scalar* bias, typename Config::Scalar* output,
                                          typename Config::Shared& shared) {
   using Scalar = typename Config::Scalar;
@@ -192,8 +197,8 @@ __device__ inline void simt_forward_tile(const Problem& p, int64_t index, int64_
   describe_voxels<Config>(p, tile.view, first_voxel, shared);
   __syncthreads();
 
-  // This thread's share of a slice. Weights, and channels-last inputs: the value of k is fixed, `own` follows it.
-  // Other inputs: the voxels are fixed, and `all` runs over the slice.
+  // This thread's share of a slice. Weights, and channels-last inputs: the value of k is fixed, `own` follows
+  // it. Other inputs: the voxels are fixed, and `all` runs over the slice.
   const int own_k = thread % Config::kSlice, own_item = thread / Config::kSlice;
   constexpr int kItemStep = Config::kThreads / Config::kSlice;
   Cursor own, all;
@@ -250,7 +255,8 @@ __device__ inline void simt_forward_tile(const Problem& p, int64_t index, int64_
       }
     }
 #pragma unroll
-    for (int i = 0; i < Config::kWeightLoads; ++i) stage.weight[own_k][own_item + i * kItemStep] = next_weight[i];
+    for (int i = 0; i < Config::kWeightLoads; ++i)
+      stage.weight[own_k][own_item + i * kItemStep] = next_weight[i];
   };
 
   Sum sum[Config::kRows][Config::kColumns] = {};

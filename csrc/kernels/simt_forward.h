@@ -1,13 +1,14 @@
-// Launches the SIMT forward kernel: all three views of an ACS convolution in one launch, on CUDA cores, for float64,
-// float32, float16 and bfloat16, any geometry and any strides. Knows nothing of torch.
+// Launches the SIMT forward kernel: all three views of an ACS convolution in one launch, on CUDA cores, for
+// float64, float32, float16 and bfloat16, any geometry and any strides. Knows nothing of torch.
 #pragma once
 
 #include "../problem.h"
 
 namespace acsconv {
 
-// input, weight, bias and output are device pointers to the tensors that `problem` describes; bias may be null.
-// `stream` is a cudaStream_t. Returns nullptr once the kernel is queued, else the reason why it was not.
+// input, weight, bias and output are device pointers to the tensors that `problem` describes; bias may be
+// null. `stream` is a cudaStream_t. Returns nullptr once the kernel is queued, else the reason why it was
+// not.
 const char* simt_forward(const Problem& problem, const void* input, const void* weight, const void* bias,
                          void* output, void* stream);
 

@@ -1,0 +1,136 @@
+// Python module `acsconv_emulator`: runs the project's launchers on numpy arrays through the emulator.
+//
+// run(launcher, problem, tensors) copies the arrays into device buffers of exactly the bytes they span, calls
+// the launcher of csrc/kernels, and copies every writable array back. A Problem is a dict with the field
+// names of csrc/problem.h; strides are given in elements. bfloat16 travels as uint16.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <map>
+#include <stdexcept>
+
+#include "../kernels/simt_forward.h"
+#include "cuda.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using acsconv::Problem;
+using acsconv::VolumeStrides;
+using Triple = std::array<int64_t, 3>;
+
+acsconv::ScalarType scalar_type(const std::string& name) {
+  static const std::map<std::string, acsconv::ScalarType> types = {
+      {"float64", acsconv::ScalarType::Float64},
+      {"float32", acsconv::ScalarType::Float32},
+      {"float16", acsconv::ScalarType::Float16},
+      {"bfloat16", acsconv::ScalarType::BFloat16}};
+  return types.at(name);
+}
+
+void read_triple(const py::dict& fields, const char* name, int64_t (&to)[3]) {
+  const auto values = fields[name].cast<Triple>();
+  std::copy(values.begin(), values.end(), to);
+}
+
+VolumeStrides read_strides(const py::dict& fields, const char* name) {
+  const auto values = fields[name].cast<std::array<int64_t, 5>>();
+  return {values[0], values[1], {values[2], values[3], values[4]}};
+}
+
+Problem read_problem(const py::dict& fields) {
+  Problem p{};
+  p.type = scalar_type(fields["type"].cast<std::string>());
+  p.batch = fields["batch"].cast<int64_t>();
+  p.in_channels = fields["in_channels"].cast<int64_t>();
+  p.out_channels = fields["out_channels"].cast<int64_t>();
+  p.groups = fields["groups"].cast<int64_t>();
+  p.kernel_h = fields["kernel_h"].cast<int64_t>();
+  p.kernel_w = fields["kernel_w"].cast<int64_t>();
+  read_triple(fields, "in_size", p.in_size);
+  read_triple(fields, "out_size", p.out_size);
+  read_triple(fields, "split", p.split);
+  read_triple(fields, "stride", p.stride);
+  const auto origin = fields["origin"].cast<std::array<Triple, 3>>();
+  const auto dilation = fields["dilation"].cast<std::array<Triple, 3>>();
+  for (int view = 0; view < 3; ++view) {
+    std::copy(origin[view].begin(), origin[view].end(), p.origin[view]);
+    std::copy(dilation[view].begin(), dilation[view].end(), p.dilation[view]);
+  }
+  p.input = read_strides(fields, "input_strides");
+  p.output = read_strides(fields, "output_strides");
+  return p;
+}
+
+// A device buffer that holds the bytes an array spans, gaps of a strided view included. Null for None.
+class DeviceTensor {
+ public:
+  explicit DeviceTensor(const py::object& object) {
+    if (object.is_none()) return;
+    array_ = object.cast<py::array>();
+    bytes_ = array_.size() == 0 ? 0 : static_cast<size_t>(array_.itemsize());
+    for (py::ssize_t axis = 0; axis < array_.ndim() && bytes_ > 0; ++axis) {
+      if (array_.strides(axis) < 0) throw std::invalid_argument("negative strides are not supported");
+      bytes_ += static_cast<size_t>((array_.shape(axis) - 1) * array_.strides(axis));
+    }
+    buffer_ = emulator::allocate_device(bytes_);
+    if (bytes_ > 0) std::memcpy(buffer_, array_.data(), bytes_);
+  }
+  DeviceTensor(const DeviceTensor&) = delete;
+  ~DeviceTensor() { emulator::release_device(buffer_); }
+
+  void copy_back() {
+    if (bytes_ > 0 && array_.writeable()) std::memcpy(array_.mutable_data(), buffer_, bytes_);
+  }
+  void* data() const { return buffer_; }
+
+ private:
+  py::array array_;
+  size_t bytes_ = 0;
+  void* buffer_ = nullptr;
+};
+
+using Launcher = const char* (*)(const Problem&, const std::vector<void*>&);
+
+const std::map<std::string, Launcher>& launchers() {
+  static const std::map<std::string, Launcher> table = {
+      {"simt_forward",  // input, weight, bias, output
+       [](const Problem& p, const std::vector<void*>& t) {
+         return acsconv::simt_forward(p, t.at(0), t.at(1), t.at(2), t.at(3), nullptr);
+       }},
+  };
+  return table;
+}
+
+void run(const std::string& launcher, const py::dict& problem, const std::vector<py::object>& tensors) {
+  const Problem p = read_problem(problem);
+  std::vector<std::unique_ptr<DeviceTensor>> buffers;
+  std::vector<void*> pointers;
+  for (const py::object& tensor : tensors) {
+    buffers.push_back(std::make_unique<DeviceTensor>(tensor));
+    pointers.push_back(buffers.back()->data());
+  }
+  if (const char* error = launchers().at(launcher)(p, pointers)) throw std::runtime_error(error);
+  for (const auto& buffer : buffers) buffer->copy_back();
+}
+
+void configure(const std::string& schedule, uint64_t seed, bool detect_races) {
+  static const std::map<std::string, emulator::Schedule> schedules = {
+      {"warp-first", emulator::Schedule::WarpFirst},
+      {"round-robin", emulator::Schedule::RoundRobin},
+      {"reverse", emulator::Schedule::Reverse},
+      {"random", emulator::Schedule::Random}};
+  emulator::options = {schedules.at(schedule), seed, detect_races};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(acsconv_emulator, module) {
+  module.doc() = "Runs the CUDA kernels of csrc/kernels on the CPU.";
+  module.def("run", &run, py::arg("launcher"), py::arg("problem"), py::arg("tensors"),
+             "Runs a launcher on numpy arrays; RuntimeError with the emulator's report if the launch fails.");
+  module.def("configure", &configure, py::arg("schedule") = "warp-first", py::arg("seed") = 1,
+             py::arg("detect_races") = true, "Settings of the launches that follow.");
+}

@@ -1,0 +1,87 @@
+"""Builds the emulator with g++: the runtime and instrumented kernels, as a Python module or a plain library.
+
+Used by tests/kernels/conftest.py. Object files are kept in a cache folder under a hash of everything that
+went into them, so a second build of unchanged sources takes no time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sysconfig
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+CSRC = Path(__file__).resolve().parent.parent
+RUNTIME = ("fault", "fiber", "hooks", "memory", "scheduler", "shadow", "sync")
+FLAGS = ("-std=c++17", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-march=x86-64-v3",
+         "-Wall", "-Wno-unknown-pragmas")  # fmt: skip
+# The compiler's instrumentation without its runtime: csrc/emulator/hooks.cpp takes the calls.
+INSTRUMENT = ("-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0")
+JOBS = 2
+
+
+def compiler() -> str:
+    return os.environ.get("CXX", "g++")
+
+
+def _headers(root: Path) -> list[Path]:
+    return sorted(p for p in root.rglob("*") if p.suffix in {".h", ".cuh"})
+
+
+def _object(cache: Path, source: Path, root: Path, flags: Sequence[str]) -> Path:
+    """Compiles `source` of the tree `root`, or finds it compiled."""
+    digest = hashlib.sha256(repr((compiler(), FLAGS, tuple(flags))).encode())
+    for path in [source, *_headers(root)]:
+        digest.update(path.read_bytes())
+    target = cache / f"{source.stem}-{digest.hexdigest()[:20]}.o"
+    if not target.exists():
+        partial = target.with_suffix(f".{os.getpid()}.o")
+        command = [compiler(), *FLAGS, *flags, "-x", "c++", "-c", str(source), "-o", str(partial)]
+        _run(command)
+        partial.rename(target)
+    return target
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+
+
+def _link(cache: Path, name: str, objects: Sequence[Path]) -> Path:
+    digest = hashlib.sha256("".join(o.name for o in objects).encode()).hexdigest()[:20]
+    target = cache / digest / name
+    if not target.exists():
+        target.parent.mkdir(exist_ok=True)
+        partial = target.with_suffix(f".{os.getpid()}")
+        _run([compiler(), "-shared", *map(str, objects), "-o", str(partial), "-ldl"])
+        partial.rename(target)
+    return target
+
+
+def _objects(cache: Path, jobs: Sequence[tuple[Path, Path, Sequence[str]]]) -> list[Path]:
+    cache.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(JOBS) as pool:
+        return list(pool.map(lambda job: _object(cache, *job), jobs))
+
+
+def build_module(cache: Path, includes: Sequence[str], root: Path = CSRC) -> Path:
+    """The Python module `acsconv_emulator` with the kernels of the tree `root`; returns its path.
+
+    `includes`: folders of the pybind11 headers (torch ships them).
+    """
+    flags = [f"-I{path}" for path in (*includes, sysconfig.get_path("include"))]
+    jobs = [(CSRC / "emulator" / "bindings.cpp", CSRC, flags)]
+    jobs += [(kernel, root, INSTRUMENT) for kernel in sorted((root / "kernels").glob("*.cu"))]
+    jobs += [(CSRC / "emulator" / f"{name}.cpp", CSRC / "emulator", ()) for name in RUNTIME]
+    return _link(cache, "acsconv_emulator" + sysconfig.get_config_var("EXT_SUFFIX"), _objects(cache, jobs))
+
+
+def build_library(cache: Path, source: Path) -> Path:
+    """A plain shared library of the runtime and one instrumented source, for ctypes; returns its path."""
+    jobs: list[tuple[Path, Path, Sequence[str]]] = [(source, CSRC, (*INSTRUMENT, f"-I{CSRC}"))]
+    jobs += [(CSRC / "emulator" / f"{name}.cpp", CSRC / "emulator", ()) for name in RUNTIME]
+    return _link(cache, f"{source.stem}.so", _objects(cache, jobs))

@@ -1,0 +1,86 @@
+// Internals of the emulator, shared by its sources: what a CUDA thread, a block and the settings of a run
+// are.
+//
+// A CUDA thread is a fiber with a stack of its own; a block is a set of fibers, and the blocks of a grid run
+// one after another on the calling OS thread. A fiber runs until it has to wait (barrier, warp collective) or
+// ends; then it switches straight to the next ready one. Which one that is, the schedule decides. An error
+// ends the launch: the fiber records it and switches away for good, since the instrumentation hooks it may
+// come from must not throw. cuda.h is the kernels' side of this.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "cuda.h"
+#include "shadow.h"
+
+namespace emulator {
+
+inline constexpr uint32_t kWarpSize = 32, kMaxThreads = 1024, kMaxWarps = kMaxThreads / kWarpSize;
+inline constexpr size_t kMaxSharedBytes = 227 * 1024;  // of a block, on compute capability 9.0
+inline constexpr uint32_t kMaxGridYZ = 65535;
+
+enum class State : uint8_t { Ready, AtWarpCollective, AtBarrier, Exited };
+
+struct Fiber {
+  void* stack_pointer = nullptr;
+  uint32_t index = 0, lane = 0, warp = 0;  // within the block
+  State state = State::Ready;
+  const char* operation = "start";  // what the fiber waits for, or did last
+  Location location{};
+  uint32_t mask = 0;         // lanes of the collective it waits for
+  void* argument = nullptr;  // its registers in that collective
+  VectorClock clock;
+  uint3 thread{};
+};
+
+struct Warp {
+  uint32_t ready = 0;    // lanes that can run
+  uint32_t waiting = 0;  // lanes that wait in a collective
+};
+
+struct Block {
+  uint3 index{};
+  uint64_t linear_index = 0;
+  dim3 block_dim, grid_dim;
+  uint32_t threads = 0, exited = 0, ready_warps = 0, last_run = 0;
+  std::vector<Fiber> fibers;
+  Warp warps[kMaxWarps];
+  uint32_t arrived = 0;  // fibers at the block's barrier
+  Location barrier{};
+  std::vector<unsigned char*> stacks;
+  unsigned char* shared = nullptr;
+  size_t shared_bytes = 0;
+  Shadow shared_shadow{/*tracks_all_readers=*/true};
+  void* host_stack_pointer = nullptr;
+  const std::function<void()>* kernel = nullptr;
+  std::string error;
+  uint64_t random = 1;
+};
+
+extern Block block;   // the one being run
+extern Fiber* fiber;  // the running one; null outside kernels
+extern uint64_t launches;
+
+// fiber.cpp
+unsigned char* allocate_stack();
+void prepare_fiber(Fiber& fiber, unsigned char* stack, void (*entry)());
+extern "C" void emulator_switch(void** save, void* resume);
+
+// fault.cpp
+void install_fault_handler();
+
+// scheduler.cpp
+[[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
+void wait_as(State state, const char* operation, Location location);
+void make_ready(const Fiber& fiber);
+void let_others_run();  // at a point where the schedule may prefer another fiber
+
+// memory.cpp
+std::string source_line(const void* program_counter);
+void check_access(const void* address, size_t bytes, Access access, const void* program_counter);
+
+}  // namespace emulator

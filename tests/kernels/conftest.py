@@ -1,0 +1,59 @@
+"""The emulator, built once per session and cached under pytest's cache folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
+
+
+def _load(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class EmulatorBuilder:
+    """Builds emulator modules and probe libraries from source trees; see csrc/emulator/build.py."""
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+        self.build = _load("acsconv_emulator_build", CSRC / "emulator" / "build.py")
+        self.pybind11 = str(Path(torch.__file__).parent / "include")  # torch carries the headers
+
+    def module(self, root: Path = CSRC) -> ModuleType:
+        return _load("acsconv_emulator", self.build.build_module(self.cache, [self.pybind11], root))
+
+    def library(self, source: Path) -> Path:
+        return self.build.build_library(self.cache, source)
+
+
+@pytest.fixture(scope="session")
+def emulator_builder(request: pytest.FixtureRequest) -> EmulatorBuilder:
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        pytest.skip("the emulator runs on x86-64 Linux")
+    builder = EmulatorBuilder(Path(request.config.cache.mkdir("emulator")))
+    if shutil.which(builder.build.compiler()) is None:
+        pytest.skip(f"no C++ compiler: {builder.build.compiler()} not found")
+    return builder
+
+
+@pytest.fixture(scope="session")
+def emulator_module(emulator_builder: EmulatorBuilder) -> ModuleType:
+    return emulator_builder.module()
+
+
+@pytest.fixture
+def emulator(emulator_module: ModuleType) -> ModuleType:
+    """The kernels of csrc/kernels on the CPU, with default settings: all checks on, warp-first schedule."""
+    emulator_module.configure()
+    return emulator_module
