@@ -92,8 +92,8 @@ def conv3d_warnings(torch_version: str, cudnn_version: int | None, device_type: 
     warnings = []
     if re.match(r"2\.9\.", torch_version):
         warnings.append(
-            f"torch {torch_version}: 2.9.0 bypasses cuDNN for 16-bit Conv3d with kernels other than 1x1x1, "
-            "which is several times slower; ratios to nn.Conv3d in 16 bit flatter the other side (pytorch#166122)."
+            f"torch {torch_version}: 2.9.0 bypasses cuDNN for 16-bit Conv3d with kernels other than "
+            "1x1x1, which is several times slower and flatters whatever is compared with it (pytorch#166122)."
         )
     if cudnn_version is not None and 90800 <= cudnn_version < 91500:
         name = f"{cudnn_version // 10000}.{cudnn_version // 100 % 100}.{cudnn_version % 100}"

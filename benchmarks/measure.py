@@ -7,6 +7,7 @@ averaged."""
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -73,7 +74,10 @@ def _check(candidate: Candidate, oracle: dict[str, Tensor]) -> dict:
         or None
     )
     limits = {name: candidate.limits[name] for name in errors}
-    return {"status": "wrong" if over else "ok", "reason": reason, "error": errors, "limit": limits}
+    shown = {
+        name: value if math.isfinite(value) else None for name, value in errors.items()
+    }  # JSON has no inf
+    return {"status": "wrong" if over else "ok", "reason": reason, "error": shown, "limit": limits}
 
 
 def roofline_time(flops: int, traffic: int, ceilings: dict[str, Ceiling], times: dict[str, float]) -> float:

@@ -23,8 +23,8 @@ VOLUME_FILE = Path("nilearn/datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_conver
 VOLUME_NAME = "MNI152 T1 (ICBM 2009a, nonlinear, symmetric), 1 mm"
 VOLUME_TERMS = (
     "ICBM 152 template, (C) Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute, "
-    "McGill University, who permit any use free of charge with this notice; nilearn, which ships the file, lists "
-    "the licence as unknown. Fonov et al., NeuroImage 54 (2011) 313-327."
+    "McGill University, who permit any use free of charge with this notice; nilearn, which ships the file, "
+    "lists the licence as unknown. Fonov et al., NeuroImage 54 (2011) 313-327."
 )
 
 
