@@ -1,0 +1,117 @@
+"""Which implementation computes a problem, and why not another one.
+
+``cuda`` and ``cpu`` are the fused kernels of the compiled part; ``torch`` is :mod:`acsconv_cuda.reference` and supports
+everything. The sentence that an explicit ``backend="cuda"`` raises is the one that ``auto`` warns with when it falls back
+on a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import _loader
+
+if TYPE_CHECKING:
+    from .ops import Arguments
+
+#: In the order of ``auto``.
+BACKENDS = ("cuda", "cpu", "torch")
+
+#: What the fused kernels cover: (pass, family) and dtypes. The passes are "forward", "backward_input", "backward_weight".
+FUSED_PASSES = {"cuda": {("forward", "acs")}, "cpu": {("forward", "acs")}}
+FUSED_DTYPES = {
+    "cuda": (torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    "cpu": (torch.float64, torch.float32),
+}
+
+_warned: set[str] = set()
+
+
+def backends() -> dict[str, bool]:
+    """The backends by name, and whether each can be used on this machine. Never raises, never initialises CUDA."""
+    return {name: is_available(name) for name in BACKENDS}
+
+
+def is_available(backend: str = "cuda") -> bool:
+    """Whether the backend can be used on this machine. Never raises, never initialises CUDA."""
+    return why_unavailable(backend) is None
+
+
+def why_unavailable(backend: str = "cuda") -> str | None:
+    """One sentence why the backend cannot be used on this machine; None if it can.
+
+    Never raises, never initialises CUDA: what only the device itself can tell (whether a kernel was built for it) is
+    checked when a problem is run there.
+    """
+    if backend == "torch":
+        return None
+    if backend == "cpu":
+        return _loader.failure()
+    if backend == "cuda":
+        return _loader.why_no_cuda()
+    return f"backend: expected one of 'cuda', 'cpu', 'torch', got {backend!r}"
+
+
+def check_name(backend: str, name: str = "backend") -> str:
+    """``backend`` if it is 'auto' or one of :data:`BACKENDS`; a ValueError otherwise."""
+    if backend != "auto" and backend not in BACKENDS:
+        raise ValueError(f"{name}: expected 'auto', 'cuda', 'cpu' or 'torch', got {backend!r}")
+    return backend
+
+
+def choose(operation: str, tensor: Tensor, arguments: Arguments) -> str:
+    """The backend that computes one pass ("forward", "backward_input" or "backward_weight").
+
+    Args:
+        tensor: any tensor of the problem; its device and dtype count.
+        arguments: with the backend that was asked for.
+
+    Raises:
+        RuntimeError: the backend asked for cannot compute the forward pass. A gradient that it has no kernel for is
+            computed by ``torch``.
+        ValueError: no backend of that name.
+    """
+    requested = check_name(arguments.backend)
+    if requested == "auto":
+        requested = check_name(os.environ.get("ACSCONV_BACKEND") or "auto", "ACSCONV_BACKEND")
+    if requested == "torch":
+        return "torch"
+    if requested != "auto":
+        reason = why_not(requested, operation, tensor, arguments)
+        if reason is None:
+            return requested
+        if operation == "forward":
+            raise RuntimeError(f"backend={requested!r} cannot compute this: {reason}")
+        return "torch"
+    fused = tensor.device.type
+    if fused not in FUSED_PASSES:
+        return "torch"
+    reason = why_not(fused, operation, tensor, arguments)
+    if reason is None:
+        return fused
+    if fused == "cuda" and reason not in _warned:
+        _warned.add(reason)
+        warnings.warn(f"acsconv_cuda computes with plain PyTorch: {reason}", RuntimeWarning, stacklevel=2)
+    return "torch"
+
+
+def why_not(backend: str, operation: str, tensor: Tensor, arguments: Arguments) -> str | None:
+    """One sentence why a fused backend does not compute this pass of this problem; None if it does."""
+    if tensor.device.type != backend:
+        return f"the input is on {tensor.device.type}"
+    reason = why_unavailable(backend)
+    if reason is not None:
+        return reason
+    family = "soft" if arguments.split is None else "acs"
+    if (operation, family) not in FUSED_PASSES[backend]:
+        what = {"acs": "ACS", "soft": "Soft ACS"}[family]
+        return f"the fused kernels for {backend} have no {operation.replace('_', ' of the ')} pass for {what} convolution"
+    if tensor.dtype not in FUSED_DTYPES[backend]:
+        supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in FUSED_DTYPES[backend])
+        return f"the fused kernels for {backend} take {supported}, not {str(tensor.dtype).removeprefix('torch.')}"
+    return None

@@ -1,0 +1,177 @@
+"""The public functions: arguments are checked here, once, and handed on to the operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import ops, reference
+from .backends import check_name
+from .geometry import AXES, Geometry, IntOrTuple, check_split, resolve
+
+
+def acs_conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    split: Sequence[int] | None = None,
+    stride: IntOrTuple = 1,
+    padding: IntOrTuple | str = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+    backend: str = "auto",
+) -> Tensor:
+    """ACS (axial-coronal-sagittal) convolution of a volume with a bank of 2D kernels.
+
+    The kernels are split by output channel into three groups, and each group convolves another plane of the volume:
+    (H, W), (D, W) and (D, H). Output sizes are those of ``conv3d`` with a cubic kernel.
+
+    Args:
+        input: [N, C_in, D, H, W] or [C_in, D, H, W], floating-point or complex, any strides.
+        weight: [C_out, C_in / groups, K_h, K_w], of the input's dtype and device: the weight of a 2D layer.
+        bias: [C_out] or None.
+        split: output channels of the axial, coronal and sagittal group; 0 is allowed. None: a third each, the remainder
+            to the axial group first, then the coronal.
+        stride: in voxels; an int or one per axis (D, H, W).
+        padding: in voxels; an int, one per axis, a pair (p_h, p_w) that belongs to the kernel's axes, ``'same'``
+            (stride 1) or ``'valid'``. Positions outside the volume read zero.
+        dilation: in voxels; an int, one per axis, or a pair that belongs to the kernel's axes.
+        groups: channel groups, as in ``conv3d``; C_in for a depthwise convolution.
+        backend: ``'auto'``, ``'cuda'``, ``'cpu'`` or ``'torch'``; see :mod:`acsconv_cuda.backends`.
+
+    Returns:
+        [N, C_out, D', H', W'], without N if the input has none, in the input's memory format.
+
+    Raises:
+        TypeError: an argument of a wrong type, or of another dtype than the input.
+        ValueError: shapes, split or geometry that do not go together; the message names the argument.
+        RuntimeError: the backend asked for cannot compute this problem.
+
+    Under autocast input, weight and bias are cast to autocast's dtype. Differentiable any number of times; the gradients
+    of ``weight`` are deterministic where those of ``conv3d`` are.
+
+    Source: Yang et al., "Reinventing 2D Convolutions for 3D Images", IEEE JBHI 2021, section III.
+    """
+    volume = _check_tensors(input, weight, bias, groups, backend)
+    split = check_split(split, weight.shape[0])
+    geometry = resolve(tuple(weight.shape[2:]), stride, padding, dilation)
+    return convolve(volume, weight, bias, ops.Arguments(split, geometry, groups, backend), input.dim() == 4)
+
+
+def soft_acs_conv3d(
+    input: Tensor,
+    weight: Tensor,
+    view_weights: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: IntOrTuple = 1,
+    padding: IntOrTuple | str = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+    backend: str = "auto",
+) -> Tensor:
+    """Soft ACS convolution: every output channel is a weighted sum of its kernel's three views.
+
+    Args:
+        view_weights: [C_out, 3], the factors of the axial, coronal and sagittal view, of the weight's dtype and device:
+            a softmax over its rows for Soft ACS, 1/3 everywhere for mean ACS; any values are allowed.
+
+    The other arguments, the result and the errors are those of :func:`acs_conv3d`.
+
+    Source: Yang et al., IEEE JBHI 2021; ``soft_acsconv.py`` of acsconv 0.1.1.
+    """
+    volume = _check_tensors(input, weight, bias, groups, backend)
+    if not isinstance(view_weights, Tensor):
+        raise TypeError(f"view_weights: expected a torch.Tensor, got {type(view_weights).__name__}")
+    if tuple(view_weights.shape) != (weight.shape[0], 3):
+        raise ValueError(
+            f"view_weights: expected shape [C_out, 3] = [{weight.shape[0]}, 3], got {list(view_weights.shape)}"
+        )
+    _check_like("view_weights", view_weights, "weight", weight)
+    geometry = resolve(tuple(weight.shape[2:]), stride, padding, dilation)
+    unbatched = input.dim() == 4
+    if reference.is_one_view(geometry):  # one convolution with the sum of the factors, not three
+        weight = weight * view_weights.sum(1)[:, None, None, None]
+        split = (weight.shape[0], 0, 0)
+        return convolve(volume, weight, bias, ops.Arguments(split, geometry, groups, backend), unbatched)
+    kernels = reference.fold_view_weights(weight, view_weights)
+    return convolve(volume, kernels, bias, ops.Arguments(None, geometry, groups, backend), unbatched)
+
+
+def convolve(volume: Tensor, weight: Tensor, bias: Tensor | None, arguments: ops.Arguments, unbatched: bool) -> Tensor:
+    """The operator on checked arguments: ``volume`` is [N, C_in, D, H, W]; ``unbatched`` drops N from the result.
+
+    Raises:
+        ValueError: the volume is too small for the geometry.
+    """
+    geometry = arguments.geometry
+    for axis, (size, out) in enumerate(zip(volume.shape[2:], geometry.output_size(volume.shape[2:]))):
+        if out < 1:
+            raise ValueError(
+                f"input: size {size} along {AXES[axis]} is too small; kernel {geometry.kernel} with this padding and "
+                f"dilation needs {geometry.shrink[axis] + 1} or more"
+            )
+    if volume.is_complex():
+        out = _complex(volume, weight, bias, arguments)
+    else:
+        out = ops.convolve(volume, weight, bias, arguments)
+    return out.squeeze(0) if unbatched else out
+
+
+def _complex(volume: Tensor, weight: Tensor, bias: Tensor | None, arguments: ops.Arguments) -> Tensor:
+    if arguments.backend not in ("auto", "torch"):
+        raise RuntimeError(f"backend={arguments.backend!r} cannot compute this: {volume.dtype} is for 'torch' only")
+    split, geometry, groups, _ = arguments
+    if split is None:
+        return reference.soft_acs_conv3d(volume, weight, bias, geometry, groups)
+    return reference.acs_conv3d(volume, weight, bias, split, geometry, groups)
+
+
+def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None, groups: int, backend: str) -> Tensor:
+    """Checks all that does not depend on the geometry; returns the input as [N, C_in, D, H, W]."""
+    for name, value in (("input", input), ("weight", weight), ("bias", bias)):
+        if not isinstance(value, Tensor) and not (name == "bias" and value is None):
+            raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if input.dim() not in (4, 5):
+        raise ValueError(
+            f"input: expected [N, C_in, D, H, W] or [C_in, D, H, W], got {input.dim()} dimensions: {list(input.shape)}"
+        )
+    if weight.dim() != 4:
+        raise ValueError(
+            f"weight: expected [C_out, C_in / groups, K_h, K_w], got {weight.dim()} dimensions: {list(weight.shape)}"
+        )
+    if isinstance(groups, bool) or not isinstance(groups, int):
+        raise TypeError(f"groups: expected an int, got {groups!r}")
+    if groups < 1:
+        raise ValueError(f"groups: expected 1 or more, got {groups}")
+    out_channels, per_group, *_ = weight.shape
+    if out_channels < 1:
+        raise ValueError(f"weight: expected at least one output channel, got {list(weight.shape)}")
+    if out_channels % groups:
+        raise ValueError(f"groups: {groups} does not divide the weight's {out_channels} output channels")
+    in_channels = input.shape[-4]
+    if in_channels != per_group * groups:
+        raise ValueError(
+            f"input: expected {per_group * groups} channels (weight {list(weight.shape)}, groups {groups}), got "
+            f"{in_channels}: {list(input.shape)}"
+        )
+    if bias is not None and tuple(bias.shape) != (out_channels,):
+        raise ValueError(f"bias: expected shape [{out_channels}], got {list(bias.shape)}")
+    if not (input.is_floating_point() or input.is_complex()):
+        raise TypeError(f"input: expected a floating-point or complex dtype, got {input.dtype}")
+    _check_like("weight", weight, "input", input)
+    if bias is not None:
+        _check_like("bias", bias, "input", input)
+    check_name(backend)
+    return input if input.dim() == 5 else input.unsqueeze(0)
+
+
+def _check_like(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Raises unless the two agree in device and, where autocast does not see to it, in dtype."""
+    if tensor.device != other.device:
+        raise ValueError(f"{name}: expected the {other_name}'s device {other.device}, got {tensor.device}")
+    if tensor.dtype != other.dtype and not torch.is_autocast_enabled(other.device.type):
+        raise TypeError(f"{name}: expected the {other_name}'s dtype {other.dtype}, got {tensor.dtype}")

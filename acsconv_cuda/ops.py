@@ -1,0 +1,351 @@
+"""The operators ``torch.ops.acsconv.*``: schemas, implementations, fake kernels, gradients, autocast, vmap.
+
+Two families, alike in all but their weight:
+
+=========================  =====================================  ==============================================
+operator                   weight                                 out[:, o]
+=========================  =====================================  ==============================================
+``acs_conv3d``             [C_out, C_in / groups, K_h, K_w]       the view that ``split`` gives channel o
+``soft_acs_conv3d``        [3, C_out, C_in / groups, K_h, K_w]    the sum of the three views, each with its kernel
+=========================  =====================================  ==============================================
+
+Both are bilinear in (input, weight), so each has two adjoints, ``<name>_backward_input`` and
+``<name>_backward_weight``, and every derivative of any order is made of these three.
+
+They exist whether or not the compiled part does. Their implementation, in Python, chooses the backend for the pass at
+hand and calls either the reference or the compiled ``acsconv::fused_*`` operators, whose schemas are defined here too;
+the shared object only adds implementations to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import backends, reference
+from .geometry import Geometry
+
+#: The library must stay alive as long as the operators do.
+LIBRARY = torch.library.Library("acsconv", "DEF")
+
+_GEOMETRY = "int[] kernel, int[] stride, int[] origin, int[] dilation, int[] shrink, int groups, str backend"
+_FUSED = "int[] split, int[] stride, int[] origin, int[] dilation, int[] output_size, int groups"
+
+#: Device types whose autocast casts our operators' inputs, as it does those of the built-in convolutions.
+_AUTOCAST_DEVICES = ("cpu", "cuda", "xpu")
+
+
+class Arguments(NamedTuple):
+    """What all operators of both families take behind their tensors, in this order (``split`` only ACS)."""
+
+    split: Sequence[int] | None  # None: Soft ACS
+    geometry: Geometry
+    groups: int
+    backend: str
+
+    def flat(self) -> tuple:
+        """As the operators take them."""
+        g = self.geometry
+        numbers = (g.kernel, g.stride, g.flat_origin(), g.flat_dilation(), g.shrink, self.groups, self.backend)
+        return numbers if self.split is None else (self.split, *numbers)
+
+    @classmethod
+    def of(cls, flat: Sequence) -> Arguments:
+        """The inverse of :meth:`flat`."""
+        split = flat[0] if len(flat) == 8 else None
+        kernel, stride, origin, dilation, shrink, groups, backend = flat[-7:]
+        views = (0, 3, 6)
+        geometry = Geometry(
+            tuple(kernel),
+            tuple(stride),
+            tuple(tuple(origin[v : v + 3]) for v in views),
+            tuple(tuple(dilation[v : v + 3]) for v in views),
+            tuple(shrink),
+        )
+        return cls(split, geometry, groups, backend)
+
+    @property
+    def name(self) -> str:
+        return "soft_acs_conv3d" if self.split is None else "acs_conv3d"
+
+
+def convolve(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments) -> Tensor:
+    """Calls the forward operator that the arguments belong to."""
+    return _call(arguments.name, input, weight, bias, *arguments.flat())
+
+
+def backward_input(
+    grad_output: Tensor, weight: Tensor, size: Sequence[int], channels_last: bool, arguments: Arguments
+) -> Tensor:
+    """The gradient of an input whose (D, H, W) is ``size``."""
+    name = arguments.name + "_backward_input"
+    return _call(name, grad_output, weight, size, channels_last, *arguments.flat())
+
+
+def backward_weight(
+    grad_output: Tensor, input: Tensor, needs_bias: bool, arguments: Arguments
+) -> tuple[Tensor, Tensor]:
+    """The gradients of weight and bias; the second is empty unless ``needs_bias``."""
+    return _call(arguments.name + "_backward_weight", grad_output, input, needs_bias, *arguments.flat())
+
+
+def _call(name: str, *args):
+    """Calls an operator; inside ``torch.func``'s transforms as a Function, which they need to differentiate it."""
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return _FUNCTIONS[name].apply(*args)
+    return getattr(torch.ops.acsconv, name)(*args)
+
+
+# ---- gradients: one set of formulas for the operators and for ACSConvFunction ----------------------------------------
+
+
+def save_for_backward(ctx, input: Tensor, weight: Tensor, arguments: Arguments) -> None:
+    """Keeps what :func:`gradients` needs for the gradients that are wanted, and nothing else."""
+    ctx.save_for_backward(
+        input if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None
+    )
+    ctx.size = input.shape[-3:]
+    ctx.channels_last = input.dim() == 5 and reference.memory_format(input) is torch.channels_last_3d
+    ctx.arguments = arguments
+
+
+def gradients(
+    ctx, grad_output: Tensor, input: Tensor | None, weight: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of input, weight and bias, where ``ctx`` asks for them; ``input`` and ``weight`` as saved."""
+    needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    grad_input = grad_weight = grad_bias = None
+    if needs_input:
+        grad_input = backward_input(grad_output, weight, ctx.size, ctx.channels_last, ctx.arguments)
+    if needs_weight:
+        grad_weight, grad_bias = backward_weight(grad_output, input, needs_bias, ctx.arguments)
+    elif needs_bias:
+        grad_bias = grad_output.sum((0, 2, 3, 4))
+    return grad_input, grad_weight, grad_bias if needs_bias else None
+
+
+def _forward_setup(ctx, inputs, output) -> None:
+    input, weight, _, *flat = inputs
+    save_for_backward(ctx, input, weight, Arguments.of(flat))
+
+
+def _forward_backward(ctx, grad_output):
+    return (*gradients(ctx, grad_output, *ctx.saved_tensors), *(None,) * len(ctx.arguments.flat()))
+
+
+def _backward_input_setup(ctx, inputs, output) -> None:
+    grad_output, weight, _, _, *flat = inputs
+    ctx.save_for_backward(
+        grad_output if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None
+    )
+    ctx.arguments = Arguments.of(flat)
+
+
+def _backward_input_backward(ctx, grad_grad_input):
+    grad_output, weight = ctx.saved_tensors
+    needs_grad_output, needs_weight = ctx.needs_input_grad[:2]
+    return (
+        convolve(grad_grad_input, weight, None, ctx.arguments) if needs_grad_output else None,
+        backward_weight(grad_output, grad_grad_input, False, ctx.arguments)[0] if needs_weight else None,
+        *(None,) * (2 + len(ctx.arguments.flat())),
+    )
+
+
+def _backward_weight_setup(ctx, inputs, output) -> None:
+    grad_output, input, needs_bias, *flat = inputs
+    ctx.save_for_backward(
+        grad_output if ctx.needs_input_grad[1] else None, input if ctx.needs_input_grad[0] else None
+    )
+    ctx.size = input.shape[2:]
+    ctx.channels_last = reference.memory_format(input) is torch.channels_last_3d
+    ctx.needs_bias = needs_bias
+    ctx.arguments = Arguments.of(flat)
+
+
+def _backward_weight_backward(ctx, grad_grad_weight, grad_grad_bias):
+    grad_output, input = ctx.saved_tensors
+    needs_grad_output, needs_input = ctx.needs_input_grad[:2]
+    bias = grad_grad_bias if ctx.needs_bias else None
+    grad_input = None
+    if needs_input:
+        grad_input = backward_input(grad_output, grad_grad_weight, ctx.size, ctx.channels_last, ctx.arguments)
+    return (
+        convolve(input, grad_grad_weight, bias, ctx.arguments) if needs_grad_output else None,
+        grad_input,
+        *(None,) * (1 + len(ctx.arguments.flat())),
+    )
+
+
+# ---- implementations: the backend is chosen for each pass -------------------------------------------------------------
+
+
+def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, *flat) -> Tensor:
+    split, geometry, groups, backend = arguments = Arguments.of(flat)
+    if backends.choose("forward", input, arguments) == "torch":
+        if split is None:
+            return reference.soft_acs_conv3d(input, weight, bias, geometry, groups)
+        return reference.acs_conv3d(input, weight, bias, split, geometry, groups)
+    return torch.ops.acsconv.fused_forward(
+        input,
+        weight,
+        bias,
+        split,
+        geometry.stride,
+        geometry.flat_origin(),
+        geometry.flat_dilation(),
+        geometry.output_size(input.shape[2:]),
+        groups,
+    )
+
+
+def _backward_input(grad_output: Tensor, weight: Tensor, size: Sequence[int], channels_last: bool, *flat) -> Tensor:
+    split, geometry, groups, _ = Arguments.of(flat)
+    return reference.backward_input(grad_output, weight, size, split, geometry, groups, _format(channels_last))
+
+
+def _backward_weight(grad_output: Tensor, input: Tensor, needs_bias: bool, *flat) -> tuple[Tensor, Tensor]:
+    split, geometry, groups, _ = Arguments.of(flat)
+    grad_weight = reference.backward_weight(grad_output, input, split, geometry, groups)
+    return grad_weight, grad_output.sum((0, 2, 3, 4)) if needs_bias else grad_output.new_empty(0)
+
+
+# ---- fake kernels: shapes and strides without data --------------------------------------------------------------------
+
+
+def _forward_fake(input: Tensor, weight: Tensor, bias: Tensor | None, *flat) -> Tensor:
+    size = Arguments.of(flat).geometry.output_size(input.shape[2:])
+    shape = (input.shape[0], weight.shape[-4], *size)
+    return torch.empty(
+        shape, dtype=input.dtype, device=input.device, memory_format=reference.memory_format(input)
+    )
+
+
+def _backward_input_fake(
+    grad_output: Tensor, weight: Tensor, size: Sequence[int], channels_last: bool, *flat
+) -> Tensor:
+    shape = (grad_output.shape[0], weight.shape[-3] * Arguments.of(flat).groups, *size)
+    return torch.empty(
+        shape, dtype=grad_output.dtype, device=grad_output.device, memory_format=_format(channels_last)
+    )
+
+
+def _backward_weight_fake(grad_output: Tensor, input: Tensor, needs_bias: bool, *flat) -> tuple[Tensor, Tensor]:
+    split, geometry, groups, _ = Arguments.of(flat)
+    shape = (grad_output.shape[1], input.shape[1] // groups, *geometry.kernel)
+    grad_weight = grad_output.new_empty(shape if split is not None else (3, *shape))
+    return grad_weight, grad_output.new_empty(grad_output.shape[1] if needs_bias else 0)
+
+
+def _format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last_3d if channels_last else torch.contiguous_format
+
+
+# ---- vmap: a batch of inputs joins the batch axis; a batch of weights is a loop ---------------------------------------
+
+
+def _vmap_rule(operator: Callable, folds: Callable[[tuple], bool]) -> Callable:
+    """The batching rule of an operator. ``folds`` says, from which arguments are batched, whether N can take them in."""
+
+    def rule(info, in_dims, *args):
+        batched = tuple(isinstance(dim, int) for dim in in_dims)  # a list argument has a list of Nones
+        if folds(batched):
+            size = info.batch_size
+            joined = [a.movedim(dim, 0).flatten(0, 1) if b else a for a, dim, b in zip(args, in_dims, batched)]
+            out = operator(*joined)
+            return out.unflatten(0, (size, out.shape[0] // size)), 0
+        each = [
+            operator(*(a.select(dim, i) if b else a for a, dim, b in zip(args, in_dims, batched)))
+            for i in range(info.batch_size)
+        ]
+        if isinstance(each[0], Tensor):
+            return torch.stack(each), 0
+        return tuple(torch.stack(results) for results in zip(*each)), (0,) * len(each[0])
+
+    return rule
+
+
+# ---- autocast: as the built-in convolutions, to the dtype that the user chose -----------------------------------------
+
+
+def _autocast_rule(operator: Callable, device_type: str, key) -> Callable:
+    def rule(*args):
+        dtype = torch.get_autocast_dtype(device_type)
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+            return operator(*(_cast(a, device_type, dtype) for a in args))
+
+    return rule
+
+
+def _cast(value, device_type: str, dtype: torch.dtype):
+    """As autocast casts: floating-point tensors of this device, float64 excepted."""
+    if isinstance(value, Tensor) and value.device.type == device_type:
+        if value.is_floating_point() and value.dtype != torch.float64:
+            return value.to(dtype)
+    return value
+
+
+# ---- torch.func: the same formulas as autograd Functions --------------------------------------------------------------
+
+_FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
+
+
+def _function(name: str, operator: Callable, setup: Callable, backward: Callable) -> type[torch.autograd.Function]:
+    methods = {
+        "forward": staticmethod(lambda *args: operator(*args)),
+        "setup_context": staticmethod(setup),
+        "backward": staticmethod(backward),
+        "generate_vmap_rule": True,
+    }
+    return type(name, (torch.autograd.Function,), methods)
+
+
+# ---- registration -----------------------------------------------------------------------------------------------------
+
+
+def _register(name: str, split: str) -> None:
+    rest = f"{split}{_GEOMETRY}"
+    LIBRARY.define(f"{name}(Tensor input, Tensor weight, Tensor? bias, {rest}) -> Tensor")
+    LIBRARY.define(
+        f"{name}_backward_input(Tensor grad_output, Tensor weight, SymInt[] size, bool channels_last, {rest}) -> Tensor"
+    )
+    LIBRARY.define(
+        f"{name}_backward_weight(Tensor grad_output, Tensor input, bool needs_bias, {rest}) -> (Tensor, Tensor)"
+    )
+    for suffix, implementation, fake, setup, backward, folds in (
+        ("", _forward, _forward_fake, _forward_setup, _forward_backward, lambda b: b[0] and not any(b[1:])),
+        (
+            "_backward_input",
+            _backward_input,
+            _backward_input_fake,
+            _backward_input_setup,
+            _backward_input_backward,
+            lambda b: b[0] and not any(b[1:]),
+        ),
+        (
+            "_backward_weight",
+            _backward_weight,
+            _backward_weight_fake,
+            _backward_weight_setup,
+            _backward_weight_backward,
+            lambda b: False,
+        ),
+    ):
+        qualified = f"acsconv::{name}{suffix}"
+        LIBRARY.impl(name + suffix, implementation, "CompositeExplicitAutograd")
+        torch.library.register_fake(qualified, fake, lib=LIBRARY)
+        torch.library.register_autograd(qualified, backward, setup_context=setup, lib=LIBRARY)
+        operator = getattr(torch.ops.acsconv, name + suffix)
+        torch.library.register_vmap(qualified, _vmap_rule(operator, folds), lib=LIBRARY)
+        _FUNCTIONS[name + suffix] = _function(name + suffix, operator, setup, backward)
+    operator = getattr(torch.ops.acsconv, name)
+    for device_type in _AUTOCAST_DEVICES:
+        key = "Autocast" + torch._C._dispatch_key_for_device(device_type)
+        LIBRARY.impl(name, _autocast_rule(operator, device_type, getattr(torch._C.DispatchKey, key)), key)
+
+
+_register("acs_conv3d", "int[] split, ")
+_register("soft_acs_conv3d", "")
+LIBRARY.define(f"fused_forward(Tensor input, Tensor weight, Tensor? bias, {_FUSED}) -> Tensor")

@@ -1,0 +1,380 @@
+"""ACS convolution in pure PyTorch: the definition, and the fallback on every device and dtype.
+
+Each view is one or a few ``conv3d`` calls on a *view* of the input: the thin axis is a strided slice that holds
+just the positions read there, and the convolution's own padding stands for the border. The input is never padded
+into a copy.
+
+:func:`acs_conv3d` and :func:`soft_acs_conv3d` are compositions of differentiable PyTorch functions: the oracle of
+the tests, and the path for dtypes that the operators do not have (complex). :func:`backward_input` and
+:func:`backward_weight` are their gradients written out, for the operators: views one after the other, added in
+place, where autograd would hold all three.
+
+Source of the operation: Yang et al., "Reinventing 2D Convolutions for 3D Images", IEEE JBHI 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .geometry import VIEWS, Geometry
+
+
+class _Axis(NamedTuple):
+    """How one axis of one view is computed by a convolution that pads both ends alike."""
+
+    begin: int  # the input is sliced to [begin, end) with this step ...
+    end: int
+    step: int
+    stride: int  # ... convolved with this stride and padding, ...
+    padding: int
+    skip: int  # ... and of the result the first `skip` outputs and the last `excess` are dropped. What is left are ...
+    excess: int
+    first: int  # ... the view's outputs [first, last); outside them the view reads only zeros
+    last: int
+
+
+class _Piece(NamedTuple):
+    """Output channels [out_begin, out_end) of one view, computed by one grouped convolution."""
+
+    view: int
+    out_begin: int
+    out_end: int
+    in_begin: int
+    in_end: int
+    groups: int
+
+
+def acs_conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    split: Sequence[int],
+    geometry: Geometry,
+    groups: int = 1,
+) -> Tensor:
+    """ACS convolution.
+
+    Args:
+        input: [N, C_in, D, H, W], any dtype that ``conv3d`` takes.
+        weight: [C_out, C_in / groups, K_h, K_w].
+        bias: [C_out] or None.
+        split: output channels of the axial, coronal and sagittal view; a view of 0 is allowed.
+        geometry: from :func:`acsconv_cuda.geometry.resolve`.
+
+    Returns:
+        [N, C_out, D', H', W'] in the input's memory format.
+    """
+    pieces = _pieces(weight, split, groups, geometry)
+    out = _join([_convolve(input, weight[_channels(piece)], bias, piece, geometry) for piece in pieces])
+    return out.contiguous(memory_format=memory_format(input))
+
+
+def soft_acs_conv3d(
+    input: Tensor, kernels: Tensor, bias: Tensor | None, geometry: Geometry, groups: int = 1
+) -> Tensor:
+    """Soft ACS convolution: every output channel is the sum of all three views, each with a kernel of its own.
+
+    Args:
+        input: [N, C_in, D, H, W].
+        kernels: [3, C_out, C_in / groups, K_h, K_w], from :func:`fold_view_weights`.
+
+    Other arguments and the result as in :func:`acs_conv3d`.
+    """
+    out = None
+    for view, kernel in enumerate(kernels):
+        view_bias = bias if view == 0 else None
+        pieces = _view_pieces(view, 0, kernel.shape[0], kernel, groups)
+        part = _join([_convolve(input, kernel[_channels(piece)], view_bias, piece, geometry) for piece in pieces])
+        out = part if out is None else out + part
+    return out.contiguous(memory_format=memory_format(input))
+
+
+def fold_view_weights(weight: Tensor, view_weights: Tensor) -> Tensor:
+    """The three views' kernels [3, C_out, C_in / groups, K_h, K_w] of a Soft ACS convolution.
+
+    The operation is linear in its kernel, so the factors ``view_weights`` [C_out, 3] of the axial, coronal and
+    sagittal view go into ``weight`` [C_out, C_in / groups, K_h, K_w], and no view's output has to be scaled.
+    """
+    return weight * view_weights.t()[:, :, None, None, None]
+
+
+def backward_input(
+    grad_output: Tensor,
+    weight: Tensor,
+    size: Sequence[int],
+    split: Sequence[int] | None,
+    geometry: Geometry,
+    groups: int,
+    format: torch.memory_format,
+) -> Tensor:
+    """Gradient of the input.
+
+    Args:
+        grad_output: [N, C_out, D', H', W'].
+        weight: [C_out, C_in / groups, K_h, K_w]; for Soft ACS its kernels [3, C_out, C_in / groups, K_h, K_w].
+        size: the input's (D, H, W).
+        split: as in the forward pass; None for Soft ACS.
+
+    Returns:
+        [N, C_in, D, H, W], dense in the given memory format.
+    """
+    shape = (grad_output.shape[0], weight.shape[-3] * groups, *size)
+    options = {"dtype": grad_output.dtype, "device": grad_output.device}
+    grad_input = None
+    for piece, kernel in _all_pieces(weight, split, groups, geometry):
+        share, axes = _input_gradient(grad_output[:, _channels(piece)], kernel, size, piece, geometry)
+        if share is None:
+            continue
+        if grad_input is None and share.shape == shape:
+            grad_input = share
+            continue
+        if grad_input is None:
+            grad_input = torch.empty(shape, memory_format=format, **options).zero_()
+        _slice_input(grad_input, piece, axes).add_(share)
+    if grad_input is None:
+        return torch.empty(shape, memory_format=format, **options).zero_()
+    return grad_input.contiguous(memory_format=format)
+
+
+def backward_weight(
+    grad_output: Tensor, input: Tensor, split: Sequence[int] | None, geometry: Geometry, groups: int
+) -> Tensor:
+    """Gradient of the weight; arguments as in :func:`backward_input`.
+
+    Returns:
+        [C_out, C_in / groups, K_h, K_w]; for Soft ACS (``split`` None) [3, C_out, C_in / groups, K_h, K_w].
+    """
+    shape = (grad_output.shape[1], input.shape[1] // groups, *geometry.kernel)
+    grad_weight = grad_output.new_empty(shape if split is not None else (3, *shape))
+    for piece, grad_kernel in _all_pieces(grad_weight, split, groups, geometry):
+        grad_kernel.copy_(_weight_gradient(grad_output[:, _channels(piece)], input, grad_kernel, piece, geometry))
+    return grad_weight
+
+
+def memory_format(tensor: Tensor) -> torch.memory_format:
+    """The format an output takes from its input: channels-last only if the input is that and not contiguous too."""
+    if tensor.is_contiguous() or not tensor.is_contiguous(memory_format=torch.channels_last_3d):
+        return torch.contiguous_format
+    return torch.channels_last_3d
+
+
+def is_one_view(geometry: Geometry) -> bool:
+    """Whether the three views are one and the same convolution, as they are for a 1x1 kernel."""
+    return geometry.kernel == (1, 1) and len(set(geometry.origin)) == 1
+
+
+def _channels(piece: _Piece) -> slice:
+    return slice(piece.out_begin, piece.out_end)
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def _all_pieces(
+    weight: Tensor, split: Sequence[int] | None, groups: int, geometry: Geometry
+) -> Iterator[tuple[_Piece, Tensor]]:
+    """Every convolution of an ACS (``split`` given) or Soft ACS operation, with its part of the weight."""
+    if split is not None:
+        for piece in _pieces(weight, split, groups, geometry):
+            yield piece, weight[_channels(piece)]
+        return
+    for view, kernel in enumerate(weight):
+        for piece in _view_pieces(view, 0, kernel.shape[0], kernel, groups):
+            yield piece, kernel[_channels(piece)]
+
+
+def _pieces(weight: Tensor, split: Sequence[int], groups: int, geometry: Geometry) -> Iterator[_Piece]:
+    """The convolutions that make up one ACS convolution, in the order of their output channels."""
+    if is_one_view(geometry):
+        yield _Piece(0, 0, weight.shape[0], 0, weight.shape[1] * groups, groups)
+        return
+    begin = 0
+    for view, channels in enumerate(split):
+        yield from _view_pieces(view, begin, begin + channels, weight, groups)
+        begin += channels
+
+
+def _view_pieces(view: int, begin: int, end: int, weight: Tensor, groups: int) -> Iterator[_Piece]:
+    """Output channels [begin, end) of one view, cut where a channel group is only partly inside."""
+    per_out, per_in = weight.shape[0] // groups, weight.shape[1]
+    while begin < end:
+        group, inside = divmod(begin, per_out)
+        whole = 0 if inside else (end - begin) // per_out
+        stop = begin + whole * per_out if whole else min(end, (group + 1) * per_out)
+        count = max(whole, 1)
+        yield _Piece(view, begin, stop, group * per_in, (group + count) * per_in, count)
+        begin = stop
+
+
+def _axes(view: int, geometry: Geometry, in_size: Sequence[int], out_size: Sequence[int]) -> tuple[_Axis, ...]:
+    """How each axis of a view is computed; see :class:`_Axis`."""
+    kernel = VIEWS[view].kernel3d(geometry.kernel)
+    axes = []
+    for axis in range(3):
+        size, out, stride, origin = in_size[axis], out_size[axis], geometry.stride[axis], geometry.origin[view][axis]
+        if axis == VIEWS[view].thin:
+            # Outputs whose one position lies inside: a strided slice of the input.
+            first = max(0, -(origin // stride))
+            last = max(first, min(out, (size - 1 - origin) // stride + 1))
+            begin = origin + first * stride
+            axes.append(_Axis(begin, begin + max(0, (last - first - 1) * stride + 1), stride, 1, 0, 0, 0, first, last))
+            continue
+        # What is read before the input and behind it; negative where the input is not used to its end.
+        before = -origin
+        reach = geometry.dilation[view][axis] * (kernel[axis] - 1)
+        behind = (out - 1) * stride + origin + reach - (size - 1)
+        begin, end = max(0, -before), size + min(0, behind)
+        before, behind = max(0, before), max(0, behind)
+        # A convolution pads both ends alike: pad more at the front where the end needs it, and skip those outputs.
+        skip = max(0, -((before - behind) // stride))
+        padding = before + skip * stride
+        computed = (end - begin + 2 * padding - reach - 1) // stride + 1
+        axes.append(_Axis(begin, end, 1, stride, padding, skip, computed - skip - out, 0, out))
+    return tuple(axes)
+
+
+def _reads_nothing(axes: tuple[_Axis, ...]) -> bool:
+    """Whether every position that the view reads lies outside the volume."""
+    return any(a.begin >= a.end for a in axes)
+
+
+def _is_whole(axes: tuple[_Axis, ...], size: Sequence[int]) -> bool:
+    return all(a.begin == 0 and a.end == s and a.step == 1 for a, s in zip(axes, size))
+
+
+def _slice_input(input: Tensor, piece: _Piece, axes: tuple[_Axis, ...]) -> Tensor:
+    """The view of the input [N, channels of the piece, ...] that the piece's convolution reads."""
+    if piece.in_begin != 0 or piece.in_end != input.shape[1]:
+        input = input[:, piece.in_begin : piece.in_end]
+    if _is_whole(axes, input.shape[2:]):
+        return input
+    d, h, w = (slice(a.begin, a.end, a.step) for a in axes)
+    return input[:, :, d, h, w]
+
+
+def _convolve(input: Tensor, weight: Tensor, bias: Tensor | None, piece: _Piece, geometry: Geometry) -> Tensor:
+    """Output channels of one piece, [N, channels, D', H', W']; ``bias`` is that of the whole layer."""
+    size = geometry.output_size(input.shape[2:])
+    axes = _axes(piece.view, geometry, input.shape[2:], size)
+    if bias is not None:
+        bias = bias[_channels(piece)]
+    if _reads_nothing(axes):
+        # Only the bias is left. The empty sums are 0, but keep the result part of the graph.
+        zero = input[:, :0].sum(dtype=input.dtype) + weight[:0].sum(dtype=input.dtype)
+        out = zero if bias is None else zero + bias[:, None, None, None]
+        return out.expand(input.shape[0], weight.shape[0], *size)
+    border = any(a.first > 0 or a.last < n for a, n in zip(axes, size))
+    guard = torch.is_grad_enabled() and weight.requires_grad
+    x, kernel, stride, padding, dilation, front = _arguments(
+        _slice_input(input, piece, axes), weight, piece.view, geometry, axes, guard
+    )
+    out = F.conv3d(x, kernel, None if border else bias, stride, padding, dilation, piece.groups).transpose(2, front)
+    if any(a.skip or a.excess for a in axes):
+        out = F.pad(out, [-n for a in axes[::-1] for n in (a.skip, a.excess)])
+    if border:
+        out = F.pad(out, [n for a, total in zip(axes[::-1], size[::-1]) for n in (a.first, total - a.last)])
+        if bias is not None:
+            out = out + bias[:, None, None, None]
+    return out
+
+
+def _input_gradient(
+    grad_output: Tensor, weight: Tensor, size: Sequence[int], piece: _Piece, geometry: Geometry
+) -> tuple[Tensor | None, tuple[_Axis, ...]]:
+    """The piece's share in the gradient of the input, for the slice that the axes describe; None if there is none."""
+    axes = _axes(piece.view, geometry, size, tuple(grad_output.shape[2:]))
+    if _reads_nothing(axes):
+        return None, axes
+    x = grad_output.new_empty(1).expand(
+        grad_output.shape[0],
+        piece.in_end - piece.in_begin,
+        *(len(range(a.begin, a.end, a.step)) for a in axes),
+    )
+    x, kernel, stride, padding, dilation, _ = _arguments(x, weight, piece.view, geometry, axes, False)
+    share, _, _ = torch.ops.aten.convolution_backward(
+        _of_full_convolution(grad_output, axes),
+        x,
+        kernel,
+        None,
+        stride,
+        padding,
+        dilation,
+        False,
+        [0, 0, 0],
+        piece.groups,
+        [True, False, False],
+    )
+    return share, axes
+
+
+def _weight_gradient(
+    grad_output: Tensor, input: Tensor, like: Tensor, piece: _Piece, geometry: Geometry
+) -> Tensor:
+    """The gradient of the piece's part of the weight, of the shape of ``like``."""
+    axes = _axes(piece.view, geometry, input.shape[2:], tuple(grad_output.shape[2:]))
+    if _reads_nothing(axes):
+        return torch.zeros_like(like)
+    x, kernel, stride, padding, dilation, front = _arguments(
+        _slice_input(input, piece, axes), like, piece.view, geometry, axes, True
+    )
+    _, grad_kernel, _ = torch.ops.aten.convolution_backward(
+        _of_full_convolution(grad_output, axes).transpose(2, front),
+        x,
+        kernel,
+        None,
+        stride,
+        padding,
+        dilation,
+        False,
+        [0, 0, 0],
+        piece.groups,
+        [False, True, False],
+    )
+    return grad_kernel.transpose(2, front).squeeze(2 + VIEWS[piece.view].thin)
+
+
+def _of_full_convolution(grad_output: Tensor, axes: tuple[_Axis, ...]) -> Tensor:
+    """From the gradient of a view's output to that of the convolution which computes it: what is dropped has none."""
+    d, h, w = (slice(a.first, a.last) for a in axes)
+    grad_output = grad_output[:, :, d, h, w]
+    if any(a.skip or a.excess for a in axes):
+        grad_output = F.pad(grad_output, [n for a in axes[::-1] for n in (a.skip, a.excess)])
+    return grad_output
+
+
+def _arguments(
+    x: Tensor, weight: Tensor, view: int, geometry: Geometry, axes: tuple[_Axis, ...], guard: bool
+) -> tuple[Tensor, Tensor, list[int], list[int], list[int], int]:
+    """What ``conv3d`` is given for one view: (x, kernel, stride, padding, dilation), and the tensor dimension that
+    has traded places with dimension 2: 2 itself, unless ``guard`` has to go round the faulty weight gradient."""
+    thin = VIEWS[view].thin
+    kernel = weight.unsqueeze(2 + thin)
+    stride, padding, dilation = [a.stride for a in axes], [a.padding for a in axes], list(geometry.dilation[view])
+    if not (guard and _weight_gradient_is_faulty(x, kernel, stride)):
+        return x, kernel, stride, padding, dilation, 2
+    for values in (stride, padding, dilation):
+        values[0], values[thin] = values[thin], values[0]
+    return x.transpose(2, 2 + thin), kernel.transpose(2, 2 + thin), stride, padding, dilation, 2 + thin
+
+
+def _weight_gradient_is_faulty(input: Tensor, kernel: Tensor, stride: Sequence[int]) -> bool:
+    """Whether PyTorch's CPU convolution may return garbage, or crash, for this weight gradient.
+
+    Seen in torch 2.13 (oneDNN 3.12), float32: at most 3 input channels, a kernel of 6 or more along D, stride 2 or
+    more there, and a volume hardly deeper than the kernel (a ResNet stem on a toy volume). With the kernel's single
+    tap along D the same gradient is right, so the thin axis is moved there.
+    """
+    return (
+        input.device.type == "cpu"
+        and input.dtype != torch.float64
+        and kernel.shape[1] <= 3
+        and kernel.shape[2] >= 6
+        and stride[0] >= 2
+        and input.shape[2] < 2 * kernel.shape[2]
+    )
