@@ -5,7 +5,7 @@
     reference                       the definition, in pure PyTorch
     is_available, why_unavailable, backends
 
-``python -m acsconv_cuda.info`` says what was built and what is missing. Layers, converters and models are in the package
+``python -m acsconv_cuda.info`` says what was built and what is missing. Layers and models are in the package
 ``acsconv``. Importing never fails, never builds anything and never initialises CUDA.
 """
 

@@ -1,8 +1,8 @@
 """Which implementation computes a problem, and why not another one.
 
-``cuda`` and ``cpu`` are the fused kernels of the compiled part; ``torch`` is :mod:`acsconv_cuda.reference` and supports
-everything. The sentence that an explicit ``backend="cuda"`` raises is the one that ``auto`` warns with when it falls back
-on a GPU.
+``cuda`` and ``cpu`` are the fused kernels of the compiled part; ``torch`` is :mod:`acsconv_cuda.reference` and
+supports everything. The sentence that an explicit ``backend="cuda"`` raises is the one that ``auto`` warns with when it
+falls back on a GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: In the order of ``auto``.
 BACKENDS = ("cuda", "cpu", "torch")
 
-#: What the fused kernels cover: (pass, family) and dtypes. The passes are "forward", "backward_input", "backward_weight".
+#: What the fused kernels cover: (pass, family) and dtypes. Passes: "forward", "backward_input", "backward_weight".
 FUSED_PASSES = {"cuda": {("forward", "acs")}, "cpu": {("forward", "acs")}}
 FUSED_DTYPES = {
     "cuda": (torch.float64, torch.float32, torch.float16, torch.bfloat16),
@@ -110,8 +110,8 @@ def why_not(backend: str, operation: str, tensor: Tensor, arguments: Arguments) 
     family = "soft" if arguments.split is None else "acs"
     if (operation, family) not in FUSED_PASSES[backend]:
         what = {"acs": "ACS", "soft": "Soft ACS"}[family]
-        return f"the fused kernels for {backend} have no {operation.replace('_', ' of the ')} pass for {what} convolution"
+        return f"the fused {backend} kernels do not compute the pass {operation} of {what} convolution"
     if tensor.dtype not in FUSED_DTYPES[backend]:
         supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in FUSED_DTYPES[backend])
-        return f"the fused kernels for {backend} take {supported}, not {str(tensor.dtype).removeprefix('torch.')}"
+        return f"the fused {backend} kernels take {supported}, not {str(tensor.dtype).removeprefix('torch.')}"
     return None

@@ -13,10 +13,10 @@ from .geometry import IntOrTuple, check_split, resolve
 
 
 class ACSConvFunction(torch.autograd.Function):
-    """ACS convolution; ``ACSConvFunction.apply(input, weight, bias, split, stride, padding, dilation, groups, backend)``.
+    """``ACSConvFunction.apply(input, weight, bias, split, stride, padding, dilation, groups, backend)``.
 
-    The arguments, all positional, are those of :func:`acsconv_cuda.acs_conv3d`, which does the same and is what most code
-    wants; the errors are those too. Gradients use the same formulas as the operators and are themselves differentiable.
+    The arguments, all positional, and the errors are those of :func:`acsconv_cuda.acs_conv3d`, which does the same and
+    is what most code wants. Gradients use the same formulas as the operators and are themselves differentiable.
     """
 
     generate_vmap_rule = True

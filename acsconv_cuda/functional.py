@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import ops, reference
 from .backends import check_name
 from .geometry import AXES, Geometry, IntOrTuple, check_split, resolve
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 def acs_conv3d(
@@ -22,6 +25,7 @@ def acs_conv3d(
     padding: IntOrTuple | str = 0,
     dilation: IntOrTuple = 1,
     groups: int = 1,
+    padding_mode: str = "zeros",
     backend: str = "auto",
 ) -> Tensor:
     """ACS (axial-coronal-sagittal) convolution of a volume with a bank of 2D kernels.
@@ -37,9 +41,11 @@ def acs_conv3d(
             to the axial group first, then the coronal.
         stride: in voxels; an int or one per axis (D, H, W).
         padding: in voxels; an int, one per axis, a pair (p_h, p_w) that belongs to the kernel's axes, ``'same'``
-            (stride 1) or ``'valid'``. Positions outside the volume read zero.
+            (stride 1) or ``'valid'``.
         dilation: in voxels; an int, one per axis, or a pair that belongs to the kernel's axes.
         groups: channel groups, as in ``conv3d``; C_in for a depthwise convolution.
+        padding_mode: what a position outside the volume reads: ``'zeros'``, ``'reflect'``, ``'replicate'`` or
+            ``'circular'``. All but the first pad the input into a copy, as ``nn.Conv3d`` does.
         backend: ``'auto'``, ``'cuda'``, ``'cpu'`` or ``'torch'``; see :mod:`acsconv_cuda.backends`.
 
     Returns:
@@ -50,15 +56,16 @@ def acs_conv3d(
         ValueError: shapes, split or geometry that do not go together; the message names the argument.
         RuntimeError: the backend asked for cannot compute this problem.
 
-    Under autocast input, weight and bias are cast to autocast's dtype. Differentiable any number of times; the gradients
-    of ``weight`` are deterministic where those of ``conv3d`` are.
+    Under autocast input, weight and bias are cast to autocast's dtype. Differentiable any number of times.
 
     Source: Yang et al., "Reinventing 2D Convolutions for 3D Images", IEEE JBHI 2021, section III.
     """
     volume = _check_tensors(input, weight, bias, groups, backend)
     split = check_split(split, weight.shape[0])
     geometry = resolve(tuple(weight.shape[2:]), stride, padding, dilation)
-    return convolve(volume, weight, bias, ops.Arguments(split, geometry, groups, backend), input.dim() == 4)
+    volume, geometry = _pad(volume, geometry, padding_mode)
+    out = _convolve(volume, weight, bias, ops.Arguments(split, geometry, groups, backend))
+    return out if input.dim() == 5 else out.squeeze(0)
 
 
 def soft_acs_conv3d(
@@ -71,6 +78,7 @@ def soft_acs_conv3d(
     padding: IntOrTuple | str = 0,
     dilation: IntOrTuple = 1,
     groups: int = 1,
+    padding_mode: str = "zeros",
     backend: str = "auto",
 ) -> Tensor:
     """Soft ACS convolution: every output channel is a weighted sum of its kernel's three views.
@@ -92,17 +100,37 @@ def soft_acs_conv3d(
         )
     _check_like("view_weights", view_weights, "weight", weight)
     geometry = resolve(tuple(weight.shape[2:]), stride, padding, dilation)
-    unbatched = input.dim() == 4
+    volume, geometry = _pad(volume, geometry, padding_mode)
     if reference.is_one_view(geometry):  # one convolution with the sum of the factors, not three
         weight = weight * view_weights.sum(1)[:, None, None, None]
-        split = (weight.shape[0], 0, 0)
-        return convolve(volume, weight, bias, ops.Arguments(split, geometry, groups, backend), unbatched)
-    kernels = reference.fold_view_weights(weight, view_weights)
-    return convolve(volume, kernels, bias, ops.Arguments(None, geometry, groups, backend), unbatched)
+        arguments = ops.Arguments((weight.shape[0], 0, 0), geometry, groups, backend)
+    else:
+        weight = reference.fold_view_weights(weight, view_weights)
+        arguments = ops.Arguments(None, geometry, groups, backend)
+    out = _convolve(volume, weight, bias, arguments)
+    return out if input.dim() == 5 else out.squeeze(0)
 
 
-def convolve(volume: Tensor, weight: Tensor, bias: Tensor | None, arguments: ops.Arguments, unbatched: bool) -> Tensor:
-    """The operator on checked arguments: ``volume`` is [N, C_in, D, H, W]; ``unbatched`` drops N from the result.
+def _pad(volume: Tensor, geometry: Geometry, mode: str) -> tuple[Tensor, Geometry]:
+    """The volume and geometry that make positions outside the volume read what ``mode`` puts there."""
+    if mode not in PADDING_MODES:
+        raise ValueError(f"padding_mode: expected one of {', '.join(map(repr, PADDING_MODES))}, got {mode!r}")
+    if mode == "zeros":
+        return volume, geometry
+    begin, end = geometry.padding_needed()
+    for axis, size in enumerate(volume.shape[2:]):
+        pad, most = max(begin[axis], end[axis]), {"reflect": size - 1, "circular": size}.get(mode)
+        if most is not None and pad > most:
+            raise ValueError(
+                f"input: size {size} along {AXES[axis]} is too small for padding {pad} with padding_mode={mode!r}, "
+                f"which can pad by at most {most}"
+            )
+    pads = [n for both in zip(begin[::-1], end[::-1]) for n in both]
+    return F.pad(volume, pads, mode=mode), geometry.on_padded(begin, end)
+
+
+def _convolve(volume: Tensor, weight: Tensor, bias: Tensor | None, arguments: ops.Arguments) -> Tensor:
+    """The operator on checked arguments: ``volume`` is [N, C_in, D, H, W].
 
     Raises:
         ValueError: the volume is too small for the geometry.
@@ -115,15 +143,15 @@ def convolve(volume: Tensor, weight: Tensor, bias: Tensor | None, arguments: ops
                 f"dilation needs {geometry.shrink[axis] + 1} or more"
             )
     if volume.is_complex():
-        out = _complex(volume, weight, bias, arguments)
-    else:
-        out = ops.convolve(volume, weight, bias, arguments)
-    return out.squeeze(0) if unbatched else out
+        return _complex(volume, weight, bias, arguments)
+    return ops.convolve(volume, weight, bias, arguments)
 
 
 def _complex(volume: Tensor, weight: Tensor, bias: Tensor | None, arguments: ops.Arguments) -> Tensor:
     if arguments.backend not in ("auto", "torch"):
-        raise RuntimeError(f"backend={arguments.backend!r} cannot compute this: {volume.dtype} is for 'torch' only")
+        raise RuntimeError(
+            f"backend={arguments.backend!r} cannot compute this: {volume.dtype} is for 'torch' only"
+        )
     split, geometry, groups, _ = arguments
     if split is None:
         return reference.soft_acs_conv3d(volume, weight, bias, geometry, groups)

@@ -55,7 +55,9 @@ class Geometry(NamedTuple):
 
     def output_size(self, size: Sequence[int]) -> tuple[int, int, int]:
         """Output size (D', H', W') of a volume of ``size`` (D, H, W): that of ``nn.Conv3d`` with the cubic kernel."""
-        return tuple((s - shrink - 1) // stride + 1 for s, shrink, stride in zip(size, self.shrink, self.stride))
+        return tuple(
+            (s - shrink - 1) // stride + 1 for s, shrink, stride in zip(size, self.shrink, self.stride)
+        )
 
     def flat_origin(self) -> list[int]:
         """``origin`` as the nine numbers, view by view, that the operators take."""
@@ -105,17 +107,21 @@ def check_split(split: Sequence[int] | None, out_channels: int, name: str = "spl
     """
     if split is None:
         return default_split(out_channels)
-    values = _ints(split, name)
+    values = as_ints(split, name)
     if isinstance(values, int) or len(values) != 3:
         raise ValueError(f"{name}: expected three sizes (axial, coronal, sagittal), got {split!r}")
     if any(v < 0 for v in values):
         raise ValueError(f"{name}: expected sizes of 0 or more, got {tuple(values)}")
     if sum(values) != out_channels:
-        raise ValueError(f"{name}: {tuple(values)} adds up to {sum(values)}, but out_channels is {out_channels}")
+        raise ValueError(
+            f"{name}: {tuple(values)} adds up to {sum(values)}, but out_channels is {out_channels}"
+        )
     return tuple(values)
 
 
-def resolve(kernel: Sequence[int], stride: IntOrTuple, padding: IntOrTuple | str, dilation: IntOrTuple) -> Geometry:
+def resolve(
+    kernel: Sequence[int], stride: IntOrTuple, padding: IntOrTuple | str, dilation: IntOrTuple
+) -> Geometry:
     """The geometry of a layer, with the rule for the thin axis applied.
 
     Args:
@@ -136,10 +142,10 @@ def resolve(kernel: Sequence[int], stride: IntOrTuple, padding: IntOrTuple | str
     # torch.compile traces through an lru_cache only with a warning, and has no use for one.
     rule = _resolve.__wrapped__ if torch.compiler.is_compiling() else _resolve
     return rule(
-        _ints(kernel, "kernel_size"),
-        _ints(stride, "stride"),
-        padding if isinstance(padding, str) else _ints(padding, "padding"),
-        _ints(dilation, "dilation"),
+        as_ints(kernel, "kernel_size"),
+        as_ints(stride, "stride"),
+        padding if isinstance(padding, str) else as_ints(padding, "padding"),
+        as_ints(dilation, "dilation"),
     )
 
 
@@ -157,7 +163,11 @@ def _resolve(kernel, stride, padding, dilation) -> Geometry:
     paddings = _per_view(0 if isinstance(padding, str) else padding, "padding", 0)
 
     origin = [[0, 0, 0] for _ in VIEWS]
-    shrinks: list[dict[str, int]] = [{}, {}, {}]  # per axis: what each view that has it in its plane takes away
+    shrinks: list[dict[str, int]] = [
+        {},
+        {},
+        {},
+    ]  # per axis: what each view that has it in its plane takes away
     for v, view in enumerate(VIEWS):
         for axis, taps in ((view.row, kernel_h), (view.column, kernel_w)):
             total = dilations[v][axis] * (taps - 1)
@@ -182,7 +192,7 @@ def _resolve(kernel, stride, padding, dilation) -> Geometry:
     )
 
 
-def _ints(value: object, name: str) -> int | tuple[int, ...]:
+def as_ints(value: object, name: str) -> int | tuple[int, ...]:
     """``value`` as an int or a tuple of ints (NumPy's included); bools and floats are refused."""
     try:
         if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
@@ -198,7 +208,9 @@ def _int(value: object) -> int:
     return value if type(value) is int else index(value)
 
 
-def _checked(value: int | tuple[int, ...], name: str, lengths: tuple[int, ...], least: int) -> tuple[int, ...]:
+def _checked(
+    value: int | tuple[int, ...], name: str, lengths: tuple[int, ...], least: int
+) -> tuple[int, ...]:
     """``value`` as a tuple of one of ``lengths`` (an int is repeated to the last of them), no entry below ``least``."""
     if isinstance(value, int):
         value = (value,) * lengths[-1]
@@ -211,7 +223,7 @@ def _checked(value: int | tuple[int, ...], name: str, lengths: tuple[int, ...], 
 
 
 def _per_view(value: int | tuple[int, ...], name: str, least: int) -> list[list[int]]:
-    """``value`` as [view][axis]. A triple belongs to the volume's axes; a pair to the kernel's, K_h's on the thin one."""
+    """``value`` as [view][axis]. A triple belongs to the volume's axes, a pair to the kernel's; K_h on the thin one."""
     value = _checked(value, name, (2, 3), least)
     if len(value) == 3:
         return [list(value) for _ in VIEWS]

@@ -49,7 +49,15 @@ class Arguments(NamedTuple):
     def flat(self) -> tuple:
         """As the operators take them."""
         g = self.geometry
-        numbers = (g.kernel, g.stride, g.flat_origin(), g.flat_dilation(), g.shrink, self.groups, self.backend)
+        numbers = (
+            g.kernel,
+            g.stride,
+            g.flat_origin(),
+            g.flat_dilation(),
+            g.shrink,
+            self.groups,
+            self.backend,
+        )
         return numbers if self.split is None else (self.split, *numbers)
 
     @classmethod
@@ -99,7 +107,7 @@ def _call(name: str, *args):
     return getattr(torch.ops.acsconv, name)(*args)
 
 
-# ---- gradients: one set of formulas for the operators and for ACSConvFunction ----------------------------------------
+# ---- gradients: one set of formulas for the operators and for ACSConvFunction --------------------------------------
 
 
 def save_for_backward(ctx, input: Tensor, weight: Tensor, arguments: Arguments) -> None:
@@ -179,11 +187,12 @@ def _backward_weight_backward(ctx, grad_grad_weight, grad_grad_bias):
     )
 
 
-# ---- implementations: the backend is chosen for each pass -------------------------------------------------------------
+# ---- implementations: the backend is chosen for each pass ----------------------------------------------------------
 
 
 def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, *flat) -> Tensor:
-    split, geometry, groups, backend = arguments = Arguments.of(flat)
+    arguments = Arguments.of(flat)
+    split, geometry, groups, _ = arguments
     if backends.choose("forward", input, arguments) == "torch":
         if split is None:
             return reference.soft_acs_conv3d(input, weight, bias, geometry, groups)
@@ -201,9 +210,13 @@ def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, *flat) -> Tenso
     )
 
 
-def _backward_input(grad_output: Tensor, weight: Tensor, size: Sequence[int], channels_last: bool, *flat) -> Tensor:
+def _backward_input(
+    grad_output: Tensor, weight: Tensor, size: Sequence[int], channels_last: bool, *flat
+) -> Tensor:
     split, geometry, groups, _ = Arguments.of(flat)
-    return reference.backward_input(grad_output, weight, size, split, geometry, groups, _format(channels_last))
+    return reference.backward_input(
+        grad_output, weight, size, split, geometry, groups, _format(channels_last)
+    )
 
 
 def _backward_weight(grad_output: Tensor, input: Tensor, needs_bias: bool, *flat) -> tuple[Tensor, Tensor]:
@@ -212,7 +225,7 @@ def _backward_weight(grad_output: Tensor, input: Tensor, needs_bias: bool, *flat
     return grad_weight, grad_output.sum((0, 2, 3, 4)) if needs_bias else grad_output.new_empty(0)
 
 
-# ---- fake kernels: shapes and strides without data --------------------------------------------------------------------
+# ---- fake kernels: shapes and strides without data -----------------------------------------------------------------
 
 
 def _forward_fake(input: Tensor, weight: Tensor, bias: Tensor | None, *flat) -> Tensor:
@@ -232,7 +245,9 @@ def _backward_input_fake(
     )
 
 
-def _backward_weight_fake(grad_output: Tensor, input: Tensor, needs_bias: bool, *flat) -> tuple[Tensor, Tensor]:
+def _backward_weight_fake(
+    grad_output: Tensor, input: Tensor, needs_bias: bool, *flat
+) -> tuple[Tensor, Tensor]:
     split, geometry, groups, _ = Arguments.of(flat)
     shape = (grad_output.shape[1], input.shape[1] // groups, *geometry.kernel)
     grad_weight = grad_output.new_empty(shape if split is not None else (3, *shape))
@@ -243,17 +258,19 @@ def _format(channels_last: bool) -> torch.memory_format:
     return torch.channels_last_3d if channels_last else torch.contiguous_format
 
 
-# ---- vmap: a batch of inputs joins the batch axis; a batch of weights is a loop ---------------------------------------
+# ---- vmap: a batch of inputs joins the batch axis; a batch of weights is a loop ------------------------------------
 
 
 def _vmap_rule(operator: Callable, folds: Callable[[tuple], bool]) -> Callable:
-    """The batching rule of an operator. ``folds`` says, from which arguments are batched, whether N can take them in."""
+    """The batching rule of an operator; ``folds`` tells, by which arguments are batched, whether N can take them in."""
 
     def rule(info, in_dims, *args):
         batched = tuple(isinstance(dim, int) for dim in in_dims)  # a list argument has a list of Nones
         if folds(batched):
             size = info.batch_size
-            joined = [a.movedim(dim, 0).flatten(0, 1) if b else a for a, dim, b in zip(args, in_dims, batched)]
+            joined = [
+                a.movedim(dim, 0).flatten(0, 1) if b else a for a, dim, b in zip(args, in_dims, batched)
+            ]
             out = operator(*joined)
             return out.unflatten(0, (size, out.shape[0] // size)), 0
         each = [
@@ -267,7 +284,7 @@ def _vmap_rule(operator: Callable, folds: Callable[[tuple], bool]) -> Callable:
     return rule
 
 
-# ---- autocast: as the built-in convolutions, to the dtype that the user chose -----------------------------------------
+# ---- autocast: as the built-in convolutions, to the dtype that the user chose --------------------------------------
 
 
 def _autocast_rule(operator: Callable, device_type: str, key) -> Callable:
@@ -281,18 +298,19 @@ def _autocast_rule(operator: Callable, device_type: str, key) -> Callable:
 
 def _cast(value, device_type: str, dtype: torch.dtype):
     """As autocast casts: floating-point tensors of this device, float64 excepted."""
-    if isinstance(value, Tensor) and value.device.type == device_type:
-        if value.is_floating_point() and value.dtype != torch.float64:
-            return value.to(dtype)
-    return value
+    if not isinstance(value, Tensor) or value.device.type != device_type:
+        return value
+    return value.to(dtype) if value.is_floating_point() and value.dtype != torch.float64 else value
 
 
-# ---- torch.func: the same formulas as autograd Functions --------------------------------------------------------------
+# ---- torch.func: the same formulas as autograd Functions -----------------------------------------------------------
 
 _FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
 
 
-def _function(name: str, operator: Callable, setup: Callable, backward: Callable) -> type[torch.autograd.Function]:
+def _function(
+    name: str, operator: Callable, setup: Callable, backward: Callable
+) -> type[torch.autograd.Function]:
     methods = {
         "forward": staticmethod(lambda *args: operator(*args)),
         "setup_context": staticmethod(setup),
@@ -302,7 +320,7 @@ def _function(name: str, operator: Callable, setup: Callable, backward: Callable
     return type(name, (torch.autograd.Function,), methods)
 
 
-# ---- registration -----------------------------------------------------------------------------------------------------
+# ---- registration --------------------------------------------------------------------------------------------------
 
 
 def _register(name: str, split: str) -> None:

@@ -89,7 +89,9 @@ def soft_acs_conv3d(
     for view, kernel in enumerate(kernels):
         view_bias = bias if view == 0 else None
         pieces = _view_pieces(view, 0, kernel.shape[0], kernel, groups)
-        part = _join([_convolve(input, kernel[_channels(piece)], view_bias, piece, geometry) for piece in pieces])
+        part = _join(
+            [_convolve(input, kernel[_channels(piece)], view_bias, piece, geometry) for piece in pieces]
+        )
         out = part if out is None else out + part
     return out.contiguous(memory_format=memory_format(input))
 
@@ -152,7 +154,9 @@ def backward_weight(
     shape = (grad_output.shape[1], input.shape[1] // groups, *geometry.kernel)
     grad_weight = grad_output.new_empty(shape if split is not None else (3, *shape))
     for piece, grad_kernel in _all_pieces(grad_weight, split, groups, geometry):
-        grad_kernel.copy_(_weight_gradient(grad_output[:, _channels(piece)], input, grad_kernel, piece, geometry))
+        grad_kernel.copy_(
+            _weight_gradient(grad_output[:, _channels(piece)], input, grad_kernel, piece, geometry)
+        )
     return grad_weight
 
 
@@ -212,18 +216,27 @@ def _view_pieces(view: int, begin: int, end: int, weight: Tensor, groups: int) -
         begin = stop
 
 
-def _axes(view: int, geometry: Geometry, in_size: Sequence[int], out_size: Sequence[int]) -> tuple[_Axis, ...]:
+def _axes(
+    view: int, geometry: Geometry, in_size: Sequence[int], out_size: Sequence[int]
+) -> tuple[_Axis, ...]:
     """How each axis of a view is computed; see :class:`_Axis`."""
     kernel = VIEWS[view].kernel3d(geometry.kernel)
     axes = []
     for axis in range(3):
-        size, out, stride, origin = in_size[axis], out_size[axis], geometry.stride[axis], geometry.origin[view][axis]
+        size, out, stride, origin = (
+            in_size[axis],
+            out_size[axis],
+            geometry.stride[axis],
+            geometry.origin[view][axis],
+        )
         if axis == VIEWS[view].thin:
             # Outputs whose one position lies inside: a strided slice of the input.
             first = max(0, -(origin // stride))
             last = max(first, min(out, (size - 1 - origin) // stride + 1))
             begin = origin + first * stride
-            axes.append(_Axis(begin, begin + max(0, (last - first - 1) * stride + 1), stride, 1, 0, 0, 0, first, last))
+            axes.append(
+                _Axis(begin, begin + max(0, (last - first - 1) * stride + 1), stride, 1, 0, 0, 0, first, last)
+            )
             continue
         # What is read before the input and behind it; negative where the input is not used to its end.
         before = -origin
@@ -258,7 +271,9 @@ def _slice_input(input: Tensor, piece: _Piece, axes: tuple[_Axis, ...]) -> Tenso
     return input[:, :, d, h, w]
 
 
-def _convolve(input: Tensor, weight: Tensor, bias: Tensor | None, piece: _Piece, geometry: Geometry) -> Tensor:
+def _convolve(
+    input: Tensor, weight: Tensor, bias: Tensor | None, piece: _Piece, geometry: Geometry
+) -> Tensor:
     """Output channels of one piece, [N, channels, D', H', W']; ``bias`` is that of the whole layer."""
     size = geometry.output_size(input.shape[2:])
     axes = _axes(piece.view, geometry, input.shape[2:], size)
@@ -274,7 +289,9 @@ def _convolve(input: Tensor, weight: Tensor, bias: Tensor | None, piece: _Piece,
     x, kernel, stride, padding, dilation, front = _arguments(
         _slice_input(input, piece, axes), weight, piece.view, geometry, axes, guard
     )
-    out = F.conv3d(x, kernel, None if border else bias, stride, padding, dilation, piece.groups).transpose(2, front)
+    out = F.conv3d(x, kernel, None if border else bias, stride, padding, dilation, piece.groups).transpose(
+        2, front
+    )
     if any(a.skip or a.excess for a in axes):
         out = F.pad(out, [-n for a in axes[::-1] for n in (a.skip, a.excess)])
     if border:
@@ -355,7 +372,11 @@ def _arguments(
     has traded places with dimension 2: 2 itself, unless ``guard`` has to go round the faulty weight gradient."""
     thin = VIEWS[view].thin
     kernel = weight.unsqueeze(2 + thin)
-    stride, padding, dilation = [a.stride for a in axes], [a.padding for a in axes], list(geometry.dilation[view])
+    stride, padding, dilation = (
+        [a.stride for a in axes],
+        [a.padding for a in axes],
+        list(geometry.dilation[view]),
+    )
     if not (guard and _weight_gradient_is_faulty(x, kernel, stride)):
         return x, kernel, stride, padding, dilation, 2
     for values in (stride, padding, dilation):

@@ -1,0 +1,75 @@
+"""The small U-Net of the paper's proof of concept, with ACS layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..operators import ACSConv
+
+
+class _EncoderBlock(nn.Module):
+    """Two convolutions and a pooling: [N, in_channels, D, H, W] -> [N, out_channels, D/2, H/2, W/2]."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.encode = nn.Sequential(
+            *_convolutions(in_channels, out_channels, out_channels), nn.MaxPool3d(kernel_size=2, stride=2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encode(x)
+
+
+class _DecoderBlock(nn.Module):
+    """Two convolutions: [N, in_channels, D, H, W] -> [N, out_channels, D, H, W]."""
+
+    def __init__(self, in_channels: int, middle_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.decode = nn.Sequential(*_convolutions(in_channels, middle_channels, out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(x)
+
+
+class ACSUNet(nn.Module):
+    """A U-Net of two levels, for segmentation of volumes with one channel.
+
+    Args:
+        num_classes: channels of the output.
+
+    Shape:
+        input [N, 1, D, H, W] with D, H, W divisible by 4; output [N, num_classes, D, H, W].
+
+    Raises:
+        ValueError: an input that is not of that shape.
+
+    Parameters, their names and outputs are those of acsconv 0.1.1's ``models/acsunet.py``, so its checkpoints load.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.enc1 = _EncoderBlock(1, 64)
+        self.enc2 = _EncoderBlock(64, 128)
+        self.dec1 = _DecoderBlock(192, 64, 32)
+        self.interpolate = nn.Upsample(scale_factor=2, mode="trilinear")
+        self.final = ACSConv(32, num_classes, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 5 or x.shape[1] != 1 or any(size % 4 or size == 0 for size in x.shape[2:]):
+            raise ValueError(f"x: expected [N, 1, D, H, W] with D, H, W divisible by 4, got {list(x.shape)}")
+        half = self.enc1(x)
+        quarter = self.enc2(half)
+        half = self.dec1(torch.cat([half, self.interpolate(quarter)], 1))
+        return self.final(self.interpolate(half))
+
+
+def _convolutions(in_channels: int, middle_channels: int, out_channels: int) -> list[nn.Module]:
+    layers = []
+    for inputs, outputs in ((in_channels, middle_channels), (middle_channels, out_channels)):
+        layers += [
+            ACSConv(inputs, outputs, kernel_size=3, padding=1),
+            nn.BatchNorm3d(outputs),
+            nn.ReLU(inplace=True),
+        ]
+    return layers

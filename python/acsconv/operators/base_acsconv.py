@@ -1,0 +1,129 @@
+"""What the ACS layers share: parameters, attributes, repr."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import init
+
+from acsconv_cuda.functional import PADDING_MODES
+from acsconv_cuda.geometry import as_ints, resolve
+
+
+class _ACSConv(nn.Module):
+    """Base of the ACS layers: the parameters of a 2D convolution, the geometry of a 3D one.
+
+    Attributes, as in acsconv 0.1.1:
+        weight: [C_out, C_in / groups, K_h, K_w], the key and shape of the 2D layer's.
+        bias: [C_out] or None.
+        kernel_size: a triple for a square kernel, the pair (K_h, K_w) for a rectangular one.
+        stride, dilation: triples (D, H, W); ``dilation`` a pair where it was given per kernel axis.
+        padding: a triple, a pair where it was given per kernel axis, or ``'same'`` / ``'valid'``.
+    """
+
+    transposed = False
+    output_padding = (0, 0, 0)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int],
+        padding: int | Sequence[int] | str,
+        dilation: int | Sequence[int],
+        groups: int,
+        bias: bool,
+        padding_mode: str,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name}: expected an int, got {value!r}")
+            if value < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {value}")
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if value % groups:
+                raise ValueError(f"{name}: {value} is not divisible by groups={groups}")
+        if padding_mode not in PADDING_MODES:
+            raise ValueError(
+                f"padding_mode: expected one of {', '.join(map(repr, PADDING_MODES))}, got {padding_mode!r}"
+            )
+        kernel = _kernel_pair(kernel_size)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.stride = _per_axis(stride, "stride")
+        self.padding = padding if isinstance(padding, str) else _per_axis(padding, "padding")
+        self.dilation = _per_axis(dilation, "dilation")
+        resolve(kernel, self.stride, self.padding, self.dilation)  # refuses what has no geometry
+        self.groups = groups
+        self.padding_mode = padding_mode
+        self.weight = nn.Parameter(
+            torch.empty(out_channels, in_channels // groups, *kernel, device=device, dtype=dtype)
+        )
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        self.kernel_size = (kernel[0],) * 3 if kernel[0] == kernel[1] else kernel
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialises weight and bias as ``nn.Conv2d`` does."""
+        init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.bias is not None:
+            fan_in, _ = init._calculate_fan_in_and_fan_out(self.weight)
+            if fan_in != 0:
+                bound = 1 / math.sqrt(fan_in)
+                init.uniform_(self.bias, -bound, bound)
+
+    def extra_repr(self) -> str:
+        text = (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        )
+        if self.padding != (0, 0, 0):
+            text += f", padding={self.padding!r}"
+        if self.dilation != (1, 1, 1):
+            text += f", dilation={self.dilation}"
+        if self.groups != 1:
+            text += f", groups={self.groups}"
+        if self.bias is None:
+            text += ", bias=False"
+        if self.padding_mode != "zeros":
+            text += f", padding_mode={self.padding_mode!r}"
+        return text
+
+    def _geometry_arguments(self) -> dict:
+        """The keywords that ``acs_conv3d`` and ``soft_acs_conv3d`` share, from the attributes as they are now."""
+        return {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+            "padding_mode": self.padding_mode,
+        }
+
+
+def _kernel_pair(kernel_size: int | Sequence[int]) -> tuple[int, int]:
+    """(K_h, K_w) from an int, a pair, or a triple of three equal numbers."""
+    size = as_ints(kernel_size, "kernel_size")
+    if isinstance(size, int):
+        return size, size
+    if len(size) == 2:
+        return size
+    if len(size) == 3 and len(set(size)) == 1:
+        return size[:2]
+    raise ValueError(f"kernel_size: expected an int, a pair (K_h, K_w) or three equal numbers, got {size}")
+
+
+def _per_axis(value: int | Sequence[int], name: str) -> int | tuple[int, ...]:
+    """A triple where all axes agree, as acsconv 0.1.1 stores it; else a tuple as given, for ``resolve`` to judge."""
+    value = as_ints(value, name)
+    if isinstance(value, int):
+        return (value,) * 3
+    return (value[0],) * 3 if len(value) in (1, 2) and len(set(value)) == 1 else value
