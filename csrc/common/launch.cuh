@@ -13,6 +13,13 @@
 #include <cstddef>
 #include <cstdint>
 
+namespace acsconv {
+
+// Kernels may use this much shared memory without asking the driver for more.
+inline constexpr size_t kDefaultSharedBytes = 48 * 1024;
+
+}  // namespace acsconv
+
 #if defined(__CUDACC__)
 
 #include <cuda_runtime.h>
@@ -20,9 +27,6 @@
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 
 namespace acsconv {
-
-// Kernels may use this much shared memory without asking the driver for more.
-inline constexpr size_t kDefaultSharedBytes = 48 * 1024;
 
 template <class... Parameters, class... Arguments>
 const char* launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,
@@ -36,6 +40,13 @@ const char* launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
   kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+// Of the current device; 1 where there is none, since a launch is about to say so.
+inline int multiprocessors() {
+  int device = 0, count = 1;
+  if (cudaGetDevice(&device) != cudaSuccess) return 1;
+  return cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess ? count : 1;
 }
 
 }  // namespace acsconv
@@ -53,6 +64,8 @@ const char* launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
                    Arguments... arguments) {
   return ::emulator::launch(grid, block, shared_bytes, [=] { kernel(arguments...); });
 }
+
+inline int multiprocessors() { return ::emulator::options.multiprocessors; }
 
 }  // namespace acsconv
 

@@ -10,6 +10,7 @@
 #include <map>
 #include <stdexcept>
 
+#include "../kernels/simt_backward_input.h"
 #include "../kernels/simt_forward.h"
 #include "cuda.h"
 
@@ -100,6 +101,18 @@ const std::map<std::string, Launcher>& launchers() {
        [](const Problem& p, const std::vector<void*>& t) {
          return acsconv::simt_forward(p, t.at(0), t.at(1), t.at(2), t.at(3), nullptr);
        }},
+      {"simt_soft_forward",  // input, kernels, bias, output
+       [](const Problem& p, const std::vector<void*>& t) {
+         return acsconv::simt_soft_forward(p, t.at(0), t.at(1), t.at(2), t.at(3), nullptr);
+       }},
+      {"simt_backward_input",  // grad_output, weight, grad_input
+       [](const Problem& p, const std::vector<void*>& t) {
+         return acsconv::simt_backward_input(p, t.at(0), t.at(1), t.at(2), nullptr);
+       }},
+      {"simt_soft_backward_input",  // grad_output, kernels, grad_input
+       [](const Problem& p, const std::vector<void*>& t) {
+         return acsconv::simt_soft_backward_input(p, t.at(0), t.at(1), t.at(2), nullptr);
+       }},
   };
   return table;
 }
@@ -116,13 +129,13 @@ void run(const std::string& launcher, const py::dict& problem, const std::vector
   for (const auto& buffer : buffers) buffer->copy_back();
 }
 
-void configure(const std::string& schedule, uint64_t seed, bool detect_races) {
+void configure(const std::string& schedule, uint64_t seed, bool detect_races, int multiprocessors) {
   static const std::map<std::string, emulator::Schedule> schedules = {
       {"warp-first", emulator::Schedule::WarpFirst},
       {"round-robin", emulator::Schedule::RoundRobin},
       {"reverse", emulator::Schedule::Reverse},
       {"random", emulator::Schedule::Random}};
-  emulator::options = {schedules.at(schedule), seed, detect_races};
+  emulator::options = {schedules.at(schedule), seed, detect_races, multiprocessors};
 }
 
 }  // namespace
@@ -132,5 +145,6 @@ PYBIND11_MODULE(acsconv_emulator, module) {
   module.def("run", &run, py::arg("launcher"), py::arg("problem"), py::arg("tensors"),
              "Runs a launcher on numpy arrays; RuntimeError with the emulator's report if the launch fails.");
   module.def("configure", &configure, py::arg("schedule") = "warp-first", py::arg("seed") = 1,
-             py::arg("detect_races") = true, "Settings of the launches that follow.");
+             py::arg("detect_races") = true, py::arg("multiprocessors") = 1,
+             "Settings of the launches that follow.");
 }

@@ -16,6 +16,7 @@
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct uint3 {
   unsigned x, y, z;
@@ -39,6 +40,7 @@ struct Options {
   Schedule schedule = Schedule::WarpFirst;
   uint64_t seed = 1;
   bool detect_races = true;  // false: bounds only, about twice as fast
+  int multiprocessors = 1;   // what launchers are told; nothing else depends on it
 };
 extern Options options;
 

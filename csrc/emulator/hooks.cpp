@@ -1,6 +1,7 @@
 // The symbols that code compiled with g++ -fsanitize=thread calls for every load and store. The kernels are
-// compiled so and linked to these in place of libtsan: the compiler's instrumentation feeds the emulator's
-// own checks. Host code that happens to be instrumented too is let through.
+// compiled so and linked to these in place of libtsan: the compiler's instrumentation feeds the emulator's own
+// checks. Host code that happens to be instrumented too is let through. The compiler leaves out one kind of store, a
+// struct that a function returns straight into memory: kernels fill structs in shared memory through references.
 #include "runtime.h"
 
 namespace {

@@ -76,10 +76,11 @@ void check_device(uintptr_t address, size_t bytes, Access access, const void* co
   }
 }
 
-void check_shared(uintptr_t offset, size_t bytes, Access access, const void* counter) {
-  if (offset + bytes > block.shared_bytes) {
-    fail("shared %s out of bounds: bytes %zu to %zu of %zu, at %s", name(access), static_cast<size_t>(offset),
-         static_cast<size_t>(offset + bytes), block.shared_bytes, source_line(counter).c_str());
+void check_shared(ptrdiff_t offset, size_t bytes, Access access, const void* counter) {
+  const ptrdiff_t end = offset + static_cast<ptrdiff_t>(bytes);
+  if (offset < 0 || end > static_cast<ptrdiff_t>(block.shared_bytes)) {
+    fail("shared %s out of bounds: bytes %td to %td of %zu, at %s", name(access), offset, end,
+         block.shared_bytes, source_line(counter).c_str());
   }
   if (!options.detect_races) return;
   const Accessor by{launches, block.linear_index, fiber->index, &fiber->clock, counter};
@@ -102,10 +103,9 @@ T add(T* address, T value, const void* counter) {
 
 void check_access(const void* pointer, size_t bytes, Access access, const void* counter) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
-  constexpr size_t kBeyondShared = 4096;  // a little past the end still counts as shared memory
-  const uintptr_t shared_offset = address - reinterpret_cast<uintptr_t>(block.shared);
-  if (shared_offset < block.shared_bytes + kBeyondShared) {
-    check_shared(shared_offset, bytes, access, counter);
+  const uintptr_t in_array = address - reinterpret_cast<uintptr_t>(block.shared) + kSharedMargin;
+  if (in_array < kMaxSharedBytes + 2 * kSharedMargin) {
+    check_shared(static_cast<ptrdiff_t>(in_array - kSharedMargin), bytes, access, counter);
   } else if (arena().contains(address)) {
     check_device(address, bytes, access, counter);
   } else if (address < kPage) {

@@ -21,6 +21,7 @@ namespace emulator {
 
 inline constexpr uint32_t kWarpSize = 32, kMaxThreads = 1024, kMaxWarps = kMaxThreads / kWarpSize;
 inline constexpr size_t kMaxSharedBytes = 227 * 1024;  // of a block, on compute capability 9.0
+inline constexpr size_t kSharedMargin = 4096;          // bytes before and after it that no kernel may touch
 inline constexpr uint32_t kMaxGridYZ = 65535;
 
 enum class State : uint8_t { Ready, AtWarpCollective, AtBarrier, Exited };

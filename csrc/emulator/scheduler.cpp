@@ -2,12 +2,20 @@
 // and reports a deadlock when fibers remain and none can run. See runtime.h.
 #include <cstdarg>
 #include <cstdio>
-#include <cstdlib>
 #include <map>
 
 #include "runtime.h"
 
 namespace emulator {
+
+namespace {
+
+// A margin on both sides is part of the array, so that indices a little out of range are known for what they
+// are. The alignment is that of a GPU's shared memory, so that swizzled layouts see the address bits they
+// would there.
+alignas(1024) unsigned char shared_memory[kSharedMargin + kMaxSharedBytes + kSharedMargin];
+
+}  // namespace
 
 Block block;
 Fiber* fiber = nullptr;
@@ -187,17 +195,13 @@ const char* launch(dim3 grid, dim3 size, size_t shared_bytes, const std::functio
   install_fault_handler();
   ++launches;
   block.error.clear();
+  block.shared = shared_memory + kSharedMargin;
   block.block_dim = size;
   block.grid_dim = grid;
   block.threads = static_cast<uint32_t>(threads);
   block.kernel = &kernel;
   block.fibers.resize(threads);
   while (block.stacks.size() < threads) block.stacks.push_back(allocate_stack());
-  constexpr size_t kSharedAlignment =
-      1024;  // so that swizzled layouts see the address bits they would on a GPU
-  std::free(block.shared);
-  block.shared = static_cast<unsigned char*>(
-      std::aligned_alloc(kSharedAlignment, (shared_bytes / kSharedAlignment + 1) * kSharedAlignment));
   block.shared_bytes = shared_bytes;
   for (uint64_t i = 0; i < blocks && block.error.empty(); ++i) run_block(i);
   return block.error.empty() ? nullptr : block.error.c_str();

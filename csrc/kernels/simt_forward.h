@@ -1,5 +1,5 @@
-// Launches the SIMT forward kernel: all three views of an ACS convolution in one launch, on CUDA cores, for
-// float64, float32, float16 and bfloat16, any geometry and any strides. Knows nothing of torch.
+// Launches the forward pass on CUDA cores: ACS convolution in one launch, for float64, float32, float16 and
+// bfloat16, any geometry and any strides. Knows nothing of torch.
 #pragma once
 
 #include "../problem.h"
@@ -11,5 +11,10 @@ namespace acsconv {
 // not.
 const char* simt_forward(const Problem& problem, const void* input, const void* weight, const void* bias,
                          void* output, void* stream);
+
+// Soft ACS convolution: every output channel is the sum of all three views. `kernels` is [3, C_out, C_in /
+// groups, K_h, K_w], a weight per view; problem.split is not used.
+const char* simt_soft_forward(const Problem& problem, const void* input, const void* kernels,
+                              const void* bias, void* output, void* stream);
 
 }  // namespace acsconv

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import ModuleType
 
 import numpy as np
 
@@ -46,7 +47,8 @@ class Layer:
     def __post_init__(self) -> None:
         object.__setattr__(self, "geometry", resolve(self.kernel, self.stride, self.padding, self.dilation))
         object.__setattr__(self, "out_size", self.geometry.output_size(self.size))
-        object.__setattr__(self, "split", self.split or default_split(self.out_channels))
+        if self.split is None:
+            object.__setattr__(self, "split", default_split(self.out_channels))
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -279,3 +281,77 @@ def assert_close(actual: np.ndarray, expected: np.ndarray, terms: int, dtype: st
     worst = np.unravel_index(np.argmax(error - tolerance), error.shape)
     allowed = np.broadcast_to(tolerance, error.shape)[worst]
     assert np.all(error <= tolerance), f"error {error[worst]:.3g} at {worst}, allowed {allowed:.3g}"
+
+
+def one_view(layer: Layer, view: int) -> Triple:
+    """The split that gives all output channels to one view."""
+    return tuple(layer.out_channels if v == view else 0 for v in range(3))
+
+
+def soft_kernels(layer: Layer, seed: int = 1) -> np.ndarray:
+    """Sparse small integers [3, C_out, C_in / groups, K_h, K_w], the views' kernels of a Soft ACS convolution."""
+    draw = np.random.default_rng(seed)
+    shape = (3, *layer.weight_shape)
+    return draw.choice([-1.0, 1.0, 2.0], shape) * (draw.random(shape) < 0.4)
+
+
+def run_forward(
+    emulator: ModuleType,
+    layer: Layer,
+    data: Data,
+    *,
+    launcher: str = "simt_forward",
+    input: np.ndarray | None = None,
+    output: np.ndarray | None = None,
+) -> np.ndarray:
+    """Runs a forward launcher; ``input`` and ``output`` replace the arrays made from ``data`` and the layout."""
+    if input is None:
+        input = with_layout(to_storage(data.input, layer.dtype), layer.layout)
+    if output is None:
+        output = unwritten(layer.output_shape, layer.dtype, layer.layout)
+    weight = to_storage(data.weight, layer.dtype)
+    bias = None if data.bias is None else to_storage(data.bias, layer.dtype)
+    emulator.run(launcher, problem(layer, input, output), [input, weight, bias, output])
+    return output
+
+
+def run_backward_input(
+    emulator: ModuleType,
+    layer: Layer,
+    data: Data,
+    *,
+    launcher: str = "simt_backward_input",
+    grad_output: np.ndarray | None = None,
+) -> np.ndarray:
+    """Runs a launcher of the gradient of the input."""
+    if grad_output is None:
+        grad_output = with_layout(to_storage(data.grad_output, layer.dtype), layer.layout)
+    grad_input = unwritten(layer.input_shape, layer.dtype, layer.layout)
+    weight = to_storage(data.weight, layer.dtype)
+    emulator.run(launcher, problem(layer, grad_input, grad_output), [grad_output, weight, grad_input])
+    return grad_input
+
+
+# What small random shapes do not have: several tiles of voxels, wide views, long reductions, tails of each.
+SHAPES = [
+    Layer(9, 48, (7, 9, 11)),
+    Layer(3, 100, (3, 5, 70), split=(70, 21, 9)),
+    Layer(17, 21, (1, 1, 300), kernel=(1, 1), padding=(0, 0, 0)),
+    Layer(1, 24, (9, 9, 9), kernel=(7, 7), padding=(3, 3, 3), stride=(2, 2, 2)),
+    Layer(40, 34, (4, 4, 4), batch=3),
+    Layer(24, 48, (6, 6, 6), groups=4, split=(17, 18, 13)),
+    Layer(12, 12, (6, 7, 5), groups=12, batch=2),
+    Layer(6, 12, (6, 7, 5), groups=6, split=(1, 10, 1)),
+    Layer(2, 3, (12, 12, 12), dilation=(3, 2, 1), padding=(3, 2, 1)),
+    Layer(5, 9, (8, 8, 8), kernel=(1, 7), padding=(0, 3)),
+    Layer(4, 6, (5, 9, 14), stride=(2, 3, 4), dilation=(2, 2, 3), padding=(2, 2, 3)),
+]
+
+
+def shapes_in_all_variants() -> list[Layer]:
+    return [
+        replace(layer, dtype=dtype, layout=layout)
+        for layer in SHAPES
+        for dtype in DTYPES
+        for layout in LAYOUTS
+    ]

@@ -1,0 +1,94 @@
+// Launches the gather kernel (simt_gather.cuh) for the forward pass and the gradient of the input, as
+// csrc/plan.h decides, and instantiates it for every dtype, tile and memory order.
+#include "simt_gather.cuh"
+
+#include <algorithm>
+#include <utility>
+
+#include "simt_backward_input.h"
+#include "simt_forward.h"
+
+namespace acsconv {
+namespace {
+
+constexpr int64_t kLargestGrid = 2147483647;
+
+template <class Config>
+const char* launch_gather(const GatherWork& shape, const void* source, const void* weight, const void* bias,
+                          void* destination, void* stream) {
+  using Scalar = typename Config::Scalar;
+  GatherWork work = shape;
+  const Problem& p = work.problem;
+  work.voxel_tiles = gather_voxel_tiles(p, work.pass, Config::kVoxels);
+  work.item_tiles = gather_item_tiles(p, work.pass, Config::kItems);
+  int64_t tiles = work.voxel_tiles * work.item_tiles * p.batch;
+  for (int axis = 0; axis < 3; ++axis) tiles *= residues(p, work.pass, axis);
+  if (tiles == 0) return nullptr;
+  return launch(simt_gather_kernel<Config>, dim3(static_cast<unsigned>(std::min(tiles, kLargestGrid))),
+                dim3(Config::kThreads), Config::kSharedBytes, stream, work, tiles,
+                static_cast<const Scalar*>(source), static_cast<const Scalar*>(weight),
+                static_cast<const Scalar*>(bias), static_cast<Scalar*>(destination));
+}
+
+template <class Scalar, int... Shapes>
+const char* launch_shape(const GatherPlan& plan, std::integer_sequence<int, Shapes...>,
+                         const GatherWork& work, const void* source, const void* weight, const void* bias,
+                         void* destination, void* stream) {
+  const char* error = nullptr;
+  const auto run = [&](auto shape) {
+    if (plan.shape != shape) return;
+    constexpr int kWarps = kGatherShapes[shape].warps;
+    constexpr int kRows = sizeof(Scalar) == 8 ? kGatherShapes[shape].rows / 2 : kGatherShapes[shape].rows;
+    error = plan.channels_inner ? launch_gather<SimtGather<Scalar, kWarps, kRows, true>>(
+                                      work, source, weight, bias, destination, stream)
+                                : launch_gather<SimtGather<Scalar, kWarps, kRows, false>>(
+                                      work, source, weight, bias, destination, stream);
+  };
+  (run(std::integral_constant<int, Shapes>{}), ...);
+  return error;
+}
+
+const char* gather(const Problem& problem, Pass pass, bool soft, const void* source, const void* weight,
+                   const void* bias, void* destination, void* stream) {
+  const GatherPlan plan = plan_gather(problem, pass, soft, Machine{multiprocessors()});
+  if (!plan.rejection.empty()) {
+    static thread_local std::string reason;
+    reason = plan.rejection;
+    return reason.c_str();
+  }
+  GatherWork work{problem, pass, soft, 0, 0};
+  if (soft) {
+    work.problem.split[0] = problem.out_channels;
+    work.problem.split[1] = work.problem.split[2] = 0;
+  }
+  return with_scalar(problem.type, [&](auto scalar) {
+    return launch_shape<decltype(scalar)>(plan, std::make_integer_sequence<int, kGatherShapeCount>{}, work,
+                                          source, weight, bias, destination, stream);
+  });
+}
+
+}  // namespace
+
+const char* simt_forward(const Problem& problem, const void* input, const void* weight, const void* bias,
+                         void* output, void* stream) {
+  return gather(problem, Pass::Forward, /*soft=*/false, input, weight, bias, output, stream);
+}
+
+const char* simt_soft_forward(const Problem& problem, const void* input, const void* kernels,
+                              const void* bias, void* output, void* stream) {
+  return gather(problem, Pass::Forward, /*soft=*/true, input, kernels, bias, output, stream);
+}
+
+const char* simt_backward_input(const Problem& problem, const void* grad_output, const void* weight,
+                                void* grad_input, void* stream) {
+  return gather(problem, Pass::BackwardInput, /*soft=*/false, grad_output, weight, nullptr, grad_input,
+                stream);
+}
+
+const char* simt_soft_backward_input(const Problem& problem, const void* grad_output, const void* kernels,
+                                     void* grad_input, void* stream) {
+  return gather(problem, Pass::BackwardInput, /*soft=*/true, grad_output, kernels, nullptr, grad_input,
+                stream);
+}
+
+}  // namespace acsconv
