@@ -1,0 +1,55 @@
+// The table of compiled instruction sets, best first, and the choice among them.
+#include "isa.h"
+
+#include <cstdlib>
+#include <cstring>
+
+namespace acsconv {
+
+#define ACSCONV_DECLARE(isa)                \
+  namespace isa {                           \
+  extern const WalkKernels kFloat, kDouble; \
+  }
+ACSCONV_DECLARE(portable)
+#ifdef ACSCONV_X86
+ACSCONV_DECLARE(avx2)
+ACSCONV_DECLARE(avx512)
+#endif
+#undef ACSCONV_DECLARE
+
+namespace {
+
+struct Candidate {
+  Isa isa;
+  bool (*available)();
+};
+
+// Each tests for every feature that its compile options name (CMakeLists.txt).
+const Candidate kCandidates[] = {
+#ifdef ACSCONV_X86
+    {{"avx512", &avx512::kFloat, &avx512::kDouble},
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+              __builtin_cpu_supports("fma");
+     }},
+    {{"avx2", &avx2::kFloat, &avx2::kDouble},
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+#endif
+    {{"portable", &portable::kFloat, &portable::kDouble}, [] { return true; }},
+};
+
+}  // namespace
+
+const Isa& cpu_isa() {
+  const char* wanted = std::getenv("ACSCONV_CPU_ISA");
+  const Candidate* best = nullptr;
+  for (const Candidate& candidate : kCandidates) {
+    if (!candidate.available()) continue;
+    if (best == nullptr) best = &candidate;
+    if (wanted != nullptr && std::strcmp(wanted, candidate.isa.name) == 0) return candidate.isa;
+  }
+  return best->isa;
+}
+
+}  // namespace acsconv
