@@ -29,6 +29,8 @@ from implementations import LAYOUTS, available  # noqa: E402
 from measure import PASSES, Settings, measure_case  # noqa: E402
 from peers import PeerMissing, load_acsconv  # noqa: E402
 
+import acsconv_cuda  # noqa: E402
+
 try:
     from tqdm import tqdm
 except ImportError:  # a bare interpreter with torch is enough to measure
@@ -120,16 +122,17 @@ def chosen_cases(options: argparse.Namespace) -> list[tuple[str, Case]]:
 
 def choose_backends(wanted: list[str] | None, device: torch.device) -> tuple[list[str], list[str]]:
     """(backends of ours to measure on this device, one sentence for each that is not available)."""
-    import acsconv_cuda
-
-    states = acsconv_cuda.backends()
-    unknown = [name for name in wanted or [] if name not in states]
+    known = acsconv_cuda.backends()
+    unknown = [name for name in wanted or [] if name not in known]
     if unknown:
-        raise ValueError(f"--backend {' '.join(unknown)}: there are {', '.join(states)}")
-    other = {"cpu": "cuda", "cuda": "cpu"}[device.type]
-    names = [name for name in wanted or states if name != other or wanted]
-    notes = [f"Backend {name} is not available: {states[name]}" for name in names if states[name] is not None]
-    return [name for name in names if states[name] is None], notes
+        raise ValueError(f"--backend {' '.join(unknown)}: there are {', '.join(known)}")
+    names = wanted or [name for name in known if name in (device.type, "torch")]
+    notes = [
+        f"Backend {name} is not available: {acsconv_cuda.why_unavailable(name)}"
+        for name in names
+        if not known[name]
+    ]
+    return [name for name in names if known[name]], notes
 
 
 class Progress:

@@ -203,6 +203,8 @@ class Case:
             split = tuple(counts)
         reach = max(self.dilation) * (self.kernel_size - 1) + 1
         edge = reach + max(self.stride)
+        if not any(self.padding):
+            edge += 2  # an input that halves by accident (4 voxels, K=3) crashes acsconv 0.1.1
         size = (edge + 1, edge, edge + 2)
         return replace(
             self,

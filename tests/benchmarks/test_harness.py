@@ -6,14 +6,17 @@ import pytest
 import torch
 from environment import conv3d_warnings
 from harness import (
+    Ceiling,
     CpuClock,
     ResidentMemory,
+    ceilings,
     error_limit,
     geometric_mean,
     interleave,
     relative_error,
     summarize,
 )
+from measure import roofline_time
 
 MIB = 2**20
 
@@ -69,6 +72,21 @@ def test_cpu_clock_measures_the_call():
     )
     ratio = timings["nine"]["wall"].minimum / timings["once"]["wall"].minimum
     assert 2 < ratio < 40, ratio  # 9 on a quiet machine
+
+
+def test_ceilings_are_rates_of_this_machine():
+    found = ceilings(torch.device("cpu"), torch.float32)
+    times = interleave({name: ceiling.function for name, ceiling in found.items()}, CpuClock(), 2)
+    rates = {name: found[name].work / times[name]["wall"].minimum for name in found}
+    assert 1e9 < rates["matrix product"] < 1e15
+    assert 1e8 < rates["copy"] < 1e13
+
+
+def test_least_time_is_the_slower_of_arithmetic_and_memory():
+    limits = {"matrix product": Ceiling(None, 100.0, "FLOP"), "copy": Ceiling(None, 10.0, "B")}
+    times = {"matrix product": 2.0, "copy": 1.0}  # 50 FLOP/s, 10 B/s
+    assert roofline_time(500, 20, limits, times) == 10.0
+    assert roofline_time(50, 20, limits, times) == 2.0
 
 
 @pytest.fixture

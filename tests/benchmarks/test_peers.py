@@ -11,10 +11,13 @@ import torch
 
 @pytest.fixture(autouse=True)
 def no_trace_of_the_alias():
-    before = {name: module for name, module in sys.modules.items() if name.startswith(peers.ACSCONV_ALIAS)}
+    def take_out():
+        names = [name for name in sys.modules if name.startswith(peers.ACSCONV_ALIAS)]
+        return {name: sys.modules.pop(name) for name in names}
+
+    before = take_out()
     yield
-    for name in [name for name in sys.modules if name.startswith(peers.ACSCONV_ALIAS)]:
-        del sys.modules[name]
+    take_out()
     sys.modules.update(before)
 
 
