@@ -1,0 +1,26 @@
+"""Fixtures for all tests."""
+
+import pytest
+import torch
+
+import acsconv_cuda
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=acsconv_cuda.backends())
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every backend in turn; one that cannot be used here is skipped with its own reason."""
+    reason = acsconv_cuda.why_unavailable(request.param)
+    if reason is not None:
+        pytest.skip(reason)
+    return request.param
+
+
+@pytest.fixture
+def device(backend: str) -> str:
+    """The device on which ``backend`` computes."""
+    return "cuda" if backend == "cuda" else "cpu"
