@@ -16,17 +16,20 @@ struct Machine {
   int multiprocessors;
 };
 
-// Tiles of the gather kernel: warps side by side, each 8 items wide, and voxels per lane.
+// Tiles of the gather kernel: warps side by side, each 8 items wide, and voxels per lane. Half as many voxels
+// in float64, whose registers are twice as wide; the two widest tiles are then too thin for their threads.
 struct GatherTileShape {
   int warps, rows;
 };
 inline constexpr int kGatherColumns = 8;
-inline constexpr GatherTileShape kGatherShapes[] = {{1, 4}, {2, 4}, {3, 6}, {4, 8}};
-inline constexpr int kGatherShapeCount = 4, kGatherSmallShape = 1;
+inline constexpr GatherTileShape kGatherShapes[] = {{1, 4}, {2, 4}, {3, 6}, {4, 8}, {6, 6}, {8, 8}};
+inline constexpr int kGatherShapeCount = 6, kGatherSmallShape = 1;
 
-// Voxels per lane: half as many in float64, whose registers are twice as wide.
 constexpr int gather_rows(ScalarType type, int shape) {
   return type == ScalarType::Float64 ? kGatherShapes[shape].rows / 2 : kGatherShapes[shape].rows;
+}
+constexpr bool gather_shape_exists(ScalarType type, int shape) {
+  return gather_rows(type, shape) % kGatherShapes[shape].warps == 0 || kGatherShapes[shape].warps <= 4;
 }
 
 struct GatherPlan {
@@ -63,11 +66,12 @@ inline std::string gather_rejection(const Problem& p) {
   return {};
 }
 
-// Tiles of a view (or group) of `items` items, and what they cost: the multiplications of a padded tile, and
-// the loads, which a wider tile shares among more items (12 instructions an element, from the kernel's
-// machine code).
+// What tiles of `warps` warps for a view, or group, of `items` items cost per voxel and value of k, in
+// multiplications of one lane: those of the padded tiles, and the loads, which a wide tile shares among more
+// items.
 inline int64_t gather_cost(int64_t items, int warps) {
-  constexpr int64_t kLoadCost = 12;
+  constexpr int64_t kLoadCost =
+      24;  // from the kernel's machine code: 30 instructions, next to 1.25 a multiplication
   const int64_t width = warps * kGatherColumns;
   return (items + width - 1) / width * (width + kLoadCost);
 }
@@ -83,30 +87,34 @@ inline GatherPlan plan_gather(const Problem& p, Pass pass, bool soft, const Mach
   const VolumeStrides& source = forward ? p.input : p.output;
   plan.channels_inner = source.channel == 1 && (forward ? in_group : out_group) >= kGatherColumns;
 
-  int64_t best = INT64_MAX, tiles_of_best = 0;
-  for (int shape = 0; shape < kGatherShapeCount; ++shape) {
-    const int warps = kGatherShapes[shape].warps;
-    const int64_t width = warps * kGatherColumns;
-    int64_t cost = 0, item_tiles = 0;
-    if (forward && !soft) {
-      for (const int64_t view : p.split) {
-        const int64_t pieces = view == 0 ? 0 : std::max<int64_t>(1, view / out_group);
-        cost += pieces * gather_cost(std::min(view, out_group), warps);
-        item_tiles += pieces * ((std::min(view, out_group) + width - 1) / width);
-      }
-    } else {
-      const int64_t items = forward ? out_group : in_group;
-      cost = p.groups * gather_cost(items, warps);
-      item_tiles = p.groups * ((items + width - 1) / width);
+  // Runs of items that share a geometry: `pieces[i]` runs of `items[i]`.
+  int64_t pieces[kViews] = {p.groups, 0, 0}, items[kViews] = {forward ? out_group : in_group, 0, 0};
+  if (forward && !soft) {
+    for (int view = 0; view < kViews; ++view) {
+      items[view] = std::min(p.split[view], out_group);
+      pieces[view] = items[view] == 0 ? 0 : std::max<int64_t>(1, p.split[view] / out_group);
     }
-    if (cost < best) best = cost, plan.shape = shape, tiles_of_best = item_tiles;
   }
   const int64_t* size = forward ? p.out_size : p.in_size;
   const int64_t voxels = size[0] * size[1] * size[2] * p.batch;
-  plan.tiles = tiles_of_best * (voxels / (32 * gather_rows(p.type, plan.shape)) + 1);
-  if (plan.tiles < 2 * machine.multiprocessors) {
-    plan.shape = kGatherSmallShape;  // too few blocks to fill the machine: smaller ones
-    plan.tiles = tiles_of_best * (voxels / (32 * gather_rows(p.type, plan.shape)) + 1);
+
+  // The cheapest tile of which there are enough to fill the machine twice; if there is none, the small one.
+  int64_t best = INT64_MAX;
+  for (int shape = 0; shape < kGatherShapeCount; ++shape) {
+    if (!gather_shape_exists(p.type, shape)) continue;
+    const int warps = kGatherShapes[shape].warps;
+    int64_t cost = 0, item_tiles = 0;
+    for (int view = 0; view < kViews; ++view) {
+      cost += pieces[view] * gather_cost(items[view], warps);
+      item_tiles += pieces[view] * ((items[view] + warps * kGatherColumns - 1) / (warps * kGatherColumns));
+    }
+    const int64_t tiles = item_tiles * (voxels / (32 * gather_rows(p.type, shape)) + 1);
+    const bool enough = tiles >= 2 * machine.multiprocessors;
+    if ((enough && cost < best) || (best == INT64_MAX && shape == kGatherSmallShape)) {
+      if (enough) best = cost;
+      plan.shape = shape;
+      plan.tiles = tiles;
+    }
   }
   plan.warps = kGatherShapes[plan.shape].warps;
   plan.rows = gather_rows(p.type, plan.shape);
@@ -114,7 +122,7 @@ inline GatherPlan plan_gather(const Problem& p, Pass pass, bool soft, const Mach
 }
 
 inline std::string GatherPlan::describe() const {
-  if (!rejection.empty()) return "gather: rejected: " + rejection;
+  if (!rejection.empty()) return "gather: " + rejection;
   return "gather: tile " + std::to_string(32 * rows) + " voxels x " + std::to_string(kGatherColumns * warps) +
          " channels, " + std::to_string(32 * warps) + " threads, about " + std::to_string(tiles) +
          " tiles, " + (channels_inner ? "channels along a warp" : "voxels along a warp");

@@ -1,7 +1,8 @@
 // The symbols that code compiled with g++ -fsanitize=thread calls for every load and store. The kernels are
-// compiled so and linked to these in place of libtsan: the compiler's instrumentation feeds the emulator's own
-// checks. Host code that happens to be instrumented too is let through. The compiler leaves out one kind of store, a
-// struct that a function returns straight into memory: kernels fill structs in shared memory through references.
+// compiled so and linked to these in place of libtsan: the compiler's instrumentation feeds the emulator's
+// own checks. Host code that happens to be instrumented too is let through. The compiler leaves out one kind
+// of store, a struct that a function returns straight into memory: kernels fill structs in shared memory
+// through references.
 #include "runtime.h"
 
 namespace {
@@ -39,5 +40,9 @@ void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_vptr_read(void**) {}
 void __tsan_vptr_update(void**, void*) {}
+// Guards of function-local statics in launchers.
+uint8_t __tsan_atomic8_load(const volatile uint8_t* address, int) {
+  return __atomic_load_n(address, __ATOMIC_SEQ_CST);
+}
 
 }  // extern "C"

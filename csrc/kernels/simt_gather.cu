@@ -3,7 +3,8 @@
 #include "simt_gather.cuh"
 
 #include <algorithm>
-#include <utility>
+#include <cstdio>
+#include <cstdlib>
 
 #include "simt_backward_input.h"
 #include "simt_forward.h"
@@ -30,27 +31,30 @@ const char* launch_gather(const GatherWork& shape, const void* source, const voi
                 static_cast<const Scalar*>(bias), static_cast<Scalar*>(destination));
 }
 
-template <class Scalar, int... Shapes>
-const char* launch_shape(const GatherPlan& plan, std::integer_sequence<int, Shapes...>,
-                         const GatherWork& work, const void* source, const void* weight, const void* bias,
-                         void* destination, void* stream) {
-  const char* error = nullptr;
-  const auto run = [&](auto shape) {
-    if (plan.shape != shape) return;
-    constexpr int kWarps = kGatherShapes[shape].warps;
-    constexpr int kRows = sizeof(Scalar) == 8 ? kGatherShapes[shape].rows / 2 : kGatherShapes[shape].rows;
-    error = plan.channels_inner ? launch_gather<SimtGather<Scalar, kWarps, kRows, true>>(
-                                      work, source, weight, bias, destination, stream)
-                                : launch_gather<SimtGather<Scalar, kWarps, kRows, false>>(
-                                      work, source, weight, bias, destination, stream);
-  };
-  (run(std::integral_constant<int, Shapes>{}), ...);
-  return error;
+template <class Scalar, int Shape>
+const char* launch_shape(const GatherPlan& plan, const GatherWork& work, const void* source,
+                         const void* weight, const void* bias, void* destination, void* stream) {
+  constexpr ScalarType kType = sizeof(Scalar) == 8 ? ScalarType::Float64 : ScalarType::Float32;
+  if constexpr (gather_shape_exists(kType, Shape)) {
+    if (plan.shape == Shape) {
+      constexpr int kWarps = kGatherShapes[Shape].warps, kRows = gather_rows(kType, Shape);
+      return (plan.channels_inner
+                  ? launch_gather<SimtGather<Scalar, kWarps, kRows, true>>
+                  : launch_gather<SimtGather<Scalar, kWarps, kRows, false>>)(work, source, weight, bias,
+                                                                             destination, stream);
+    }
+  }
+  if constexpr (Shape + 1 < kGatherShapeCount) {
+    return launch_shape<Scalar, Shape + 1>(plan, work, source, weight, bias, destination, stream);
+  }
+  return "the plan names a tile that does not exist";
 }
 
 const char* gather(const Problem& problem, Pass pass, bool soft, const void* source, const void* weight,
                    const void* bias, void* destination, void* stream) {
   const GatherPlan plan = plan_gather(problem, pass, soft, Machine{multiprocessors()});
+  static const bool print = std::getenv("ACSCONV_PRINT_PLAN") != nullptr;
+  if (print) std::fprintf(stderr, "acsconv: %s\n", plan.describe().c_str());
   if (!plan.rejection.empty()) {
     static thread_local std::string reason;
     reason = plan.rejection;
@@ -62,8 +66,7 @@ const char* gather(const Problem& problem, Pass pass, bool soft, const void* sou
     work.problem.split[1] = work.problem.split[2] = 0;
   }
   return with_scalar(problem.type, [&](auto scalar) {
-    return launch_shape<decltype(scalar)>(plan, std::make_integer_sequence<int, kGatherShapeCount>{}, work,
-                                          source, weight, bias, destination, stream);
+    return launch_shape<decltype(scalar), 0>(plan, work, source, weight, bias, destination, stream);
   });
 }
 

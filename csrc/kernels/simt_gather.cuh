@@ -14,9 +14,10 @@
 
 namespace acsconv {
 
-// One voxel of a tile: where its tap (0, 0) of the current segment reads. `row` is kOutside where nothing may
-// be read; no tap reaches a valid row from there, since gather_rejection() bounds all coordinates.
-struct VoxelSource {
+// Where a voxel of a tile reads with tap (0, 0) of the current segment, and what another k adds to that.
+// `row` is kOutside where nothing may be read; no tap reaches a valid row from there, since
+// gather_rejection() bounds all coordinates.
+struct alignas(16) VoxelSource {
   int64_t offset;
   int row, column;
 };
@@ -93,6 +94,7 @@ struct SimtGather {
   struct Stage {
     alignas(16) Sum source[kSlice][kSourcePitch];
     alignas(16) Sum weight[kSlice][kItems];
+    VoxelSource shift[kSlice];  // what each k adds to where a voxel reads; not used with ChannelsInner
   };
   // What all threads of a block agree on lives here too: it would take registers that the sums need.
   struct Shared {
@@ -191,12 +193,12 @@ __device__ inline void segment_loop(const GatherWork& work, const GatherTile& ti
 
 template <class Scalar>
 __device__ __forceinline__ Accumulator<Scalar> load_source(const Scalar* source, const VoxelSource& voxel,
-                                                           int row_shift, int column_shift, int64_t offset,
+                                                           const VoxelSource& shift,
                                                            const SegmentLoop& loop) {
-  const int row = voxel.row + row_shift, column = voxel.column + column_shift;
+  const int row = voxel.row + shift.row, column = voxel.column + shift.column;
   const bool inside = static_cast<unsigned>(row) < static_cast<unsigned>(loop.row_size) &&
                       static_cast<unsigned>(column) < static_cast<unsigned>(loop.column_size);
-  return inside ? widen(source[voxel.offset + offset]) : Accumulator<Scalar>(0);
+  return inside ? widen(source[voxel.offset + shift.offset]) : Accumulator<Scalar>(0);
 }
 
 template <class Config>
@@ -222,65 +224,62 @@ template <class Config>
 __device__ inline void add_segment(const SegmentLoop& loop, const typename Config::Scalar* source,
                                    const typename Config::Scalar* weight, typename Config::Shared& shared,
                                    typename Config::Sum (&sum)[Config::kRows][Config::kColumns]) {
+  using Sum = typename Config::Sum;
   source += loop.source_base;
   weight += loop.weight_base;
-  using Sum = typename Config::Sum;
-  using Stage = typename Config::Stage;
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-  // This thread's share of a slice. Weights, and channels-last sources: one value of k, which `own` follows,
-  // of every kItemStep-th item or voxel. Other sources: all values of k, which `all` runs over, of
-  // kThreadVoxels voxels.
+  // This thread's share of a slice. Weights, and channels-last sources: one value of k, which `at` follows,
+  // of every kItemStep-th item or voxel. Other sources: all values of k of kThreadVoxels voxels; the first
+  // threads tell the others, one slice ahead, where those k read.
   const int own_k = thread % Config::kSlice, own_item = thread / Config::kSlice;
   constexpr int kItemStep = Config::kThreads / Config::kSlice;
-  ReductionCursor<Config::kChannelsInner> own, all;
-  loop.advance(own, own_k);
+  ReductionCursor<Config::kChannelsInner> at;
+  loop.advance(at, own_k);
+  const auto own_shift = [&]() -> VoxelSource {
+    return {loop.source_offset(at), loop.contains(at) ? at.row * loop.row_shift : kOutside,
+            at.column * loop.column_shift};
+  };
+  if (!Config::kChannelsInner) {
+    if (thread < Config::kSlice) shared.stage[0].shift[thread] = own_shift();
+    __syncthreads();
+  }
 
   Sum next_source[Config::kSourceLoads], next_weight[Config::kWeightLoads];
-  auto fetch = [&] {
-    const bool own_inside = loop.contains(own);
+  const auto fetch = [&](const typename Config::Stage& stage, typename Config::Stage& later) {
     if (Config::kChannelsInner) {
-      const int64_t offset = loop.source_offset(own);
-      const int row_shift = own_inside ? own.row * loop.row_shift : kOutside;
-      const int column_shift = own.column * loop.column_shift;
+      const VoxelSource shift = own_shift();
 #pragma unroll
       for (int i = 0; i < Config::kSourceLoads; ++i) {
-        next_source[i] = load_source(source, shared.voxel[own_item + i * kItemStep], row_shift, column_shift,
-                                     offset, loop);
+        next_source[i] = load_source(source, shared.voxel[own_item + i * kItemStep], shift, loop);
       }
     } else {
-      VoxelSource voxel[Config::kThreadVoxels];
 #pragma unroll
-      for (int i = 0; i < Config::kThreadVoxels; ++i) voxel[i] = shared.voxel[thread + i * Config::kThreads];
+      for (int i = 0; i < Config::kThreadVoxels; ++i) {
+        const VoxelSource voxel = shared.voxel[thread + i * Config::kThreads];
 #pragma unroll
-      for (int k = 0; k < Config::kSlice; ++k) {
-        const int64_t offset = loop.source_offset(all);
-        const int row_shift = loop.contains(all) ? all.row * loop.row_shift : kOutside;
-        const int column_shift = all.column * loop.column_shift;
-#pragma unroll
-        for (int i = 0; i < Config::kThreadVoxels; ++i) {
-          next_source[k * Config::kThreadVoxels + i] =
-              load_source(source, voxel[i], row_shift, column_shift, offset, loop);
+        for (int k = 0; k < Config::kSlice; ++k) {
+          next_source[i * Config::kSlice + k] = load_source(source, voxel, stage.shift[k], loop);
         }
-        loop.advance(all, 1);
       }
     }
-    const int64_t weight_offset = loop.weight_offset(own);
+    const bool inside = loop.contains(at);
+    const int64_t weight_offset = loop.weight_offset(at);
 #pragma unroll
     for (int i = 0; i < Config::kWeightLoads; ++i) {
       const int item = own_item + i * kItemStep;
       next_weight[i] =
-          own_inside && item < loop.items ? widen(weight[item * loop.weight_item + weight_offset]) : Sum(0);
+          inside && item < loop.items ? widen(weight[item * loop.weight_item + weight_offset]) : Sum(0);
     }
-    loop.advance(own, Config::kSlice);
+    loop.advance(at, Config::kSlice);
+    if (!Config::kChannelsInner && thread < Config::kSlice) later.shift[thread] = own_shift();
   };
-  auto store = [&](Stage& stage) {
+  const auto store = [&](typename Config::Stage& stage) {
 #pragma unroll
     for (int i = 0; i < Config::kSourceLoads; ++i) {
       if (Config::kChannelsInner) {
         stage.source[own_k][own_item + i * kItemStep] = next_source[i];
       } else {
-        stage.source[i / Config::kThreadVoxels][thread + i % Config::kThreadVoxels * Config::kThreads] =
-            next_source[i];
+        stage.source[i % Config::kSlice][thread + i / Config::kSlice * Config::kThreads] = next_source[i];
       }
     }
 #pragma unroll
@@ -289,15 +288,16 @@ __device__ inline void add_segment(const SegmentLoop& loop, const typename Confi
   };
 
   const int reduction = loop.channels * loop.rows * loop.columns;
-  fetch();
+  fetch(shared.stage[0], shared.stage[1]);
   store(shared.stage[0]);
   __syncthreads();
   int current = 0;
   for (int k = 0; k < reduction; k += Config::kSlice) {
+    typename Config::Stage &stage = shared.stage[current], &other = shared.stage[current ^ 1];
     const bool more = k + Config::kSlice < reduction;
-    if (more) fetch();
-    multiply_slice<Config>(shared.stage[current], warp, lane, sum);
-    if (more) store(shared.stage[current ^ 1]);
+    if (more) fetch(other, stage);
+    multiply_slice<Config>(stage, warp, lane, sum);
+    if (more) store(other);
     __syncthreads();
     current ^= 1;
   }
