@@ -128,4 +128,58 @@ inline std::string GatherPlan::describe() const {
          " tiles, " + (channels_inner ? "channels along a warp" : "voxels along a warp");
 }
 
+struct WeightPlan {
+  std::string rejection;
+  int warps = 0;  // side by side, each 8 items wide
+  bool channels_inner = false;
+  int64_t parts = 1, part_voxels = 0;  // the voxels of all batches, cut into parts
+  size_t workspace_bytes = 0;
+
+  std::string describe() const;
+};
+
+inline constexpr int64_t kLargestWorkspace = 64 << 20;
+
+inline WeightPlan plan_backward_weight(const Problem& p, bool soft, const Machine& machine) {
+  WeightPlan plan;
+  plan.rejection = gather_rejection(p);
+  if (!plan.rejection.empty()) return plan;
+  const int64_t in_group = p.in_channels / p.groups, out_group = p.out_channels / p.groups;
+  plan.channels_inner = p.input.channel == 1 && in_group >= kGatherColumns;
+
+  int64_t best = INT64_MAX, item_tiles = 0;
+  for (const int warps : {1, 2, 4, 8}) {
+    int64_t cost = 0, tiles = 0;
+    for (int view = 0; view < kViews; ++view) {
+      const int64_t channels = soft ? p.out_channels : p.split[view];
+      const int64_t items = std::min(channels, out_group);
+      const int64_t pieces = items == 0 ? 0 : std::max<int64_t>(1, channels / out_group);
+      cost += pieces * gather_cost(items, warps);
+      tiles += pieces * ((items + warps * kGatherColumns - 1) / (warps * kGatherColumns));
+    }
+    if (cost < best) best = cost, plan.warps = warps, item_tiles = tiles;
+  }
+
+  // Enough parts to fill the machine four times, but none of fewer than 512 voxels, and no more than fit.
+  constexpr int64_t kLeastVoxels = 512;
+  const int64_t columns = in_group * p.kernel_h * p.kernel_w + 1;
+  const int64_t tiles = std::max<int64_t>(1, item_tiles * ((columns + 127) / 128));
+  const int64_t bytes =
+      columns * p.out_channels * (soft ? kViews : 1) * (p.type == ScalarType::Float64 ? 8 : 4);
+  const int64_t voxels = p.batch * p.out_size[0] * p.out_size[1] * p.out_size[2];
+  const int64_t wanted = (4 * machine.multiprocessors + tiles - 1) / tiles;
+  plan.parts = std::max<int64_t>(1, std::min({wanted, voxels / kLeastVoxels, kLargestWorkspace / bytes}));
+  plan.part_voxels = (voxels + plan.parts - 1) / plan.parts;
+  plan.workspace_bytes = plan.parts > 1 ? static_cast<size_t>(plan.parts * bytes) : 0;
+  return plan;
+}
+
+inline std::string WeightPlan::describe() const {
+  if (!rejection.empty()) return "gradient of the weight: " + rejection;
+  return "gradient of the weight: tiles of " + std::to_string(kGatherColumns * warps) + " channels, " +
+         std::to_string(parts) + " parts of " + std::to_string(part_voxels) + " voxels, workspace " +
+         std::to_string(workspace_bytes) + " bytes, " +
+         (channels_inner ? "channels along a warp" : "voxels along a warp");
+}
+
 }  // namespace acsconv

@@ -11,6 +11,7 @@
 #include <stdexcept>
 
 #include "../kernels/simt_backward_input.h"
+#include "../kernels/simt_backward_weight.h"
 #include "../kernels/simt_forward.h"
 #include "cuda.h"
 
@@ -93,6 +94,15 @@ class DeviceTensor {
   void* buffer_ = nullptr;
 };
 
+const char* backward_weight(const Problem& p, bool soft, const std::vector<void*>& t) {
+  const size_t bytes = acsconv::simt_backward_weight_workspace(p, soft);
+  void* workspace = bytes > 0 ? emulator::allocate_device(bytes) : nullptr;
+  const char* error =
+      acsconv::simt_backward_weight(p, soft, t.at(0), t.at(1), t.at(2), t.at(3), workspace, nullptr);
+  emulator::release_device(workspace);
+  return error;
+}
+
 using Launcher = const char* (*)(const Problem&, const std::vector<void*>&);
 
 const std::map<std::string, Launcher>& launchers() {
@@ -113,6 +123,10 @@ const std::map<std::string, Launcher>& launchers() {
        [](const Problem& p, const std::vector<void*>& t) {
          return acsconv::simt_soft_backward_input(p, t.at(0), t.at(1), t.at(2), nullptr);
        }},
+      {"simt_backward_weight",  // grad_output, input, grad_weight, grad_bias
+       [](const Problem& p, const std::vector<void*>& t) { return backward_weight(p, false, t); }},
+      {"simt_soft_backward_weight",  // grad_output, input, gradient of the kernels, grad_bias
+       [](const Problem& p, const std::vector<void*>& t) { return backward_weight(p, true, t); }},
   };
   return table;
 }

@@ -2,17 +2,12 @@
 // csrc/plan.h decides, and instantiates it for every dtype, tile and memory order.
 #include "simt_gather.cuh"
 
-#include <algorithm>
-#include <cstdio>
-#include <cstdlib>
-
+#include "report.h"
 #include "simt_backward_input.h"
 #include "simt_forward.h"
 
 namespace acsconv {
 namespace {
-
-constexpr int64_t kLargestGrid = 2147483647;
 
 template <class Config>
 const char* launch_gather(const GatherWork& shape, const void* source, const void* weight, const void* bias,
@@ -25,10 +20,10 @@ const char* launch_gather(const GatherWork& shape, const void* source, const voi
   int64_t tiles = work.voxel_tiles * work.item_tiles * p.batch;
   for (int axis = 0; axis < 3; ++axis) tiles *= residues(p, work.pass, axis);
   if (tiles == 0) return nullptr;
-  return launch(simt_gather_kernel<Config>, dim3(static_cast<unsigned>(std::min(tiles, kLargestGrid))),
-                dim3(Config::kThreads), Config::kSharedBytes, stream, work, tiles,
-                static_cast<const Scalar*>(source), static_cast<const Scalar*>(weight),
-                static_cast<const Scalar*>(bias), static_cast<Scalar*>(destination));
+  return launch(simt_gather_kernel<Config>, dim3(grid_size(tiles)), dim3(Config::kThreads),
+                Config::kSharedBytes, stream, work, tiles, static_cast<const Scalar*>(source),
+                static_cast<const Scalar*>(weight), static_cast<const Scalar*>(bias),
+                static_cast<Scalar*>(destination));
 }
 
 template <class Scalar, int Shape>
@@ -53,13 +48,7 @@ const char* launch_shape(const GatherPlan& plan, const GatherWork& work, const v
 const char* gather(const Problem& problem, Pass pass, bool soft, const void* source, const void* weight,
                    const void* bias, void* destination, void* stream) {
   const GatherPlan plan = plan_gather(problem, pass, soft, Machine{multiprocessors()});
-  static const bool print = std::getenv("ACSCONV_PRINT_PLAN") != nullptr;
-  if (print) std::fprintf(stderr, "acsconv: %s\n", plan.describe().c_str());
-  if (!plan.rejection.empty()) {
-    static thread_local std::string reason;
-    reason = plan.rejection;
-    return reason.c_str();
-  }
+  if (const char* reason = report_plan(plan.rejection, plan.describe())) return reason;
   GatherWork work{problem, pass, soft, 0, 0};
   if (soft) {
     work.problem.split[0] = problem.out_channels;

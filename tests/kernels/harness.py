@@ -332,6 +332,26 @@ def run_backward_input(
     return grad_input
 
 
+def run_backward_weight(
+    emulator: ModuleType,
+    layer: Layer,
+    data: Data,
+    *,
+    weight: bool = True,
+    bias: bool = True,
+    soft: bool = False,
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Runs a launcher of the gradients of weight (Soft ACS: of the views' kernels) and bias, as far as wanted."""
+    grad_output = with_layout(to_storage(data.grad_output, layer.dtype), layer.layout)
+    input = with_layout(to_storage(data.input, layer.dtype), layer.layout)
+    shape = (3, *layer.weight_shape) if soft else layer.weight_shape
+    grad_weight = unwritten(shape, layer.dtype) if weight else None
+    grad_bias = unwritten((layer.out_channels,), layer.dtype) if bias else None
+    launcher = "simt_soft_backward_weight" if soft else "simt_backward_weight"
+    emulator.run(launcher, problem(layer, input, grad_output), [grad_output, input, grad_weight, grad_bias])
+    return grad_weight, grad_bias
+
+
 # What small random shapes do not have: several tiles of voxels, wide views, long reductions, tails of each.
 SHAPES = [
     Layer(9, 48, (7, 9, 11)),

@@ -1,0 +1,74 @@
+// Launches the gradients of weight and bias (simt_backward_weight.cuh) as csrc/plan.h decides, and
+// instantiates the kernel for every dtype, tile and memory order.
+#include "simt_backward_weight.cuh"
+
+#include <algorithm>
+
+#include "report.h"
+#include "simt_backward_weight.h"
+
+namespace acsconv {
+namespace {
+
+template <class Config>
+const char* launch_backward_weight(WeightWork work, const void* grad_output, const void* input,
+                                   void* grad_weight, void* grad_bias, void* workspace, void* stream) {
+  using Scalar = typename Config::Scalar;
+  using Sum = typename Config::Sum;
+  const Problem& p = work.problem;
+  work.item_tiles = channel_tile_count(p, Config::kItems);
+  work.column_tiles = ceil_div(all_columns(work), Config::kColumns);
+  const int64_t tiles = work.item_tiles * work.column_tiles * work.parts * (work.soft ? kViews : 1);
+  if (tiles == 0) return nullptr;
+  Sum* sums = work.parts > 1 ? static_cast<Sum*>(workspace) : nullptr;
+  const char* error = launch(simt_backward_weight_kernel<Config>, dim3(grid_size(tiles)),
+                             dim3(Config::kThreads), Config::kSharedBytes, stream, work, tiles,
+                             static_cast<const Scalar*>(grad_output), static_cast<const Scalar*>(input),
+                             static_cast<Scalar*>(grad_weight), static_cast<Scalar*>(grad_bias), sums);
+  if (error != nullptr || sums == nullptr) return error;
+  const int64_t rows = (work.soft ? kViews : 1) * p.out_channels, columns = all_columns(work);
+  constexpr int kThreads = 256;
+  return launch(add_parts_kernel<Scalar>, dim3(grid_size(ceil_div(rows * columns, kThreads))), dim3(kThreads),
+                0, stream, static_cast<const Sum*>(sums), work.parts, rows, columns, weight_columns(work),
+                p.out_channels, static_cast<Scalar*>(grad_weight), static_cast<Scalar*>(grad_bias));
+}
+
+template <class Scalar, int Warps>
+const char* launch_order(bool channels_inner, const WeightWork& work, const void* grad_output,
+                         const void* input, void* grad_weight, void* grad_bias, void* workspace,
+                         void* stream) {
+  return (channels_inner
+              ? launch_backward_weight<SimtBackwardWeight<Scalar, Warps, true>>
+              : launch_backward_weight<SimtBackwardWeight<Scalar, Warps, false>>)(work, grad_output, input,
+                                                                                  grad_weight, grad_bias,
+                                                                                  workspace, stream);
+}
+
+}  // namespace
+
+size_t simt_backward_weight_workspace(const Problem& problem, bool soft) {
+  return plan_backward_weight(problem, soft, Machine{multiprocessors()}).workspace_bytes;
+}
+
+const char* simt_backward_weight(const Problem& problem, bool soft, const void* grad_output,
+                                 const void* input, void* grad_weight, void* grad_bias, void* workspace,
+                                 void* stream) {
+  const WeightPlan plan = plan_backward_weight(problem, soft, Machine{multiprocessors()});
+  if (const char* reason = report_plan(plan.rejection, plan.describe())) return reason;
+  WeightWork work{problem, soft,       grad_weight != nullptr, grad_bias != nullptr, 0,
+                  0,       plan.parts, plan.part_voxels};
+  if (soft) {
+    work.problem.split[0] = problem.out_channels;
+    work.problem.split[1] = work.problem.split[2] = 0;
+  }
+  return with_scalar(problem.type, [&](auto scalar) {
+    using Scalar = decltype(scalar);
+    const auto run = plan.warps == 1   ? launch_order<Scalar, 1>
+                     : plan.warps == 2 ? launch_order<Scalar, 2>
+                     : plan.warps == 4 ? launch_order<Scalar, 4>
+                                       : launch_order<Scalar, 8>;
+    return run(plan.channels_inner, work, grad_output, input, grad_weight, grad_bias, workspace, stream);
+  });
+}
+
+}  // namespace acsconv
