@@ -32,4 +32,4 @@ __all__ = [
 _loader.load()
 _mixture = _loader.check_acsconv_package()
 if _mixture is not None:
-    warnings.warn(_mixture, ImportWarning, stacklevel=2)
+    warnings.warn(_mixture, RuntimeWarning, stacklevel=2)

@@ -136,11 +136,12 @@ def _convolve(volume: Tensor, weight: Tensor, bias: Tensor | None, arguments: op
         ValueError: the volume is too small for the geometry.
     """
     geometry = arguments.geometry
-    for axis, (size, out) in enumerate(zip(volume.shape[2:], geometry.output_size(volume.shape[2:]))):
-        if out < 1:
+    out_size = geometry.output_size(volume.shape[2:])
+    for axis, (size, out) in enumerate(zip(volume.shape[2:], out_size, strict=True)):
+        if out < 1 or (size == 0 and volume.shape[0] > 0):  # as nn.Conv3d, an empty batch may be of empty volumes
             raise ValueError(
                 f"input: size {size} along {AXES[axis]} is too small; kernel {geometry.kernel} with this padding and "
-                f"dilation needs {geometry.shrink[axis] + 1} or more"
+                f"dilation needs {max(1, geometry.shrink[axis] + 1)} or more"
             )
     if volume.is_complex():
         return _complex(volume, weight, bias, arguments)

@@ -25,7 +25,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import backends, reference
+from . import reference
+from .backends import choose
 from .geometry import Geometry
 
 #: The library must stay alive as long as the operators do.
@@ -193,7 +194,7 @@ def _backward_weight_backward(ctx, grad_grad_weight, grad_grad_bias):
 def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, *flat) -> Tensor:
     arguments = Arguments.of(flat)
     split, geometry, groups, _ = arguments
-    if backends.choose("forward", input, arguments) == "torch":
+    if choose("forward", input, arguments) == "torch":
         if split is None:
             return reference.soft_acs_conv3d(input, weight, bias, geometry, groups)
         return reference.acs_conv3d(input, weight, bias, split, geometry, groups)

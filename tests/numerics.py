@@ -16,7 +16,12 @@ VIEW_AXES = ((1, 2), (0, 2), (0, 1))
 
 
 def brute_force(
-    input: Tensor, weight: Tensor, bias: Tensor | None, split: tuple[int, int, int], geometry: Geometry, groups: int
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    split: tuple[int, int, int],
+    geometry: Geometry,
+    groups: int,
 ) -> Tensor:
     """ACS convolution by loops over output channels and taps, differentiable; arguments as the reference's."""
     out_channels, per_group = weight.shape[:2]
@@ -53,7 +58,9 @@ def brute_force_soft(
     for view in range(3):
         split = [0, 0, 0]
         split[view] = kernels.shape[1]
-        views.append(brute_force(input, kernels[view], bias if view == 0 else None, tuple(split), geometry, groups))
+        views.append(
+            brute_force(input, kernels[view], bias if view == 0 else None, tuple(split), geometry, groups)
+        )
     return sum(views)
 
 
@@ -96,7 +103,11 @@ class Problem:
         input = integers(batch, self.in_channels, *self.size)
         if self.channels_last:
             input = input.contiguous(memory_format=torch.channels_last_3d)
-        return input, integers(self.out_channels, self.in_channels // self.groups, *self.kernel), integers(self.out_channels)
+        return (
+            input,
+            integers(self.out_channels, self.in_channels // self.groups, *self.kernel),
+            integers(self.out_channels),
+        )
 
 
 def random_problems(count: int, seed: int) -> list[Problem]:
@@ -152,5 +163,7 @@ def fill(module: torch.nn.Module) -> torch.nn.Module:
     for index, (key, value) in enumerate(state.items()):
         if value.is_floating_point():
             values = wave(*value.shape, phase=index) * (0.1 if value.dim() > 2 else 0.5)
-            value.copy_(values.abs() + 0.5 if key.endswith(("running_var", "weight")) and value.dim() == 1 else values)
+            value.copy_(
+                values.abs() + 0.5 if key.endswith(("running_var", "weight")) and value.dim() == 1 else values
+            )
     return module

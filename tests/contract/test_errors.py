@@ -4,10 +4,10 @@ import re
 
 import pytest
 import torch
-
 from acsconv.models.acsunet import ACSUNet
 from acsconv.operators import ACSConv, Conv2_5d, SoftACSConv
 from acsconv.operators.functional import acs_conv_f
+
 from acsconv_cuda import ACSConvFunction, acs_conv3d, soft_acs_conv3d, why_unavailable
 
 X = torch.zeros(1, 2, 5, 5, 5)
@@ -21,43 +21,135 @@ CASES = [
     (lambda: acs_conv3d([1.0], W), TypeError, "input: expected a torch.Tensor, got list"),
     (lambda: acs_conv3d(X, W.numpy()), TypeError, "weight: expected a torch.Tensor, got ndarray"),
     (lambda: acs_conv3d(X, W, 0.5), TypeError, "bias: expected a torch.Tensor, got float"),
-    (lambda: acs_conv3d(X[0, 0], W), ValueError, "input: expected [N, C_in, D, H, W] or [C_in, D, H, W], got 3 dimensions"),
+    (
+        lambda: acs_conv3d(X[0, 0], W),
+        ValueError,
+        "input: expected [N, C_in, D, H, W] or [C_in, D, H, W], got 3 dimensions",
+    ),
     (lambda: acs_conv3d(X[None], W), ValueError, "got 6 dimensions: [1, 1, 2, 5, 5, 5]"),
-    (lambda: acs_conv3d(X, W[None]), ValueError, "weight: expected [C_out, C_in / groups, K_h, K_w], got 5 dimensions"),
+    (
+        lambda: acs_conv3d(X, W[None]),
+        ValueError,
+        "weight: expected [C_out, C_in / groups, K_h, K_w], got 5 dimensions",
+    ),
     (lambda: acs_conv3d(X, W[:0]), ValueError, "weight: expected at least one output channel"),
-    (lambda: acs_conv3d(X, W[:, :1]), ValueError, "input: expected 1 channels (weight [6, 1, 3, 3], groups 1), got 2"),
+    (
+        lambda: acs_conv3d(X, W[:, :1]),
+        ValueError,
+        "input: expected 1 channels (weight [6, 1, 3, 3], groups 1), got 2",
+    ),
     (lambda: acs_conv3d(X, W, B[:5]), ValueError, "bias: expected shape [6], got [5]"),
     (lambda: acs_conv3d(X, W, B[None]), ValueError, "bias: expected shape [6], got [1, 6]"),
-    (lambda: acs_conv3d(X.long(), W.long()), TypeError, "input: expected a floating-point or complex dtype, got torch.int64"),
-    (lambda: acs_conv3d(X, W.double()), TypeError, "weight: expected the input's dtype torch.float32, got torch.float64"),
-    (lambda: acs_conv3d(X, W, B.half()), TypeError, "bias: expected the input's dtype torch.float32, got torch.float16"),
+    (
+        lambda: acs_conv3d(X.long(), W.long()),
+        TypeError,
+        "input: expected a floating-point or complex dtype, got torch.int64",
+    ),
+    (
+        lambda: acs_conv3d(X, W.double()),
+        TypeError,
+        "weight: expected the input's dtype torch.float32, got torch.float64",
+    ),
+    (
+        lambda: acs_conv3d(X, W, B.half()),
+        TypeError,
+        "bias: expected the input's dtype torch.float32, got torch.float16",
+    ),
     (lambda: acs_conv3d(X, W.to("meta")), ValueError, "weight: expected the input's device cpu, got meta"),
     # groups and split
     (lambda: acs_conv3d(X, W, groups=0), ValueError, "groups: expected 1 or more, got 0"),
     (lambda: acs_conv3d(X, W, groups=2.0), TypeError, "groups: expected an int, got 2.0"),
-    (lambda: acs_conv3d(X, W, groups=4), ValueError, "groups: 4 does not divide the weight's 6 output channels"),
+    (
+        lambda: acs_conv3d(X, W, groups=4),
+        ValueError,
+        "groups: 4 does not divide the weight's 6 output channels",
+    ),
     (lambda: acs_conv3d(X, W, groups=2), ValueError, "input: expected 4 channels"),
-    (lambda: acs_conv3d(X, W, split=(2, 2)), ValueError, "split: expected three sizes (axial, coronal, sagittal), got (2, 2)"),
-    (lambda: acs_conv3d(X, W, split=(2, 2, 3)), ValueError, "split: (2, 2, 3) adds up to 7, but out_channels is 6"),
-    (lambda: acs_conv3d(X, W, split=(-1, 4, 3)), ValueError, "split: expected sizes of 0 or more, got (-1, 4, 3)"),
-    (lambda: acs_conv3d(X, W, split="abc"), TypeError, "split: expected an int or a tuple of ints, got 'abc'"),
+    (
+        lambda: acs_conv3d(X, W, split=(2, 2)),
+        ValueError,
+        "split: expected three sizes (axial, coronal, sagittal), got (2, 2)",
+    ),
+    (
+        lambda: acs_conv3d(X, W, split=(2, 2, 3)),
+        ValueError,
+        "split: (2, 2, 3) adds up to 7, but out_channels is 6",
+    ),
+    (
+        lambda: acs_conv3d(X, W, split=(-1, 4, 3)),
+        ValueError,
+        "split: expected sizes of 0 or more, got (-1, 4, 3)",
+    ),
+    (
+        lambda: acs_conv3d(X, W, split="abc"),
+        TypeError,
+        "split: expected an int or a tuple of ints, got 'abc'",
+    ),
     (lambda: acs_conv3d(X, W, split=6), ValueError, "split: expected three sizes"),
     # geometry
-    (lambda: acs_conv3d(X, W, stride=0), ValueError, "stride: expected 1 or more on every axis, got (0, 0, 0)"),
+    (
+        lambda: acs_conv3d(X, W, stride=0),
+        ValueError,
+        "stride: expected 1 or more on every axis, got (0, 0, 0)",
+    ),
     (lambda: acs_conv3d(X, W, stride=1.5), TypeError, "stride: expected an int or a tuple of ints, got 1.5"),
-    (lambda: acs_conv3d(X, W, stride=(1, 2)), ValueError, "stride: expected an int or 3 of them, got 2: (1, 2)"),
-    (lambda: acs_conv3d(X, W, padding=-1), ValueError, "padding: expected 0 or more on every axis, got (-1, -1, -1)"),
-    (lambda: acs_conv3d(X, W, padding=True), TypeError, "padding: expected an int or a tuple of ints, got True"),
-    (lambda: acs_conv3d(X, W, padding="full"), ValueError, "padding: expected ints, 'same' or 'valid', got 'full'"),
-    (lambda: acs_conv3d(X, W, padding="same", stride=2), ValueError, "padding: 'same' needs stride 1, got stride (2, 2, 2)"),
-    (lambda: acs_conv3d(X, W, padding=(1, 1, 1, 1)), ValueError, "padding: expected an int or 2 or 3 of them, got 4"),
-    (lambda: acs_conv3d(X, W, padding=(1, 2)), ValueError, "padding: the views would differ in output size along H"),
-    (lambda: acs_conv3d(X, W, dilation=0), ValueError, "dilation: expected 1 or more on every axis, got (0, 0, 0)"),
+    (
+        lambda: acs_conv3d(X, W, stride=(1, 2)),
+        ValueError,
+        "stride: expected an int or 3 of them, got 2: (1, 2)",
+    ),
+    (
+        lambda: acs_conv3d(X, W, padding=-1),
+        ValueError,
+        "padding: expected 0 or more on every axis, got (-1, -1, -1)",
+    ),
+    (
+        lambda: acs_conv3d(X, W, padding=True),
+        TypeError,
+        "padding: expected an int or a tuple of ints, got True",
+    ),
+    (
+        lambda: acs_conv3d(X, W, padding="full"),
+        ValueError,
+        "padding: expected ints, 'same' or 'valid', got 'full'",
+    ),
+    (
+        lambda: acs_conv3d(X, W, padding="same", stride=2),
+        ValueError,
+        "padding: 'same' needs stride 1, got stride (2, 2, 2)",
+    ),
+    (
+        lambda: acs_conv3d(X, W, padding=(1, 1, 1, 1)),
+        ValueError,
+        "padding: expected an int or 2 or 3 of them, got 4",
+    ),
+    (
+        lambda: acs_conv3d(X, W, padding=(1, 2)),
+        ValueError,
+        "padding: the views would differ in output size along H",
+    ),
+    (
+        lambda: acs_conv3d(X, W, dilation=0),
+        ValueError,
+        "dilation: expected 1 or more on every axis, got (0, 0, 0)",
+    ),
     (lambda: acs_conv3d(X, W, dilation=3), ValueError, "input: size 5 along D is too small"),
-    (lambda: acs_conv3d(X[..., :2], W), ValueError, "input: size 2 along W is too small; kernel (3, 3) with this padding"),
-    (lambda: acs_conv3d(X, W[..., :0]), ValueError, "kernel_size: expected 1 or more on every axis, got (3, 0)"),
+    (
+        lambda: acs_conv3d(X[..., :2], W),
+        ValueError,
+        "input: size 2 along W is too small; kernel (3, 3) with this padding",
+    ),
+    (
+        lambda: acs_conv3d(X, W[..., :0]),
+        ValueError,
+        "kernel_size: expected 1 or more on every axis, got (3, 0)",
+    ),
     (lambda: acs_conv3d(X, RECT, padding=1), ValueError, "must be one number there, but with kernel (3, 5)"),
-    (lambda: acs_conv3d(X, W, padding=1, padding_mode="mirror"), ValueError, "padding_mode: expected one of 'zeros'"),
+    (
+        lambda: acs_conv3d(X, W, padding=1, padding_mode="mirror"),
+        ValueError,
+        "padding_mode: expected one of 'zeros'",
+    ),
     (
         lambda: acs_conv3d(X, torch.zeros(3, 2, 13, 13), padding=6, padding_mode="reflect"),
         ValueError,
@@ -70,27 +162,55 @@ CASES = [
     ),
     # Soft ACS
     (lambda: soft_acs_conv3d(X, W, None), TypeError, "view_weights: expected a torch.Tensor, got NoneType"),
-    (lambda: soft_acs_conv3d(X, W, A[:, :2]), ValueError, "view_weights: expected shape [C_out, 3] = [6, 3], got [6, 2]"),
-    (lambda: soft_acs_conv3d(X, W, A.double()), TypeError, "view_weights: expected the weight's dtype torch.float32"),
+    (
+        lambda: soft_acs_conv3d(X, W, A[:, :2]),
+        ValueError,
+        "view_weights: expected shape [C_out, 3] = [6, 3], got [6, 2]",
+    ),
+    (
+        lambda: soft_acs_conv3d(X, W, A.double()),
+        TypeError,
+        "view_weights: expected the weight's dtype torch.float32",
+    ),
     # backends
-    (lambda: acs_conv3d(X, W, backend="gpu"), ValueError, "backend: expected 'auto', 'cuda', 'cpu' or 'torch', got 'gpu'"),
-    (lambda: acs_conv3d(X, W, backend="cuda"), RuntimeError, "backend='cuda' cannot compute this: the input is on cpu"),
+    (
+        lambda: acs_conv3d(X, W, backend="gpu"),
+        ValueError,
+        "backend: expected 'auto', 'cuda', 'cpu' or 'torch', got 'gpu'",
+    ),
+    (
+        lambda: acs_conv3d(X, W, backend="cuda"),
+        RuntimeError,
+        "backend='cuda' cannot compute this: the input is on cpu",
+    ),
     (
         lambda: acs_conv3d(X.to(torch.complex64), W.to(torch.complex64), backend="cpu"),
         RuntimeError,
         "backend='cpu' cannot compute this: torch.complex64 is for 'torch' only",
     ),
-    (lambda: ACSConvFunction.apply(X, W, None, (9, 9, 9), 1, 0, 1, 1, "auto"), ValueError, "split: (9, 9, 9) adds up to 27"),
+    (
+        lambda: ACSConvFunction.apply(X, W, None, (9, 9, 9), 1, 0, 1, 1, "auto"),
+        ValueError,
+        "split: (9, 9, 9) adds up to 27",
+    ),
     # layers
     (lambda: ACSConv(0, 6, 3), ValueError, "in_channels: expected 1 or more, got 0"),
     (lambda: ACSConv(2, 6.0, 3), TypeError, "out_channels: expected an int, got 6.0"),
     (lambda: ACSConv(3, 6, 3, groups=2), ValueError, "in_channels: 3 is not divisible by groups=2"),
     (lambda: ACSConv(2, 3, 3, groups=2), ValueError, "out_channels: 3 is not divisible by groups=2"),
-    (lambda: ACSConv(2, 6, (3, 3, 5)), ValueError, "kernel_size: expected an int, a pair (K_h, K_w) or three equal numbers"),
+    (
+        lambda: ACSConv(2, 6, (3, 3, 5)),
+        ValueError,
+        "kernel_size: expected an int, a pair (K_h, K_w) or three equal numbers",
+    ),
     (lambda: ACSConv(2, 6, "3"), TypeError, "kernel_size: expected an int or a tuple of ints, got '3'"),
     (lambda: ACSConv(2, 6, 0), ValueError, "kernel_size: expected 1 or more on every axis, got (0, 0)"),
     (lambda: ACSConv(2, 6, 3, stride=(1, 2)), ValueError, "stride: expected an int or 3 of them, got 2"),
-    (lambda: ACSConv(2, 6, (3, 5), padding=1), ValueError, "padding: the views would differ in output size along H"),
+    (
+        lambda: ACSConv(2, 6, (3, 5), padding=1),
+        ValueError,
+        "padding: the views would differ in output size along H",
+    ),
     (lambda: ACSConv(2, 6, 3, padding="same", stride=2), ValueError, "padding: 'same' needs stride 1"),
     (lambda: ACSConv(2, 6, 3, padding_mode="mirror"), ValueError, "padding_mode: expected one of 'zeros'"),
     (
@@ -99,13 +219,29 @@ CASES = [
         "acs_kernel_split: (2, 2, 1) adds up to 5, but out_channels is 6",
     ),
     (lambda: ACSConv(2, 6, 3)(X[:, :1]), ValueError, "input: expected 2 channels"),
-    (lambda: ACSConv(2, 6, 3).double()(X), TypeError, "weight: expected the input's dtype torch.float32, got torch.float64"),
+    (
+        lambda: ACSConv(2, 6, 3).double()(X),
+        TypeError,
+        "weight: expected the input's dtype torch.float32, got torch.float64",
+    ),
     (lambda: SoftACSConv(2, 6, 3)(X[0, 0]), ValueError, "input: expected [N, C_in, D, H, W]"),
     (lambda: Conv2_5d(2, 6, 3, unsqueeze_axis=0), ValueError, "unsqueeze_axis: expected -3, -2 or -1, got 0"),
     (lambda: Conv2_5d(2, 6, (3, 3)), TypeError, "kernel_size: expected an int, got (3, 3)"),
-    (lambda: Conv2_5d(2, 6, 3, padding=(1, 1)), TypeError, "padding: expected an int, 'same' or 'valid', got (1, 1)"),
-    (lambda: acs_conv_f(X, W, None, (5, 5, 5), 1, 0, 1, 1, 6, (2, 2, 2)), ValueError, "does not go with kernel_size (5, 5, 5)"),
-    (lambda: ACSUNet(2)(torch.zeros(1, 1, 8, 8, 6)), ValueError, "x: expected [N, 1, D, H, W] with D, H, W divisible by 4"),
+    (
+        lambda: Conv2_5d(2, 6, 3, padding=(1, 1)),
+        TypeError,
+        "padding: expected an int, 'same' or 'valid', got (1, 1)",
+    ),
+    (
+        lambda: acs_conv_f(X, W, None, (5, 5, 5), 1, 0, 1, 1, 6, (2, 2, 2)),
+        ValueError,
+        "does not go with kernel_size (5, 5, 5)",
+    ),
+    (
+        lambda: ACSUNet(2)(torch.zeros(1, 1, 8, 8, 6)),
+        ValueError,
+        "x: expected [N, 1, D, H, W] with D, H, W divisible by 4",
+    ),
     (lambda: ACSUNet(2)(torch.zeros(1, 3, 8, 8, 8)), ValueError, "got [1, 3, 8, 8, 8]"),
 ]
 
@@ -130,7 +266,10 @@ def test_backend_of_the_environment(monkeypatch):
 
 
 def test_explicit_backend_that_lacks_the_problem():
-    reason = why_unavailable("cpu") or "the fused cpu kernels do not compute the pass forward of Soft ACS convolution"
+    reason = (
+        why_unavailable("cpu")
+        or "the fused cpu kernels do not compute the pass forward of Soft ACS convolution"
+    )
     with pytest.raises(RuntimeError, match=re.escape(f"backend='cpu' cannot compute this: {reason}")):
         soft_acs_conv3d(X, W, A, backend="cpu")
     reason = why_unavailable("cpu") or "the fused cpu kernels take float64, float32, not bfloat16"

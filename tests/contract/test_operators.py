@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
+from acsconv.operators import ACSConv, SoftACSConv
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
-from acsconv.operators import ACSConv, SoftACSConv
 from acsconv_cuda import ACSConvFunction, acs_conv3d, soft_acs_conv3d
 from acsconv_cuda.geometry import resolve
 from acsconv_cuda.ops import Arguments

@@ -20,12 +20,28 @@ from numerics import fill, wave
 # (class, arguments, input shape)
 LAYERS = [
     (ACSConv, {"in_channels": 3, "out_channels": 7, "kernel_size": 3, "padding": 1}, (2, 3, 4, 5, 6)),
-    (ACSConv, {"in_channels": 3, "out_channels": 8, "kernel_size": 3, "padding": 1, "bias": False}, (1, 3, 5, 6, 4)),
-    (ACSConv, {"in_channels": 2, "out_channels": 6, "kernel_size": 3, "padding": 1, "stride": 2}, (1, 2, 6, 8, 4)),
+    (
+        ACSConv,
+        {"in_channels": 3, "out_channels": 8, "kernel_size": 3, "padding": 1, "bias": False},
+        (1, 3, 5, 6, 4),
+    ),
+    (
+        ACSConv,
+        {"in_channels": 2, "out_channels": 6, "kernel_size": 3, "padding": 1, "stride": 2},
+        (1, 2, 6, 8, 4),
+    ),
     (ACSConv, {"in_channels": 2, "out_channels": 6, "kernel_size": 5, "padding": 2}, (1, 2, 5, 6, 7)),
-    (ACSConv, {"in_channels": 3, "out_channels": 4, "kernel_size": 7, "padding": 3, "stride": 2}, (1, 3, 8, 10, 8)),
+    (
+        ACSConv,
+        {"in_channels": 3, "out_channels": 4, "kernel_size": 7, "padding": 3, "stride": 2},
+        (1, 3, 8, 10, 8),
+    ),
     (ACSConv, {"in_channels": 2, "out_channels": 6, "kernel_size": 3}, (1, 2, 7, 6, 8)),
-    (ACSConv, {"in_channels": 2, "out_channels": 6, "kernel_size": 3, "padding": 2, "dilation": 2}, (1, 2, 5, 6, 7)),
+    (
+        ACSConv,
+        {"in_channels": 2, "out_channels": 6, "kernel_size": 3, "padding": 2, "dilation": 2},
+        (1, 2, 5, 6, 7),
+    ),
     (ACSConv, {"in_channels": 2, "out_channels": 6, "kernel_size": 3, "padding": (1, 0, 1)}, (1, 2, 5, 7, 6)),
     (ACSConv, {"in_channels": 2, "out_channels": 6, "kernel_size": 1}, (1, 2, 3, 4, 5)),
     (
@@ -33,16 +49,39 @@ LAYERS = [
         {"in_channels": 2, "out_channels": 6, "kernel_size": 3, "padding": 1, "acs_kernel_split": (4, 0, 2)},
         (1, 2, 4, 5, 6),
     ),
-    (ACSConv, {"in_channels": 6, "out_channels": 6, "kernel_size": 3, "padding": 1, "groups": 6}, (1, 6, 4, 5, 6)),
+    (
+        ACSConv,
+        {"in_channels": 6, "out_channels": 6, "kernel_size": 3, "padding": 1, "groups": 6},
+        (1, 6, 4, 5, 6),
+    ),
     (SoftACSConv, {"in_channels": 2, "out_channels": 5, "kernel_size": 3, "padding": 1}, (2, 2, 4, 5, 6)),
-    (SoftACSConv, {"in_channels": 2, "out_channels": 5, "kernel_size": 3, "padding": 1, "mean": True}, (1, 2, 4, 5, 6)),
-    (SoftACSConv, {"in_channels": 2, "out_channels": 4, "kernel_size": 3, "padding": 1, "stride": 2}, (1, 2, 6, 4, 8)),
-    (SoftACSConv, {"in_channels": 4, "out_channels": 4, "kernel_size": 3, "padding": 1, "groups": 2}, (1, 4, 4, 5, 6)),
+    (
+        SoftACSConv,
+        {"in_channels": 2, "out_channels": 5, "kernel_size": 3, "padding": 1, "mean": True},
+        (1, 2, 4, 5, 6),
+    ),
+    (
+        SoftACSConv,
+        {"in_channels": 2, "out_channels": 4, "kernel_size": 3, "padding": 1, "stride": 2},
+        (1, 2, 6, 4, 8),
+    ),
+    (
+        SoftACSConv,
+        {"in_channels": 4, "out_channels": 4, "kernel_size": 3, "padding": 1, "groups": 2},
+        (1, 4, 4, 5, 6),
+    ),
     (SoftACSConv, {"in_channels": 2, "out_channels": 4, "kernel_size": 1}, (1, 2, 3, 4, 5)),
     (Conv2_5d, {"in_channels": 2, "out_channels": 4, "kernel_size": 3, "padding": 1}, (1, 2, 4, 5, 6)),
     (
         Conv2_5d,
-        {"in_channels": 2, "out_channels": 4, "kernel_size": 3, "stride": 2, "padding": 1, "unsqueeze_axis": -1},
+        {
+            "in_channels": 2,
+            "out_channels": 4,
+            "kernel_size": 3,
+            "stride": 2,
+            "padding": 1,
+            "unsqueeze_axis": -1,
+        },
         (1, 2, 4, 5, 6),
     ),
 ]

@@ -35,14 +35,18 @@ def test_acs(problem):
 
     grad_output = torch.randint(-4, 5, out.shape).double()
     expected_grads = _gradients(expected, (input, weight, bias), grad_output)
-    for grad, expected_grad in zip(_gradients(out, (input, weight, bias), grad_output), expected_grads, strict=True):
+    for grad, expected_grad in zip(
+        _gradients(out, (input, weight, bias), grad_output), expected_grads, strict=True
+    ):
         torch.testing.assert_close(grad, expected_grad, rtol=0, atol=0)
     with torch.no_grad():
         format = reference.memory_format(input)
         grad_input = reference.backward_input(
             grad_output, weight, problem.size, problem.split, problem.geometry, problem.groups, format
         )
-        grad_weight = reference.backward_weight(grad_output, input, problem.split, problem.geometry, problem.groups)
+        grad_weight = reference.backward_weight(
+            grad_output, input, problem.split, problem.geometry, problem.groups
+        )
     torch.testing.assert_close(grad_input, expected_grads[0], rtol=0, atol=0)
     torch.testing.assert_close(grad_weight, expected_grads[1], rtol=0, atol=0)
     assert grad_input.is_contiguous(memory_format=format)
@@ -58,11 +62,19 @@ def test_soft(problem):
 
     grad_output = torch.randint(-4, 5, out.shape).double()
     expected_grads = _gradients(expected, (input, kernels, bias), grad_output)
-    for grad, expected_grad in zip(_gradients(out, (input, kernels, bias), grad_output), expected_grads, strict=True):
+    for grad, expected_grad in zip(
+        _gradients(out, (input, kernels, bias), grad_output), expected_grads, strict=True
+    ):
         torch.testing.assert_close(grad, expected_grad, rtol=0, atol=0)
     with torch.no_grad():
         grad_input = reference.backward_input(
-            grad_output, kernels, problem.size, None, problem.geometry, problem.groups, torch.contiguous_format
+            grad_output,
+            kernels,
+            problem.size,
+            None,
+            problem.geometry,
+            problem.groups,
+            torch.contiguous_format,
         )
         grad_kernels = reference.backward_weight(grad_output, input, None, problem.geometry, problem.groups)
     torch.testing.assert_close(grad_input, expected_grads[0], rtol=0, atol=0)
@@ -77,7 +89,9 @@ def test_fold_view_weights():
             torch.testing.assert_close(kernels[view, channel], weight[channel] * view_weights[channel, view])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128]
+)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_dtypes_and_memory_format(dtype, channels_last):
     problem = Problem(4, 7, (3, 3), (5, 6, 7), (3, 2, 2), padding=1, channels_last=channels_last)
@@ -86,7 +100,9 @@ def test_dtypes_and_memory_format(dtype, channels_last):
     expected = brute_force(*problem.tensors(), problem.split, problem.geometry, 1)
     assert out.dtype == dtype
     # Integers below 2^8: sums are exact in every dtype but for the last rounding of the 16-bit ones.
-    torch.testing.assert_close(out.to(torch.complex128).real, expected.to(dtype).to(torch.complex128).real, rtol=0, atol=0)
+    torch.testing.assert_close(
+        out.to(torch.complex128).real, expected.to(dtype).to(torch.complex128).real, rtol=0, atol=0
+    )
     expected_format = torch.channels_last_3d if channels_last else torch.contiguous_format
     assert out.is_contiguous(memory_format=expected_format)
 
@@ -98,9 +114,13 @@ def test_weight_gradient_of_a_stem_on_a_toy_volume(kernel, stride, depth):
     problem = Problem(3, 6, (kernel, kernel), (depth, 6, 7), (2, 2, 2), stride=stride, padding=kernel // 2)
     input, weight, _ = problem.tensors(torch.float32)
     grad_output = torch.randint(-4, 5, (2, 6, *problem.geometry.output_size(problem.size))).float()
-    exact = reference.backward_weight(grad_output.double(), input.double(), problem.split, problem.geometry, 1)
+    exact = reference.backward_weight(
+        grad_output.double(), input.double(), problem.split, problem.geometry, 1
+    )
     grad = reference.backward_weight(grad_output, input, problem.split, problem.geometry, 1)
     torch.testing.assert_close(grad.double(), exact, rtol=0, atol=0)
     weight.requires_grad_()
     out = reference.acs_conv3d(input, weight, None, problem.split, problem.geometry)
-    torch.testing.assert_close(torch.autograd.grad(out, weight, grad_output)[0].double(), exact, rtol=0, atol=0)
+    torch.testing.assert_close(
+        torch.autograd.grad(out, weight, grad_output)[0].double(), exact, rtol=0, atol=0
+    )

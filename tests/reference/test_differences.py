@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-
 from acsconv.operators import ACSConv
+
 from acsconv_cuda import acs_conv3d
 
 X = torch.randn(1, 2, 8, 8, 8, dtype=torch.float64)
@@ -19,7 +19,10 @@ def axial(volume, weight, **options):
 @pytest.mark.parametrize("kernel_size,padding", [(2, 0), (4, 1)])
 def test_even_kernels_that_halve_sample_even_positions(depth, kernel_size, padding):
     """0.1.1: positions 2o on even sizes, 2o + 1 on odd ones."""
-    volume, weight = torch.randn(1, 2, depth, 8, 8).double(), torch.randn(3, 2, kernel_size, kernel_size).double()
+    volume, weight = (
+        torch.randn(1, 2, depth, 8, 8).double(),
+        torch.randn(3, 2, kernel_size, kernel_size).double(),
+    )
     out = axial(volume, weight, stride=2, padding=padding)
     for position, one in enumerate(out.unbind(2)):
         expected = F.conv2d(volume[:, :, 2 * position], weight, stride=2, padding=padding)
@@ -61,7 +64,10 @@ def test_depthwise_with_padding_that_is_not_same(padding):
     volume = torch.randn(1, 6, 8, 8, 8).double()
     one_by_one = [
         acs_conv3d(
-            volume[:, c : c + 1], layer.weight[c : c + 1], split=[int(v == c // 2) for v in range(3)], padding=padding
+            volume[:, c : c + 1],
+            layer.weight[c : c + 1],
+            split=[int(v == c // 2) for v in range(3)],
+            padding=padding,
         )
         for c in range(6)
     ]
@@ -109,7 +115,9 @@ def test_rectangular_kernels(kernel_size, padding):
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
-@pytest.mark.parametrize("stride,padding,kernel_size", [(1, 1, 3), (2, 1, 3), (1, 2, 3), (1, "same", 4), (1, (0, 2), (1, 5))])
+@pytest.mark.parametrize(
+    "stride,padding,kernel_size", [(1, 1, 3), (2, 1, 3), (1, 2, 3), (1, "same", 4), (1, (0, 2), (1, 5))]
+)
 def test_padding_modes(mode, stride, padding, kernel_size):
     """0.1.1: reflect and replicate are zeros in silence, circular is refused."""
     layer = ACSConv(2, 6, kernel_size, stride=stride, padding=padding, padding_mode=mode).double()

@@ -39,7 +39,11 @@ def test_constant_along_the_thin_axis_equals_conv2d(backend, device, options, vi
     kernel, options = split_options(options)
     weight, bias = integers(5, 3, *kernel), integers(5)
     image = integers(2, 3, 9, 8)
-    volume = image.unsqueeze(2 + view).expand(-1, -1, *(7 if axis == view else -1 for axis in range(3))).contiguous()
+    volume = (
+        image.unsqueeze(2 + view)
+        .expand(-1, -1, *(7 if axis == view else -1 for axis in range(3)))
+        .contiguous()
+    )
     split = [0, 0, 0]
     split[view] = 5
     out = acs_conv3d(
@@ -122,7 +126,9 @@ def test_one_by_one_kernel_equals_conv3d(backend, device, stride, padding, group
 
 
 @pytest.mark.parametrize("kernel_size", [3, 5])
-@pytest.mark.parametrize("stride,padding,dilation", [(1, 1, 1), (2, 1, 1), (1, 0, 1), (2, 2, 2), (1, 1, 2), (3, 3, 2)])
+@pytest.mark.parametrize(
+    "stride,padding,dilation", [(1, 1, 1), (2, 1, 1), (1, 0, 1), (2, 2, 2), (1, 1, 2), (3, 3, 2)]
+)
 def test_dense_kernel_with_embedded_planes(backend, device, kernel_size, stride, padding, dilation):
     if dilation * (kernel_size - 1) + 1 > 7 + 2 * padding:
         padding = dilation * (kernel_size // 2)
@@ -141,8 +147,16 @@ def test_dense_kernel_with_embedded_planes(backend, device, kernel_size, stride,
 
 
 def test_soft_is_the_weighted_sum_of_three_views():
-    volume, weight, bias = torch.randn(2, 3, 5, 6, 7).double(), torch.randn(4, 3, 3, 3).double(), torch.randn(4).double()
+    volume, weight, bias = (
+        torch.randn(2, 3, 5, 6, 7).double(),
+        torch.randn(4, 3, 3, 3).double(),
+        torch.randn(4).double(),
+    )
     view_weights = torch.rand(4, 3).double()
-    views = [acs_conv3d(volume, weight, split=split, padding=1) for split in ((4, 0, 0), (0, 4, 0), (0, 0, 4))]
-    expected = sum(v * view_weights[:, i, None, None, None] for i, v in enumerate(views)) + bias[:, None, None, None]
+    views = [
+        acs_conv3d(volume, weight, split=split, padding=1) for split in ((4, 0, 0), (0, 4, 0), (0, 0, 4))
+    ]
+    expected = (
+        sum(v * view_weights[:, i, None, None, None] for i, v in enumerate(views)) + bias[:, None, None, None]
+    )
     torch.testing.assert_close(soft_acs_conv3d(volume, weight, view_weights, bias, padding=1), expected)

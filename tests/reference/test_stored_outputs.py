@@ -3,18 +3,19 @@
 import io
 from pathlib import Path
 
+import acsconv.operators
 import pytest
 import torch
-from numerics import fill, wave
-
-import acsconv.operators
 from acsconv.models.acsunet import ACSUNet
+from numerics import fill, wave
 
 STORED = torch.load(Path(__file__).parent / "stored_outputs.pt", weights_only=True)
 
 
 def _id(record) -> str:
-    return f"{record['class']}-" + "-".join(f"{k[:6]}{v}" for k, v in record["arguments"].items()).replace(" ", "")
+    return f"{record['class']}-" + "-".join(f"{k[:6]}{v}" for k, v in record["arguments"].items()).replace(
+        " ", ""
+    )
 
 
 @pytest.mark.parametrize("record", STORED["layers"], ids=_id)
