@@ -46,7 +46,7 @@ DTYPES = {
 PATCH = {"cpu": 64, "cuda": 128}
 DEFAULT_FIGURE = ROOT / "benchmarks" / "out" / "feature_maps.png"
 # suite -> (rounds at least, seconds per implementation at least)
-EFFORT = {"smoke": (5, 0.05), "layers": (11, 0.3), "networks": (5, 0.0)}
+EFFORT = {"smoke": (5, 0.05), "layers": (11, 0.3), "networks": (3, 0.0)}
 QUICK = (2, 0.0)
 
 

@@ -259,7 +259,8 @@ def test_labels_are_three_equal_classes_and_background():
 
 def test_patch_must_fit():
     volume = torch.zeros(20, 12, 16)
-    assert networks.patch_of(volume, 12).shape == (12, 12, 12)
+    volume[4:16, :, 2:14] = 1
+    assert torch.equal(networks.patch_of(volume, 12), torch.ones(12, 12, 12))
     for edge in (10, 16):
         with pytest.raises(ValueError, match="multiple of 4 up to 12"):
             networks.patch_of(volume, edge)
