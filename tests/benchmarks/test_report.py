@@ -5,6 +5,7 @@ import json
 
 import pytest
 import report
+from environment import ROOT, result_path
 
 
 def row(
@@ -178,3 +179,23 @@ def test_plot(tmp_path):
     assert (tmp_path / "plots" / "times.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="nothing to plot"):
         report.plot(result([row("nn.Conv3d", 1.0)]), tmp_path / "none.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, "Intel-Xeon-Processor-2-cores/2026-01-02-0123456789.json"),
+        ({"dirty": True}, "Intel-Xeon-Processor-2-cores/2026-01-02-0123456789-dirty.json"),
+        ({"device": "cuda", "machine": "NVIDIA H200"}, "NVIDIA-H200/2026-01-02-0123456789.json"),
+        ({"commit": None, "dirty": None}, "Intel-Xeon-Processor-2-cores/2026-01-02-unknown.json"),
+    ],
+)
+def test_results_are_kept_per_machine_and_commit(change, expected):
+    record = {
+        "device": "cpu",
+        "machine": "Intel(R) Xeon(R) Processor",
+        "cores": 2,
+        "commit": "0123456789abcdef",
+    }
+    path = result_path({**record, "dirty": False, **change}, "2026-01-02T03:04:05+00:00")
+    assert path == ROOT / "benchmarks" / "results" / expected
