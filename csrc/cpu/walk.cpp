@@ -4,8 +4,9 @@
 //   accumulator[channel][16 voxels] += weight[channel] * x[16 voxels]
 //
 // so that no lane is lost on a view of 11 or 21 channels, and one loop serves all kernels, strides and
-// layouts: they only change the addresses. Accumulators stay in registers over the whole reduction. Every
-// output is the same sum in the same order, whatever strip, vector or thread it falls into.
+// layouts: they only change the addresses. Accumulators stay in registers for kTermsPerSum products, then
+// they are added to the staged output: one long chain of float additions would lose digits. Every output is
+// the same sum in the same order, whatever strip, vector or thread it falls into.
 //
 // This file is compiled once per instruction set, with ACSCONV_ISA as its namespace. It includes nothing with
 // inline functions outside that namespace, see walk.h; forward.cpp calls it.
@@ -25,15 +26,18 @@ struct Segment {
   int64_t count;
 };
 
-// Computes Vectors * lanes outputs of Channels output channels, from flat voxel index `voxel` on.
+// The length of one chain of additions; a segment, at most Walk::channel_slice products, is not cut.
+constexpr int64_t kTermsPerSum = 32;
+
+// Adds the segments to Vectors * lanes outputs of Channels output channels, from flat voxel index `voxel` on:
+// to the bias, if there is one, or to what `out` holds.
 template <class T, int Vectors, int Channels>
 [[gnu::noinline]] void multiply(const Segment<T>* segment, const Segment<T>* end, int64_t voxel,
                                 int64_t channel_stride, const T* bias, T* out, int64_t out_stride) {
   constexpr int lanes = kLanes<T>;
   Vec<T> sum[Channels][Vectors];
-  unrolled<0, Channels>([&](auto c) {
-    unrolled<0, Vectors>([&](auto v) { sum[c.value][v.value] = broadcast(bias[c.value]); });
-  });
+  unrolled<0, Channels>(
+      [&](auto c) { unrolled<0, Vectors>([&](auto v) { sum[c.value][v.value] = broadcast(T(0)); }); });
   for (; segment != end; ++segment) {
     const T* x = segment->x + voxel;
     const T* w = segment->weights;
@@ -47,9 +51,19 @@ template <class T, int Vectors, int Channels>
     }
   }
   unrolled<0, Channels>([&](auto c) {
-    unrolled<0, Vectors>(
-        [&](auto v) { store<T>(out + c.value * out_stride + v.value * lanes, sum[c.value][v.value]); });
+    unrolled<0, Vectors>([&](auto v) {
+      T* to = out + c.value * out_stride + v.value * lanes;
+      store<T>(to, sum[c.value][v.value] + (bias ? broadcast(bias[c.value]) : load<T>(to)));
+    });
   });
+}
+
+// The end of the chain of additions that begins at `segment`.
+template <class T>
+const Segment<T>* end_of_sum(const Segment<T>* segment, const Segment<T>* end) {
+  int64_t terms = 0;
+  while (segment != end && (terms == 0 || terms + segment->count <= kTermsPerSum)) terms += segment++->count;
+  return segment;
 }
 
 template <class T>
@@ -143,8 +157,15 @@ void run(const Walk& walk, const Task& task, const void* input_data, const void*
         for (int64_t voxel = 0; voxel < voxels;) {
           int vectors = block->vectors;
           while (vectors > 1 && voxels - voxel <= (vectors - 1) * lanes) --vectors;
-          table.entry[vectors][block->out_count](segments, end, voxel, walk.channel_stride,
-                                                 bias + block->out_begin, to + voxel, walk.stage_channel);
+          const Multiply<T> add = table.entry[vectors][block->out_count];
+          const Segment<T>* cut = end_of_sum<T>(segments, end);
+          add(segments, cut, voxel, walk.channel_stride, bias + block->out_begin, to + voxel,
+              walk.stage_channel);
+          while (cut != end) {
+            const Segment<T>* from = cut;
+            cut = end_of_sum<T>(from, end);
+            add(from, cut, voxel, walk.channel_stride, nullptr, to + voxel, walk.stage_channel);
+          }
           voxel += vectors * lanes;
         }
       }
