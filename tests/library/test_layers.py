@@ -73,7 +73,8 @@ def test_attributes_can_be_changed_afterwards():
 
 def test_repr():
     assert repr(ACSConv(3, 10, 3, padding=1, groups=1, bias=False)) == (
-        "ACSConv(3, 10, kernel_size=(3, 3, 3), stride=(1, 1, 1), padding=(1, 1, 1), bias=False, acs_kernel_split=(4, 3, 3))"
+        "ACSConv(3, 10, kernel_size=(3, 3, 3), stride=(1, 1, 1), padding=(1, 1, 1), bias=False, "
+        "acs_kernel_split=(4, 3, 3))"
     )
     assert repr(SoftACSConv(2, 4, (1, 7), padding="same", padding_mode="reflect")) == (
         "SoftACSConv(2, 4, kernel_size=(1, 7), stride=(1, 1, 1), padding='same', padding_mode='reflect', mean=False)"

@@ -1,4 +1,4 @@
-"""Where acsconv 0.1.1 contradicts itself, refuses or crashes: one test for each row of the table in docs/differences.md."""
+"""Where acsconv 0.1.1 contradicts itself, refuses or crashes: one test a row of the table in docs/differences.md."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_size_four_with_a_padded_one_by_one_kernel():
 
 @pytest.mark.parametrize("stride,padding,dilation", [(1, 0, 2), (2, 2, 2), (1, 1, 3), (2, 0, 3)])
 def test_dilated_kernels_are_centred(stride, padding, dilation):
-    """0.1.1: the crop starts at K // 2 whatever the dilation. Centred means: equal to the dense kernel with the plane inside."""
+    """0.1.1: the crop starts at K // 2 whatever the dilation. Centred: as the dense kernel with the plane inside."""
     weight = torch.randn(3, 2, 3, 3).double()
     dense = torch.zeros(3, 2, 3, 3, 3).double()
     dense[:, :, 1] = weight
