@@ -8,33 +8,25 @@ import platform
 import torch
 
 from . import _loader
+from .backends import BACKENDS, FUSED_DTYPES, FUSED_PASSES, why_unavailable
 
-#: (operator, pass) -> the compiled operator that computes it; None where there is none and "torch" always does it.
-FEATURES: dict[tuple[str, str], str | None] = {
-    ("acs_conv3d", "forward"): "acsconv::fused_forward",
-    ("acs_conv3d", "backward input"): None,
-    ("acs_conv3d", "backward weight"): None,
-    ("soft_acs_conv3d", "forward"): None,
-    ("soft_acs_conv3d", "backward input"): None,
-    ("soft_acs_conv3d", "backward weight"): None,
-}
-
-_NO_KERNEL = "no fused kernel has been written"
+_PASSES = ("forward", "backward_input", "backward_weight")
+_FAMILIES = {"acs_conv3d": "acs", "soft_acs_conv3d": "soft"}
 
 
-def why_not(operator: str | None, backend: str) -> str | None:
-    """Why ``backend`` ("cuda", "cpu" or "torch") does not run a compiled operator here; None if it does."""
+def why_not(operator: str, pass_: str, backend: str) -> str | None:
+    """Why ``backend`` does not compute a pass of an operator on this machine, in one sentence; None if it does.
+
+    Args:
+        operator: "acs_conv3d" or "soft_acs_conv3d".
+        pass_: "forward", "backward_input" or "backward_weight".
+        backend: "cuda", "cpu" or "torch".
+    """
     if backend == "torch":
         return None
-    if operator is None:
-        return _NO_KERNEL
-    if not _loader.loaded():
-        return _loader.failure()
-    if backend == "cuda" and (reason := _loader.why_no_cuda()):
-        return reason
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(operator, backend.upper()):
-        return "the compiled part lacks it: rebuild"
-    return None
+    if (pass_, _FAMILIES[operator]) not in FUSED_PASSES[backend]:
+        return "no fused kernel has been written; torch computes it"
+    return why_unavailable(backend)
 
 
 def report() -> str:
@@ -47,11 +39,12 @@ def _versions() -> list[str]:
         version = importlib.metadata.version("acsconv-cuda")
     except importlib.metadata.PackageNotFoundError:
         version = "not installed (found by path)"
+    torch_cuda = torch.version.cuda or "none"
     return [
         f"acsconv-cuda   {version}",
         f"folder         {_loader._FOLDER}",
         f"Python         {platform.python_version()} on {platform.platform()}",
-        f"PyTorch        {torch.__version__}, CUDA {torch.version.cuda or 'none'}, {torch.get_num_threads()} CPU threads",
+        f"PyTorch        {torch.__version__}, CUDA {torch_cuda}, {torch.get_num_threads()} CPU threads",
     ]
 
 
@@ -77,18 +70,21 @@ def _build() -> list[str]:
 
 
 def _features() -> list[str]:
-    backends = ("cuda", "cpu", "torch")
-    lines = [f"{'operator':16} {'pass':16}" + "".join(f"{name:>7}" for name in backends)]
+    lines = [f"{'operator':16} {'pass':16}" + "".join(f"{name:>7}" for name in BACKENDS)]
     reasons: list[str] = []
-    for (operator, pass_), compiled in FEATURES.items():
-        cells = ""
-        for backend in backends:
-            reason = why_not(compiled, backend)
-            if reason is not None and reason not in reasons:
-                reasons.append(reason)
-            cells += f"{'yes' if reason is None else f'[{reasons.index(reason) + 1}]':>7}"
-        lines.append(f"{operator:16} {pass_:16}{cells}")
-    return lines + [f"  [{number}] {reason}" for number, reason in enumerate(reasons, 1)]
+    for operator in _FAMILIES:
+        for pass_ in _PASSES:
+            cells = ""
+            for backend in BACKENDS:
+                reason = why_not(operator, pass_, backend)
+                if reason is not None and reason not in reasons:
+                    reasons.append(reason)
+                cells += f"{'yes' if reason is None else f'[{reasons.index(reason) + 1}]':>7}"
+            lines.append(f"{operator:16} {pass_:16}{cells}")
+    lines += [f"  [{number}] {reason}" for number, reason in enumerate(reasons, 1)]
+    for backend, dtypes in FUSED_DTYPES.items():
+        lines.append(f"  {backend:12} {', '.join(str(dtype).removeprefix('torch.') for dtype in dtypes)}")
+    return lines
 
 
 def _package() -> list[str]:

@@ -214,10 +214,12 @@ def architectures(nvcc: str) -> Architectures:
 
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
     entries = [entry for entry in re.split(r"[\s,;]+", wanted) if entry]
+    cubin, ptx = [], []
     if not entries:
         entries = [arch for arch in DEFAULT_ARCHITECTURES if supported(arch)]
-        entries.append(entries[-1] + "+PTX")
-    cubin, ptx = [], []
+        if not entries:
+            raise BuildError(f"{nvcc} (CUDA {nvcc_version(nvcc)}) is too old: it knows no GPU from 8.0 on")
+        ptx = [entries[-1].rstrip("af")]  # PTX of "9.0a" would run on 9.0 alone
     for entry in entries:
         arch = entry.removesuffix("+PTX")
         if not re.fullmatch(r"\d+\.\d[af]?", arch):
