@@ -27,28 +27,24 @@ def compiler() -> str:
     return os.environ.get("CXX", "g++")
 
 
-def _headers(root: Path) -> list[Path]:
-    return sorted(p for p in root.rglob("*") if p.suffix in {".h", ".cuh"})
-
-
-def _object(cache: Path, source: Path, root: Path, flags: Sequence[str]) -> Path:
-    """Compiles `source` of the tree `root`, or finds it compiled."""
-    digest = hashlib.sha256(repr((compiler(), FLAGS, tuple(flags))).encode())
-    for path in [source, *_headers(root)]:
-        digest.update(path.read_bytes())
-    target = cache / f"{source.stem}-{digest.hexdigest()[:20]}.o"
+def _object(cache: Path, source: Path, flags: Sequence[str]) -> Path:
+    """Compiles ``source``, or finds it compiled: objects are named by a hash of the preprocessed text."""
+    compile = [compiler(), *FLAGS, *flags, "-x", "c++", str(source)]
+    text = _run([*compile, "-E", "-P"])
+    digest = hashlib.sha256(repr((compiler(), FLAGS, tuple(flags), text)).encode()).hexdigest()[:20]
+    target = cache / f"{source.stem}-{digest}.o"
     if not target.exists():
         partial = target.with_suffix(f".{os.getpid()}.o")
-        command = [compiler(), *FLAGS, *flags, "-x", "c++", "-c", str(source), "-o", str(partial)]
-        _run(command)
+        _run([*compile, "-c", "-o", str(partial)])
         partial.rename(target)
     return target
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    return done.stdout
 
 
 def _link(cache: Path, name: str, objects: Sequence[Path]) -> Path:
@@ -62,7 +58,7 @@ def _link(cache: Path, name: str, objects: Sequence[Path]) -> Path:
     return target
 
 
-def _objects(cache: Path, jobs: Sequence[tuple[Path, Path, Sequence[str]]]) -> list[Path]:
+def _objects(cache: Path, jobs: Sequence[tuple[Path, Sequence[str]]]) -> list[Path]:
     cache.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(JOBS) as pool:
         return list(pool.map(lambda job: _object(cache, *job), jobs))
@@ -74,14 +70,14 @@ def build_module(cache: Path, includes: Sequence[str], root: Path = CSRC) -> Pat
     `includes`: folders of the pybind11 headers (torch ships them).
     """
     flags = [f"-I{path}" for path in (*includes, sysconfig.get_path("include"))]
-    jobs = [(CSRC / "emulator" / "bindings.cpp", CSRC, flags)]
-    jobs += [(kernel, root, INSTRUMENT) for kernel in sorted((root / "kernels").glob("*.cu"))]
-    jobs += [(CSRC / "emulator" / f"{name}.cpp", CSRC / "emulator", ()) for name in RUNTIME]
+    jobs = [(CSRC / "emulator" / "bindings.cpp", flags)]
+    jobs += [(kernel, INSTRUMENT) for kernel in sorted((root / "kernels").glob("*.cu"))]
+    jobs += [(CSRC / "emulator" / f"{name}.cpp", ()) for name in RUNTIME]
     return _link(cache, "acsconv_emulator" + sysconfig.get_config_var("EXT_SUFFIX"), _objects(cache, jobs))
 
 
 def build_library(cache: Path, source: Path) -> Path:
     """A plain shared library of the runtime and one instrumented source, for ctypes; returns its path."""
-    jobs: list[tuple[Path, Path, Sequence[str]]] = [(source, CSRC, (*INSTRUMENT, f"-I{CSRC}"))]
-    jobs += [(CSRC / "emulator" / f"{name}.cpp", CSRC / "emulator", ()) for name in RUNTIME]
+    jobs: list[tuple[Path, Sequence[str]]] = [(source, (*INSTRUMENT, f"-I{CSRC}"))]
+    jobs += [(CSRC / "emulator" / f"{name}.cpp", ()) for name in RUNTIME]
     return _link(cache, f"{source.stem}.so", _objects(cache, jobs))

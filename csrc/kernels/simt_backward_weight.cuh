@@ -50,7 +50,9 @@ struct SimtBackwardWeight {
       kColumns + 32 / kSlice;  // a warp stores kSlice voxels of 32 / kSlice columns
   static constexpr int kItemPitch = kItems + 4;
   static constexpr int kColumnLoads = kSlice * kColumns / kThreads, kItemLoads = kSlice * kItems / kThreads;
-  static constexpr int kBlocks = 384 / kThreads;  // per multiprocessor: 168 registers a thread
+  // Per multiprocessor: 168 registers a thread, and more for a lone warp, which has the most loads on its
+  // way.
+  static constexpr int kBlocks = kWarps == 1 ? 8 : 384 / kThreads;
 
   // Where a column reads relative to a voxel. The bias's column, and those past the last one, read nothing:
   // their row is kOutside, and they are told apart by `column`.

@@ -31,7 +31,8 @@ class EmulatorBuilder:
         self.pybind11 = str(Path(torch.__file__).parent / "include")  # torch carries the headers
 
     def module(self, root: Path = CSRC) -> ModuleType:
-        return _load("acsconv_emulator", self.build.build_module(self.cache, [self.pybind11], root))
+        path = self.build.build_module(self.cache, [self.pybind11], root)
+        return _load(f"{path.parent.name}.acsconv_emulator", path)  # pybind11 keeps one module per full name
 
     def library(self, source: Path) -> Path:
         return self.build.build_library(self.cache, source)

@@ -1,0 +1,150 @@
+"""Bugs planted in the kernels must be found: this guards the tests and the emulator's detectors themselves.
+
+Each bug is one replacement in a copy of the sources, the layer that shows it, and what finds it: wrong values, or
+a report of the emulator. Only float32 and two tiles of the gather kernel are compiled, to save time.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from kernels.harness import (
+    Data,
+    Layer,
+    assert_equal,
+    backward_input,
+    backward_weight,
+    forward,
+    integer_data,
+    run_backward_input,
+    run_backward_weight,
+    run_forward,
+)
+
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
+WRONG = "Arrays are not equal"
+
+# Several slices of the reduction, several tiles of voxels, a part of a tile of channels.
+PLAIN = Layer(9, 20, (5, 9, 11))
+CHANNELS_LAST = Layer(9, 20, (5, 9, 11), layout="channels_last")
+STRIDED = Layer(5, 12, (7, 8, 9), stride=(2, 3, 2), dilation=(1, 2, 1), padding=(1, 2, 1))
+
+
+def check_forward(emulator, layer: Layer, data: Data) -> None:
+    assert_equal(run_forward(emulator, layer, data), forward(layer, data), layer.dtype)
+
+
+def check_backward_input(emulator, layer: Layer, data: Data) -> None:
+    assert_equal(run_backward_input(emulator, layer, data), backward_input(layer, data), layer.dtype)
+
+
+def check_backward_weight(emulator, layer: Layer, data: Data) -> None:
+    assert_equal(run_backward_weight(emulator, layer, data)[0], backward_weight(layer, data), layer.dtype)
+
+
+@dataclass(frozen=True)
+class Bug:
+    name: str
+    file: str
+    old: str
+    new: str
+    found_by: str  # in the report, or WRONG
+    check: Callable = check_forward
+    layer: Layer = PLAIN
+    multiprocessors: int = 1
+    few_blocks: bool = False  # three blocks that take all tiles in turn
+
+
+GATHER, WALK, WEIGHT = "simt_gather.cuh", "gather_walk.cuh", "simt_backward_weight.cuh"
+BUGS = [
+    Bug("no bounds check along columns", GATHER,
+        "static_cast<unsigned>(column) < static_cast<unsigned>(loop.column_size)", "true", "device read|" + WRONG),
+    Bug("no bounds check along rows", GATHER,
+        "static_cast<unsigned>(row) < static_cast<unsigned>(loop.row_size)", "row > kOutside / 2",
+        "device read"),
+    Bug("bounds of the thin axis forgotten", GATHER,
+        "inside = inside && position >= 0 && position < segment.thin_size;", "continue;",
+        "device read|" + WRONG, layer=Layer(9, 20, (3, 4, 5), padding=(2, 2, 2))),
+    Bug("voxels past the tile's end are stored", GATHER, "if (offset >= 0) destination", "destination",
+        "device write|RACE between blocks"),
+    Bug("store into the stage being multiplied", GATHER, "if (more) store(other);", "if (more) store(stage);",
+        "RACE|uninitialised"),
+    Bug("barrier of the slices removed", GATHER, "    if (more) store(other);\n    __syncthreads();",
+        "    if (more) store(other);", "RACE|uninitialised"),
+    Bug("barrier after the tables removed", GATHER,
+        "      describe_sources<Config>(shared.segment[view], shared);\n      __syncthreads();",
+        "      describe_sources<Config>(shared.segment[view], shared);", "RACE|uninitialised",
+        layer=CHANNELS_LAST),
+    Bug("barrier in a branch", GATHER, "    if (thread < Config::kSlice) shared.stage[0].shift[thread] = own_shift();\n"
+        "    __syncthreads();",
+        "    if (thread < Config::kSlice) {\n"
+        "      shared.stage[0].shift[thread] = own_shift();\n      __syncthreads();\n    }",
+        "divergent barrier|DEADLOCK|uninitialised|RACE"),
+    Bug("shifts of the next slice not written", GATHER,
+        "if (!Config::kChannelsInner && thread < Config::kSlice) later.shift[thread] = own_shift();", "",
+        "uninitialised|" + WRONG),
+    Bug("items past the tile's end are loaded", GATHER, "inside && item < loop.items ?", "inside ?", "device read"),
+    Bug("tail of the reduction is loaded", GATHER, "inside && item < loop.items ?", "item < loop.items ?",
+        "device read|" + WRONG),
+    Bug("bias of another channel", GATHER, "widen(bias[item])", "widen(bias[item - tile.begin])", WRONG),
+    Bug("next tile described too early", GATHER, "    __syncthreads();  // the next tile rewrites",
+        "    // the next tile rewrites", "RACE", few_blocks=True),
+    Bug("group forgotten in the first input channel", WALK, "s.source_channel = tile.group * channels_in;",
+        "s.source_channel = 0;", WRONG, layer=Layer(6, 12, (3, 4, 5), groups=3)),
+    Bug("taps of a residue class start at 0", WALK, "++first;\n", "break;\n", WRONG, check_backward_input, STRIDED),
+    Bug("views overlap in the gradient", WALK, "if (end > view_end) end = view_end;", "", "device read|" + WRONG,
+        check_backward_input),
+    Bug("bounds of a part forgotten", WEIGHT, "if (index >= tile.end_voxel) voxel.gradient = -1;", "",
+        "device read|" + WRONG, check_backward_weight, multiprocessors=10**4, layer=Layer(3, 9, (9, 12, 13))),
+    Bug("parts share a slab", WEIGHT, "(tile.part * slabs + slab + item)", "(slab + item)", "RACE between blocks",
+        check_backward_weight, multiprocessors=10**4, layer=Layer(3, 9, (9, 12, 13))),
+    Bug("last part left out", WEIGHT, "for (int64_t part = 0; part < parts; ++part)",
+        "for (int64_t part = 0; part < parts - 1; ++part)", WRONG, check_backward_weight, multiprocessors=10**4,
+        layer=Layer(3, 9, (9, 12, 13))),
+    Bug("carry into the next row forgotten", WEIGHT, "if (++at[1] < tile.out_size[1]) continue;", "continue;",
+        "device read|" + WRONG, check_backward_weight),
+]  # fmt: skip
+
+
+def replace_once(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) == 1, f"{path.name} has changed: {old!r} is there {text.count(old)} times"
+    path.write_text(text.replace(old, new))
+
+
+def build_variant(emulator_builder, root: Path, bug: Bug | None, few_blocks: bool):
+    """The emulator with a copy of the kernels: float32 and few tiles, a bug, few blocks."""
+    shutil.copytree(CSRC, root, ignore=shutil.ignore_patterns("__pycache__", "cpu"))
+    for other in ("double", "Float16", "BFloat16"):
+        replace_once(
+            root / "common" / "scalar.cuh", f"return function({other}{{}});", "return function(float{});"
+        )
+    replace_once(root / "plan.h", "kGatherShapeCount = 6", "kGatherShapeCount = 2")
+    if few_blocks:
+        replace_once(root / "kernels" / "report.h", "kLargestGrid = 2147483647", "kLargestGrid = 3")
+    if bug is not None:
+        replace_once(root / "kernels" / bug.file, bug.old, bug.new)
+    return emulator_builder.module(root)
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))
+def test_bug_is_found(emulator_builder, tmp_path, bug):
+    module = build_variant(emulator_builder, tmp_path / "csrc", bug, bug.few_blocks)
+    module.configure(multiprocessors=bug.multiprocessors)
+    with pytest.raises((RuntimeError, AssertionError)) as found:
+        bug.check(module, bug.layer, integer_data(bug.layer))
+    assert re.search(bug.found_by, str(found.value))
+
+
+@pytest.mark.parametrize("check", [check_forward, check_backward_input, check_backward_weight])
+@pytest.mark.parametrize("layer", [PLAIN, STRIDED], ids=str)
+def test_blocks_take_tiles_in_turn(emulator_builder, tmp_path, check, layer):
+    """What happens where there are more tiles than a grid may have blocks."""
+    module = build_variant(emulator_builder, tmp_path / "csrc", None, few_blocks=True)
+    module.configure()
+    check(module, layer, integer_data(layer))
