@@ -13,6 +13,7 @@
 #include "../kernels/simt_backward_input.h"
 #include "../kernels/simt_backward_weight.h"
 #include "../kernels/simt_forward.h"
+#include "../plan.h"
 #include "cuda.h"
 
 namespace py = pybind11;
@@ -143,6 +144,20 @@ void run(const std::string& launcher, const py::dict& problem, const std::vector
   for (const auto& buffer : buffers) buffer->copy_back();
 }
 
+// The plan for a pass on a machine with this many multiprocessors: its description, and its workspace in
+// bytes.
+std::pair<std::string, size_t> plan(const std::string& pass, const py::dict& problem, bool soft,
+                                    int multiprocessors) {
+  const Problem p = read_problem(problem);
+  const acsconv::Machine machine{multiprocessors};
+  if (pass == "backward_weight") {
+    const acsconv::WeightPlan plan = acsconv::plan_backward_weight(p, soft, machine);
+    return {plan.describe(), plan.workspace_bytes};
+  }
+  const auto which = pass == "forward" ? acsconv::Pass::Forward : acsconv::Pass::BackwardInput;
+  return {acsconv::plan_gather(p, which, soft, machine).describe(), 0};
+}
+
 void configure(const std::string& schedule, uint64_t seed, bool detect_races, int multiprocessors) {
   static const std::map<std::string, emulator::Schedule> schedules = {
       {"warp-first", emulator::Schedule::WarpFirst},
@@ -158,6 +173,9 @@ PYBIND11_MODULE(acsconv_emulator, module) {
   module.doc() = "Runs the CUDA kernels of csrc/kernels on the CPU.";
   module.def("run", &run, py::arg("launcher"), py::arg("problem"), py::arg("tensors"),
              "Runs a launcher on numpy arrays; RuntimeError with the emulator's report if the launch fails.");
+  module.def("plan", &plan, py::arg("pass"), py::arg("problem"), py::arg("soft") = false,
+             py::arg("multiprocessors") = 132,
+             "The plan of csrc/plan.h: its description and its workspace in bytes.");
   module.def("configure", &configure, py::arg("schedule") = "warp-first", py::arg("seed") = 1,
              py::arg("detect_races") = true, py::arg("multiprocessors") = 1,
              "Settings of the launches that follow.");

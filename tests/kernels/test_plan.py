@@ -1,0 +1,96 @@
+"""csrc/plan.h decides alone, without a GPU: tiles, memory order, workspace, and the reason of a rejection."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from kernels.harness import LAYOUTS, STORAGE, Layer, generated_layers, problem
+
+H200 = 132  # multiprocessors
+
+
+def fields(layer: Layer, layout: str = "contiguous") -> dict[str, object]:
+    """The problem of a layer whose arrays take no memory."""
+
+    def volume(shape: tuple[int, ...]) -> np.ndarray:
+        order = (0, 1, 2, 3, 4) if layout == "contiguous" else (0, 2, 3, 4, 1)
+        steps, step = [0] * 5, 1
+        for axis in reversed(order):
+            steps[axis], step = step, step * shape[axis]
+        itemsize = np.dtype(STORAGE[layer.dtype]).itemsize
+        one = np.zeros(1, STORAGE[layer.dtype])
+        return np.lib.stride_tricks.as_strided(one, shape, [s * itemsize for s in steps], writeable=False)
+
+    return problem(layer, volume(layer.input_shape), volume(layer.output_shape))
+
+
+@pytest.mark.parametrize(
+    "layer, expected",
+    [
+        (Layer(64, 64, (48, 48, 48)), "tile 192 voxels x 24 channels"),  # views of 22, 21, 21
+        (Layer(96, 96, (48, 48, 48)), "tile 256 voxels x 32 channels"),
+        (Layer(128, 128, (32, 32, 32)), "tile 192 voxels x 48 channels"),  # 43, 43, 42
+        (Layer(192, 192, (32, 32, 32)), "tile 256 voxels x 64 channels"),
+        (Layer(32, 32, (48, 48, 48)), "tile 128 voxels x 16 channels"),  # 11, 11, 10
+        (Layer(320, 320, (4, 4, 4)), "tile 128 voxels x 16 channels"),  # too few voxels for more
+    ],
+    ids=str,
+)
+def test_tile_fits_the_views(emulator_module, layer, expected):
+    text, _ = emulator_module.plan("forward", fields(layer), multiprocessors=H200)
+    assert expected in text
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("step", ["forward", "backward_input", "backward_weight"])
+def test_warps_follow_the_memory(emulator_module, step, layout):
+    text, _ = emulator_module.plan(step, fields(Layer(32, 32, (16, 16, 16)), layout))
+    assert ("channels along a warp" if layout == "channels_last" else "voxels along a warp") in text
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_workspace_is_bounded(emulator_module, soft):
+    wide = [
+        Layer(c, c, (s, s, s), dtype=dtype) for c in (16, 256, 2048) for s in (1, 8, 200) for dtype in STORAGE
+    ]
+    for layer in [*wide, *generated_layers(200, seed=31)]:
+        for multiprocessors in (1, H200, 10**6):
+            _, workspace = emulator_module.plan("backward_weight", fields(layer), soft, multiprocessors)
+            assert workspace <= 64 << 20
+
+
+def test_large_volumes_are_split(emulator_module):
+    text, workspace = emulator_module.plan("backward_weight", fields(Layer(32, 32, (96, 96, 96))))
+    parts, voxels = map(int, re.search(r"(\d+) parts of (\d+) voxels", text).groups())
+    assert workspace == parts * 32 * (32 * 9 + 1) * 4
+    assert (parts - 1) * voxels < 96**3 <= parts * voxels
+
+
+def test_rejection_has_a_reason(emulator_module):
+    text, _ = emulator_module.plan("forward", fields(Layer(1, 3, (3, 3, 3))) | {"in_size": (3, 3, 2**30)})
+    assert text == "gather: a volume axis longer than 2^28 is not supported"
+
+
+def test_plan_is_printed_on_request(emulator_module):
+    script = (
+        "import importlib.util, numpy as np\n"
+        f"spec = importlib.util.spec_from_file_location('acsconv_emulator', {emulator_module.__file__!r})\n"
+        "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)\n"
+        "one = [1, 1, 1]; zero = np.zeros(1, np.float32)\n"
+        "fields = dict(type='float32', batch=1, in_channels=1, out_channels=1, groups=1, kernel_h=1, kernel_w=1,\n"
+        "    in_size=one, out_size=one, split=[1, 0, 0], stride=one, origin=[[0] * 3] * 3, dilation=[one] * 3,\n"
+        "    input_strides=[1] * 5, output_strides=[1] * 5)\n"
+        "module.run('simt_forward', fields, [zero, zero, None, zero])\n"
+    )
+    for value, printed in (("1", True), (None, False)):
+        environment = {k: v for k, v in os.environ.items() if k != "ACSCONV_PRINT_PLAN"}
+        if value is not None:
+            environment["ACSCONV_PRINT_PLAN"] = value
+        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert ("acsconv: gather: tile" in done.stderr) == printed
