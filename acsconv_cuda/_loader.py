@@ -147,7 +147,7 @@ def _why_not_machine() -> str | None:
 
 @functools.cache
 def _why_not_capability(capability: tuple[int, int]) -> str | None:
-    """Machine code runs on its own major version from its minor version on ("a": on that GPU alone), PTX on all later."""
+    """Machine code runs on its own major version from its minor version on ("a": there alone), PTX on all later."""
     cuda = build_info()["cuda"]
     for arch in cuda["architectures"]:
         major, minor, suffix = re.fullmatch(r"(\d+)\.(\d)(\w?)", arch).groups()

@@ -22,8 +22,14 @@ if TYPE_CHECKING:
 #: In the order of ``auto``.
 BACKENDS = ("cuda", "cpu", "torch")
 
-#: What the fused kernels cover: (pass, family) and dtypes. Passes: "forward", "backward_input", "backward_weight".
-FUSED_PASSES = {"cuda": {("forward", "acs")}, "cpu": {("forward", "acs")}}
+PASSES = ("forward", "backward_input", "backward_weight")
+FAMILIES = ("acs", "soft")
+
+#: What the fused kernels cover: (pass, family), and dtypes.
+FUSED_PASSES = {
+    "cuda": {(operation, family) for operation in PASSES for family in FAMILIES},
+    "cpu": {("forward", "acs")},
+}
 FUSED_DTYPES = {
     "cuda": (torch.float64, torch.float32, torch.float16, torch.bfloat16),
     "cpu": (torch.float64, torch.float32),

@@ -138,7 +138,9 @@ def _convolve(volume: Tensor, weight: Tensor, bias: Tensor | None, arguments: op
     geometry = arguments.geometry
     out_size = geometry.output_size(volume.shape[2:])
     for axis, (size, out) in enumerate(zip(volume.shape[2:], out_size, strict=True)):
-        if out < 1 or (size == 0 and volume.shape[0] > 0):  # as nn.Conv3d, an empty batch may be of empty volumes
+        if out < 1 or (
+            size == 0 and volume.shape[0] > 0
+        ):  # as nn.Conv3d, an empty batch may be of empty volumes
             raise ValueError(
                 f"input: size {size} along {AXES[axis]} is too small; kernel {geometry.kernel} with this padding and "
                 f"dilation needs {max(1, geometry.shrink[axis] + 1)} or more"

@@ -33,7 +33,7 @@ from .geometry import Geometry
 LIBRARY = torch.library.Library("acsconv", "DEF")
 
 _GEOMETRY = "int[] kernel, int[] stride, int[] origin, int[] dilation, int[] shrink, int groups, str backend"
-_FUSED = "int[] split, int[] stride, int[] origin, int[] dilation, int[] output_size, int groups"
+_FUSED = "int[] split, int[] stride, int[] origin, int[] dilation"  # empty split: Soft ACS
 
 #: Device types whose autocast casts our operators' inputs, as it does those of the built-in convolutions.
 _AUTOCAST_DEVICES = ("cpu", "cuda", "xpu")
@@ -198,32 +198,39 @@ def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, *flat) -> Tenso
         if split is None:
             return reference.soft_acs_conv3d(input, weight, bias, geometry, groups)
         return reference.acs_conv3d(input, weight, bias, split, geometry, groups)
-    return torch.ops.acsconv.fused_forward(
-        input,
-        weight,
-        bias,
-        split,
-        geometry.stride,
-        geometry.flat_origin(),
-        geometry.flat_dilation(),
-        geometry.output_size(input.shape[2:]),
-        groups,
-    )
+    size = geometry.output_size(input.shape[2:])
+    return torch.ops.acsconv.fused_forward(input, weight, bias, *_fused(arguments), size, groups)
 
 
 def _backward_input(
     grad_output: Tensor, weight: Tensor, size: Sequence[int], channels_last: bool, *flat
 ) -> Tensor:
-    split, geometry, groups, _ = Arguments.of(flat)
-    return reference.backward_input(
-        grad_output, weight, size, split, geometry, groups, _format(channels_last)
+    arguments = Arguments.of(flat)
+    split, geometry, groups, _ = arguments
+    if choose("backward_input", grad_output, arguments) == "torch":
+        return reference.backward_input(
+            grad_output, weight, size, split, geometry, groups, _format(channels_last)
+        )
+    return torch.ops.acsconv.fused_backward_input(
+        grad_output, weight, size, channels_last, *_fused(arguments), groups
     )
 
 
 def _backward_weight(grad_output: Tensor, input: Tensor, needs_bias: bool, *flat) -> tuple[Tensor, Tensor]:
-    split, geometry, groups, _ = Arguments.of(flat)
-    grad_weight = reference.backward_weight(grad_output, input, split, geometry, groups)
-    return grad_weight, grad_output.sum((0, 2, 3, 4)) if needs_bias else grad_output.new_empty(0)
+    arguments = Arguments.of(flat)
+    split, geometry, groups, _ = arguments
+    if choose("backward_weight", grad_output, arguments) == "torch":
+        grad_weight = reference.backward_weight(grad_output, input, split, geometry, groups)
+        return grad_weight, grad_output.sum((0, 2, 3, 4)) if needs_bias else grad_output.new_empty(0)
+    return torch.ops.acsconv.fused_backward_weight(
+        grad_output, input, geometry.kernel, needs_bias, *_fused(arguments), groups
+    )
+
+
+def _fused(arguments: Arguments) -> tuple:
+    """Split and geometry as the compiled operators take them."""
+    geometry = arguments.geometry
+    return arguments.split or (), geometry.stride, geometry.flat_origin(), geometry.flat_dilation()
 
 
 # ---- fake kernels: shapes and strides without data -----------------------------------------------------------------
@@ -367,4 +374,16 @@ def _register(name: str, split: str) -> None:
 
 _register("acs_conv3d", "int[] split, ")
 _register("soft_acs_conv3d", "")
-LIBRARY.define(f"fused_forward(Tensor input, Tensor weight, Tensor? bias, {_FUSED}) -> Tensor")
+
+# Implemented by the shared object alone; csrc/ops.cpp says what they take.
+LIBRARY.define(
+    f"fused_forward(Tensor input, Tensor weight, Tensor? bias, {_FUSED}, int[] output_size, int groups) -> Tensor"
+)
+LIBRARY.define(
+    f"fused_backward_input(Tensor grad_output, Tensor weight, int[] input_size, bool channels_last, {_FUSED}, "
+    "int groups) -> Tensor"
+)
+LIBRARY.define(
+    f"fused_backward_weight(Tensor grad_output, Tensor input, int[] kernel, bool needs_bias, {_FUSED}, "
+    "int groups) -> (Tensor, Tensor)"
+)

@@ -162,7 +162,9 @@ def backward_weight(
 
 def memory_format(tensor: Tensor) -> torch.memory_format:
     """The format an output takes from its input: channels-last only if the input is that and not contiguous too."""
-    if tensor.is_contiguous() or torch._C._functorch.is_batchedtensor(tensor):  # inside vmap only that can be asked
+    if tensor.is_contiguous() or torch._C._functorch.is_batchedtensor(
+        tensor
+    ):  # inside vmap only that can be asked
         return torch.contiguous_format
     channels_last = tensor.is_contiguous(memory_format=torch.channels_last_3d)
     return torch.channels_last_3d if channels_last else torch.contiguous_format

@@ -1,7 +1,10 @@
-// Implementations of torch.ops.acsconv.* for CPU and CUDA: checks, fills a Problem, allocates the output,
-// launches. The only C++ file that knows torch, through its stable ABI (2.10). The schemas are defined in
-// acsconv_cuda/ops.py, which is also the only caller; it has checked the arguments in the user's terms. The
-// checks here keep any direct call of the operator within the tensors' memory.
+// Implementations of torch.ops.acsconv.fused_* for CPU and CUDA: checks, fills a Problem, allocates the
+// output, launches. The only C++ file that knows torch, through its stable ABI (2.10). The schemas are
+// defined in acsconv_cuda/ops.py, which is also the only caller; it has checked the arguments in the user's
+// terms. The checks here keep any direct call of an operator within the tensors' memory.
+//
+// A weight is [C_out, C_in / groups, K_h, K_w]; with an empty `split`, which means Soft ACS, it is the
+// kernels of the three views, [3, C_out, C_in / groups, K_h, K_w].
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -12,14 +15,20 @@
 #include <optional>
 #include <sstream>
 #include <stdexcept>
+#include <tuple>
 #include <vector>
 
-#include "cpu/forward.h"
 #include "problem.h"
+
+#ifdef ACSCONV_WITH_CPU
+#include "cpu/forward.h"
+#endif
 
 #ifdef ACSCONV_WITH_CUDA
 #include <dlfcn.h>
 
+#include "kernels/simt_backward_input.h"
+#include "kernels/simt_backward_weight.h"
 #include "kernels/simt_forward.h"
 #endif
 
@@ -28,13 +37,14 @@ namespace {
 
 using torch::headeronly::MemoryFormat;
 using torch::stable::Tensor;
+using Numbers = std::vector<int64_t>;
 using TorchScalar = torch::headeronly::ScalarType;
 
 template <class... Parts>
 void check(bool condition, const Parts&... parts) {
   if (condition) return;
   std::ostringstream message;
-  message << "acsconv::fused_forward: ";
+  message << "acsconv: ";
   (message << ... << parts);
   throw std::runtime_error(message.str());
 }
@@ -42,7 +52,7 @@ void check(bool condition, const Parts&... parts) {
 // No product of two geometry numbers, nor a sum of a few, leaves 64 bits.
 constexpr int64_t kLargestNumber = int64_t{1} << 30;
 
-void check_numbers(const char* name, const std::vector<int64_t>& numbers, size_t count, int64_t least) {
+void check_numbers(const char* name, const Numbers& numbers, size_t count, int64_t least) {
   check(numbers.size() == count, name, " needs ", count, " numbers, got ", numbers.size());
   for (int64_t number : numbers) {
     check(number >= least && number <= kLargestNumber, name, " must lie in [", least, ", 2^30], got ",
@@ -50,20 +60,18 @@ void check_numbers(const char* name, const std::vector<int64_t>& numbers, size_t
   }
 }
 
-ScalarType scalar_type(const Tensor& input, bool cuda) {
-  switch (input.scalar_type()) {
+ScalarType scalar_type(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
     case TorchScalar::Double:
       return ScalarType::Float64;
     case TorchScalar::Float:
       return ScalarType::Float32;
     case TorchScalar::Half:
-      check(cuda, "float16 is not supported on the CPU");
       return ScalarType::Float16;
     case TorchScalar::BFloat16:
-      check(cuda, "bfloat16 is not supported on the CPU");
       return ScalarType::BFloat16;
     default:
-      check(false, "input must be float64, float32, float16 or bfloat16");
+      check(false, "the dtype must be float64, float32, float16 or bfloat16");
       return ScalarType::Float32;
   }
 }
@@ -84,73 +92,110 @@ VolumeStrides strides(const Tensor& volume) {
   return {s[0], s[1], {s[2], s[3], s[4]}};
 }
 
-void check_companion(const char* name, const Tensor& tensor, const Tensor& input, int64_t rank) {
-  check(tensor.dim() == rank, name, " must have ", rank, " dimensions, got ", tensor.dim());
-  check(tensor.scalar_type() == input.scalar_type(), name, " must have the dtype of input");
-  check(tensor.device() == input.device(), name, " must be on the device of input");
+void check_volume(const char* name, const Tensor& volume) {
+  check(volume.dim() == 5, name, " must have 5 dimensions, got ", volume.dim());
 }
 
-// What an operator works on: the tensors, contiguous where Problem asks for it, and their Problem.
-struct Call {
+void check_companion(const char* name, const Tensor& tensor, const Tensor& volume, int64_t rank) {
+  check(tensor.dim() == rank, name, " must have ", rank, " dimensions, got ", tensor.dim());
+  check(tensor.scalar_type() == volume.scalar_type(), name, " must have the dtype of the volume");
+  check(tensor.device() == volume.device(), name, " must be on the device of the volume");
+}
+
+// The numbers that all operators take behind their tensors.
+struct Layer {
+  Numbers split, stride, origin, dilation;
+  int64_t groups;
+
+  bool soft() const { return split.empty(); }
+};
+
+struct Sizes {
+  int64_t batch, in_channels, out_channels;
+  Numbers in_size, out_size, kernel;
+};
+
+// Everything of a Problem but the strides of its volumes.
+Problem describe(const Tensor& volume, const Sizes& sizes, const Layer& layer) {
+  Numbers split = layer.split;
+  if (layer.soft()) split = {sizes.out_channels, 0, 0};
+  check_numbers("split", split, kViews, 0);
+  check_numbers("stride", layer.stride, 3, 1);
+  check_numbers("origin", layer.origin, 3 * kViews, -kLargestNumber);
+  check_numbers("dilation", layer.dilation, 3 * kViews, 1);
+  check_numbers("input size", sizes.in_size, 3, 0);
+  check_numbers("output size", sizes.out_size, 3, 0);
+  check_numbers("kernel", sizes.kernel, 2, 1);
+
+  Problem p{};
+  p.type = scalar_type(volume);
+  p.batch = sizes.batch;
+  p.in_channels = sizes.in_channels;
+  p.out_channels = sizes.out_channels;
+  p.groups = layer.groups;
+  p.kernel_h = sizes.kernel[0];
+  p.kernel_w = sizes.kernel[1];
+  check(p.groups >= 1 && p.in_channels % p.groups == 0 && p.out_channels % p.groups == 0,
+        "groups = ", p.groups, " must divide the ", p.in_channels, " input and ", p.out_channels,
+        " output channels");
+  check(split[0] + split[1] + split[2] == p.out_channels, "split must sum to the ", p.out_channels,
+        " output channels");
+  for (int axis = 0; axis < 3; ++axis) {
+    p.in_size[axis] = sizes.in_size[axis];
+    p.out_size[axis] = sizes.out_size[axis];
+    p.split[axis] = split[axis];
+    p.stride[axis] = layer.stride[axis];
+    for (int view = 0; view < kViews; ++view) {
+      p.origin[view][axis] = layer.origin[view * 3 + axis];
+      p.dilation[view][axis] = layer.dilation[view * 3 + axis];
+    }
+  }
+  return p;
+}
+
+Numbers volume_size(const Tensor& volume) { return {volume.size(2), volume.size(3), volume.size(4)}; }
+
+Tensor new_volume(const Tensor& like, int64_t batch, int64_t channels, const int64_t* size,
+                  bool channels_last) {
+  const std::array<int64_t, 5> shape{batch, channels, size[0], size[1], size[2]};
+  return torch::stable::empty(shape, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                              channels_last ? MemoryFormat::ChannelsLast3d : MemoryFormat::Contiguous);
+}
+
+// A forward pass: the tensors, contiguous where Problem asks for it, and their Problem.
+struct Forward {
   Problem problem;
-  Tensor input, weight;
+  Tensor weight, output;
   std::optional<Tensor> bias;
-  Tensor output;
 
   const void* bias_data() const { return bias ? bias->const_data_ptr() : nullptr; }
 };
 
-Call prepare(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-             const std::vector<int64_t>& split, const std::vector<int64_t>& stride,
-             const std::vector<int64_t>& origin, const std::vector<int64_t>& dilation,
-             const std::vector<int64_t>& output_size, int64_t groups) {
-  check(input.dim() == 5, "input must have 5 dimensions, got ", input.dim());
-  check_companion("weight", weight, input, 4);
-  if (bias) check_companion("bias", *bias, input, 1);
-  check_numbers("split", split, kViews, 0);
-  check_numbers("stride", stride, 3, 1);
-  check_numbers("origin", origin, 3 * kViews, -kLargestNumber);
-  check_numbers("dilation", dilation, 3 * kViews, 1);
-  check_numbers("output_size", output_size, 3, 0);
-
-  Problem p{};
-  p.type = scalar_type(input, input.is_cuda());
-  p.batch = input.size(0);
-  p.in_channels = input.size(1);
-  p.out_channels = weight.size(0);
-  p.groups = groups;
-  p.kernel_h = weight.size(2);
-  p.kernel_w = weight.size(3);
-  check(groups >= 1 && p.in_channels % groups == 0 && p.out_channels % groups == 0, "groups = ", groups,
-        " must divide the ", p.in_channels, " input and ", p.out_channels, " output channels");
-  check(weight.size(1) == p.in_channels / groups, "weight must have ", p.in_channels / groups,
-        " input channels per group, got ", weight.size(1));
-  check(split[0] + split[1] + split[2] == p.out_channels, "split must sum to the ", p.out_channels,
-        " output channels");
-  check(!bias || bias->size(0) == p.out_channels, "bias must have ", p.out_channels, " elements");
-  check(p.kernel_h <= kLargestNumber && p.kernel_w <= kLargestNumber, "weight is too large");
-  for (int axis = 0; axis < 3; ++axis) {
-    p.in_size[axis] = input.size(2 + axis);
-    p.out_size[axis] = output_size[axis];
-    p.split[axis] = split[axis];
-    p.stride[axis] = stride[axis];
-    for (int view = 0; view < kViews; ++view) {
-      p.origin[view][axis] = origin[view * 3 + axis];
-      p.dilation[view][axis] = dilation[view * 3 + axis];
-    }
+Forward prepare_forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                        const Numbers& output_size, const Layer& layer) {
+  check_volume("input", input);
+  check_companion("weight", weight, input, layer.soft() ? 5 : 4);
+  check(!layer.soft() || weight.size(0) == kViews, "the kernels of three views are needed");
+  const int first = layer.soft() ? 1 : 0;
+  const Sizes sizes{input.size(0),      input.size(1), weight.size(first),
+                    volume_size(input), output_size,   {weight.size(first + 2), weight.size(first + 3)}};
+  Problem p = describe(input, sizes, layer);
+  check(weight.size(first + 1) == p.in_channels / p.groups, "weight must have ", p.in_channels / p.groups,
+        " input channels per group, got ", weight.size(first + 1));
+  if (bias) {
+    check_companion("bias", *bias, input, 1);
+    check(bias->size(0) == p.out_channels, "bias must have ", p.out_channels, " elements");
   }
-
-  const std::array<int64_t, 5> size{p.batch, p.out_channels, output_size[0], output_size[1], output_size[2]};
   const bool channels_last = is_channels_last(input) && !input.is_contiguous();
-  Tensor output =
-      torch::stable::empty(size, input.scalar_type(), std::nullopt, input.device(), std::nullopt,
-                           channels_last ? MemoryFormat::ChannelsLast3d : MemoryFormat::Contiguous);
+  Tensor output = new_volume(input, p.batch, p.out_channels, p.out_size, channels_last);
   p.input = strides(input);
   p.output = strides(output);
-  Call call{p, input, torch::stable::contiguous(weight), std::nullopt, output};
+  Forward call{p, torch::stable::contiguous(weight), output, std::nullopt};
   if (bias) call.bias = torch::stable::contiguous(*bias);
   return call;
 }
+
+#ifdef ACSCONV_WITH_CPU
 
 Threads torch_threads() {
   Threads threads;
@@ -164,15 +209,21 @@ Threads torch_threads() {
 }
 
 Tensor fused_forward_cpu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                         std::vector<int64_t> split, std::vector<int64_t> stride, std::vector<int64_t> origin,
-                         std::vector<int64_t> dilation, std::vector<int64_t> output_size, int64_t groups) {
-  Call call = prepare(input, weight, bias, split, stride, origin, dilation, output_size, groups);
+                         Numbers split, Numbers stride, Numbers origin, Numbers dilation, Numbers output_size,
+                         int64_t groups) {
+  const Layer layer{split, stride, origin, dilation, groups};
+  check(!layer.soft(), "the CPU kernels do not compute Soft ACS");
+  Forward call = prepare_forward(input, weight, bias, output_size, layer);
+  check(call.problem.type == ScalarType::Float64 || call.problem.type == ScalarType::Float32,
+        "the CPU kernels take float64 and float32, not float16 or bfloat16");
   if (call.output.numel() > 0) {
-    cpu_forward(call.problem, call.input.const_data_ptr(), call.weight.const_data_ptr(), call.bias_data(),
+    cpu_forward(call.problem, input.const_data_ptr(), call.weight.const_data_ptr(), call.bias_data(),
                 call.output.mutable_data_ptr(), torch_threads());
   }
   return call.output;
 }
+
+#endif
 
 #ifdef ACSCONV_WITH_CUDA
 
@@ -195,19 +246,97 @@ void* current_stream(int32_t device) {
   return stream;
 }
 
+// Makes a tensor's device current, and finds PyTorch's stream there. In the emulator's build tensors are on
+// the CPU, and there is neither.
+class Launch {
+ public:
+  explicit Launch(const Tensor& tensor) {
+    if (!tensor.is_cuda()) return;
+    guard_.emplace(tensor.get_device_index());
+    stream_ = current_stream(tensor.get_device_index());
+  }
+
+  void* stream() const { return stream_; }
+
+ private:
+  std::optional<torch::stable::accelerator::DeviceGuard> guard_;
+  void* stream_ = nullptr;
+};
+
+void check_launch(const char* refusal) { check(refusal == nullptr, refusal == nullptr ? "" : refusal); }
+
 Tensor fused_forward_cuda(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                          std::vector<int64_t> split, std::vector<int64_t> stride,
-                          std::vector<int64_t> origin, std::vector<int64_t> dilation,
-                          std::vector<int64_t> output_size, int64_t groups) {
-  const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
-  Call call = prepare(input, weight, bias, split, stride, origin, dilation, output_size, groups);
+                          Numbers split, Numbers stride, Numbers origin, Numbers dilation,
+                          Numbers output_size, int64_t groups) {
+  const Launch launch(input);
+  const Layer layer{split, stride, origin, dilation, groups};
+  Forward call = prepare_forward(input, weight, bias, output_size, layer);
   if (call.output.numel() > 0) {
-    const char* refusal = simt_forward(
-        call.problem, call.input.const_data_ptr(), call.weight.const_data_ptr(), call.bias_data(),
-        call.output.mutable_data_ptr(), current_stream(input.get_device_index()));
-    check(refusal == nullptr, refusal);
+    const auto forward = layer.soft() ? simt_soft_forward : simt_forward;
+    check_launch(forward(call.problem, input.const_data_ptr(), call.weight.const_data_ptr(), call.bias_data(),
+                         call.output.mutable_data_ptr(), launch.stream()));
   }
   return call.output;
+}
+
+// grad_output [N, C_out, D', H', W'] -> grad_input [N, C_in, *input_size].
+Tensor fused_backward_input_cuda(const Tensor& grad_output, const Tensor& weight, Numbers input_size,
+                                 bool channels_last, Numbers split, Numbers stride, Numbers origin,
+                                 Numbers dilation, int64_t groups) {
+  const Launch launch(grad_output);
+  const Layer layer{split, stride, origin, dilation, groups};
+  check_volume("grad_output", grad_output);
+  check_companion("weight", weight, grad_output, layer.soft() ? 5 : 4);
+  check(!layer.soft() || weight.size(0) == kViews, "the kernels of three views are needed");
+  const int first = layer.soft() ? 1 : 0;
+  const Sizes sizes{grad_output.size(0),      weight.size(first + 1) * groups,
+                    weight.size(first),       input_size,
+                    volume_size(grad_output), {weight.size(first + 2), weight.size(first + 3)}};
+  Problem p = describe(grad_output, sizes, layer);
+  check(grad_output.size(1) == p.out_channels, "grad_output must have ", p.out_channels, " channels, got ",
+        grad_output.size(1));
+  Tensor grad_input = new_volume(grad_output, p.batch, p.in_channels, p.in_size, channels_last);
+  if (grad_input.numel() == 0) return grad_input;
+  p.input = strides(grad_input);
+  p.output = strides(grad_output);
+  const Tensor packed = torch::stable::contiguous(weight);
+  const auto backward = layer.soft() ? simt_soft_backward_input : simt_backward_input;
+  check_launch(backward(p, grad_output.const_data_ptr(), packed.const_data_ptr(),
+                        grad_input.mutable_data_ptr(), launch.stream()));
+  return grad_input;
+}
+
+// (grad_weight, shaped as the weight; grad_bias [C_out], empty unless asked for).
+std::tuple<Tensor, Tensor> fused_backward_weight_cuda(const Tensor& grad_output, const Tensor& input,
+                                                      Numbers kernel, bool needs_bias, Numbers split,
+                                                      Numbers stride, Numbers origin, Numbers dilation,
+                                                      int64_t groups) {
+  const Launch launch(input);
+  const Layer layer{split, stride, origin, dilation, groups};
+  check_volume("input", input);
+  check_companion("grad_output", grad_output, input, 5);
+  check(grad_output.size(0) == input.size(0), "grad_output must have the batch size of input");
+  const Sizes sizes{
+      input.size(0), input.size(1), grad_output.size(1), volume_size(input), volume_size(grad_output),
+      kernel};
+  Problem p = describe(input, sizes, layer);
+  p.input = strides(input);
+  p.output = strides(grad_output);
+
+  const int64_t in_group = p.in_channels / p.groups;
+  Numbers shape{p.out_channels, in_group, p.kernel_h, p.kernel_w};
+  if (layer.soft()) shape.insert(shape.begin(), kViews);
+  const auto allocate = [&](const Numbers& of, TorchScalar type) {
+    return torch::stable::empty(of, type, std::nullopt, input.device(), std::nullopt, std::nullopt);
+  };
+  Tensor grad_weight = allocate(shape, input.scalar_type());
+  Tensor grad_bias = allocate({needs_bias ? p.out_channels : 0}, input.scalar_type());
+  const auto bytes = static_cast<int64_t>(simt_backward_weight_workspace(p, layer.soft()));
+  Tensor workspace = allocate({bytes}, TorchScalar::Byte);
+  check_launch(simt_backward_weight(
+      p, layer.soft(), grad_output.const_data_ptr(), input.const_data_ptr(), grad_weight.mutable_data_ptr(),
+      needs_bias ? grad_bias.mutable_data_ptr() : nullptr, workspace.mutable_data_ptr(), launch.stream()));
+  return {grad_weight, grad_bias};
 }
 
 #endif
@@ -215,12 +344,20 @@ Tensor fused_forward_cuda(const Tensor& input, const Tensor& weight, const std::
 }  // namespace
 }  // namespace acsconv
 
+#ifdef ACSCONV_WITH_CPU
 STABLE_TORCH_LIBRARY_IMPL(acsconv, CPU, m) {
   m.impl("fused_forward", TORCH_BOX(&acsconv::fused_forward_cpu));
 }
+#endif
 
 #ifdef ACSCONV_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(acsconv, CUDA, m) {
+// The emulator's build (csrc/emulator/build.py) registers the same functions for CPU tensors.
+#ifndef ACSCONV_CUDA_KEY
+#define ACSCONV_CUDA_KEY CUDA
+#endif
+STABLE_TORCH_LIBRARY_IMPL(acsconv, ACSCONV_CUDA_KEY, m) {
   m.impl("fused_forward", TORCH_BOX(&acsconv::fused_forward_cuda));
+  m.impl("fused_backward_input", TORCH_BOX(&acsconv::fused_backward_input_cuda));
+  m.impl("fused_backward_weight", TORCH_BOX(&acsconv::fused_backward_weight_cuda));
 }
 #endif

@@ -47,13 +47,13 @@ def _run(command: list[str]) -> str:
     return done.stdout
 
 
-def _link(cache: Path, name: str, objects: Sequence[Path]) -> Path:
-    digest = hashlib.sha256("".join(o.name for o in objects).encode()).hexdigest()[:20]
+def _link(cache: Path, name: str, objects: Sequence[Path], libraries: Sequence[str] = ()) -> Path:
+    digest = hashlib.sha256("".join([*(o.name for o in objects), *libraries]).encode()).hexdigest()[:20]
     target = cache / digest / name
     if not target.exists():
         target.parent.mkdir(exist_ok=True)
         partial = target.with_suffix(f".{os.getpid()}")
-        _run([compiler(), "-shared", *map(str, objects), "-o", str(partial), "-ldl"])
+        _run([compiler(), "-shared", *map(str, objects), "-o", str(partial), "-ldl", *libraries])
         partial.rename(target)
     return target
 
@@ -81,3 +81,17 @@ def build_library(cache: Path, source: Path) -> Path:
     jobs: list[tuple[Path, Sequence[str]]] = [(source, (*INSTRUMENT, f"-I{CSRC}"))]
     jobs += [(CSRC / "emulator" / f"{name}.cpp", ()) for name in RUNTIME]
     return _link(cache, f"{source.stem}.so", _objects(cache, jobs))
+
+
+def build_operators(cache: Path, torch: Path) -> Path:
+    """csrc/ops.cpp with the CUDA kernels run by the emulator, as a library that torch loads; returns its path.
+
+    The operators are registered for CPU tensors. The kernels are not instrumented, since the tensors are not the
+    emulator's buffers: this is for what lies between Python and the kernels. `torch`: folder of the package.
+    """
+    flags = ("-DACSCONV_WITH_CUDA", "-DACSCONV_CUDA_KEY=CPU", "-DTORCH_TARGET_VERSION=0x020a000000000000")
+    jobs: list[tuple[Path, Sequence[str]]] = [(CSRC / "ops.cpp", (*flags, "-isystem", f"{torch}/include"))]
+    jobs += [(kernel, ()) for kernel in sorted((CSRC / "kernels").glob("*.cu"))]
+    jobs += [(CSRC / "emulator" / f"{name}.cpp", ()) for name in RUNTIME]
+    libraries = [f"{torch}/lib/libtorch_cpu.so", f"{torch}/lib/libtorch.so"]
+    return _link(cache, "libacsconv_emulated.so", _objects(cache, jobs), libraries)

@@ -37,6 +37,9 @@ class EmulatorBuilder:
     def library(self, source: Path) -> Path:
         return self.build.build_library(self.cache, source)
 
+    def operators(self) -> Path:
+        return self.build.build_operators(self.cache, Path(torch.__file__).parent)
+
 
 @pytest.fixture(scope="session")
 def emulator_builder(request: pytest.FixtureRequest) -> EmulatorBuilder:

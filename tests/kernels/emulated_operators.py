@@ -1,0 +1,177 @@
+"""Run by test_operators.py: `python emulated_operators.py LIBRARY PART`. Asserts; says nothing if all is well."""
+
+# ruff: noqa: E402 (what is imported, and when, is the point)
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch.autograd import gradcheck
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+
+# Before anything imports acsconv_cuda: its own object would register the same operators for the CPU.
+load_library, torch.ops.load_library = torch.ops.load_library, lambda path: None
+from numerics import Problem, random_problems
+
+from acsconv_cuda import _loader, acs_conv3d, soft_acs_conv3d
+from acsconv_cuda.backends import FUSED_DTYPES, FUSED_PASSES, why_not
+from acsconv_cuda.geometry import resolve
+from acsconv_cuda.ops import Arguments
+
+load_library(sys.argv[1])
+_loader._state = {"failure": None}
+FUSED_PASSES["cpu"], FUSED_DTYPES["cpu"] = FUSED_PASSES["cuda"], FUSED_DTYPES["cuda"]
+
+
+def outputs_and_gradients(function, tensors, backend):
+    tensors = [t.detach().requires_grad_() for t in tensors]
+    out = function(*tensors, backend=backend)
+    grad_output = torch.randint(-4, 5, out.shape, generator=torch.Generator().manual_seed(0)).to(out.dtype)
+    return [out, *torch.autograd.grad(out, tensors, grad_output)]
+
+
+def agree(function, tensors, **tolerances):
+    """The fused operators (as "cpu") and the reference give the same values in the same memory format."""
+    fused = outputs_and_gradients(function, tensors, "cpu")
+    expected = outputs_and_gradients(function, tensors, "torch")
+    for one, other in zip(fused, expected, strict=True):
+        torch.testing.assert_close(one, other, **({"rtol": 0, "atol": 0} | tolerances))
+        assert one.stride() == other.stride() or 1 in one.shape or one.numel() == 0
+
+
+def options(problem: Problem) -> dict:
+    names = ("stride", "padding", "dilation", "groups")
+    return {name: getattr(problem, name) for name in names}
+
+
+def acs() -> None:
+    for problem in random_problems(30, seed=5):
+        agree(lambda *t, p=problem, **k: acs_conv3d(*t, split=p.split, **options(p), **k), problem.tensors())
+
+
+def soft() -> None:
+    for problem in random_problems(12, seed=6):
+        input, weight, bias = problem.tensors()
+        view_weights = torch.tensor([[1.0, 2.0, -1.0]], dtype=input.dtype).repeat(problem.out_channels, 1)
+        agree(
+            lambda *t, p=problem, **k: soft_acs_conv3d(*t, **options(p), **k),
+            (input, weight, view_weights, bias),
+        )
+
+
+def dtypes() -> None:
+    problem = Problem(5, 7, (3, 3), (4, 5, 6), (3, 2, 2), padding=1)
+    for dtype in FUSED_DTYPES["cuda"]:
+        # Sums of these integers stay below 2^24, so that only the last rounding to 16 bits is left.
+        agree(lambda *t, **k: acs_conv3d(*t, split=problem.split, padding=1, **k), problem.tensors(dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert acs_conv3d(*problem.tensors(torch.float32), padding=1, backend="cpu").dtype == torch.bfloat16
+
+
+def layouts() -> None:
+    problem = Problem(9, 7, (3, 3), (4, 5, 6), (3, 2, 2), padding=1, stride=2)
+    input, weight, bias = problem.tensors()
+    for view in (
+        input.contiguous(memory_format=torch.channels_last_3d),
+        input.transpose(2, 4),
+        input[:, :, :1].expand(-1, -1, 4, -1, -1),
+        torch.cat([input, input], -1)[..., 1:7],
+    ):
+        agree(lambda *t, **k: acs_conv3d(*t, padding=1, stride=2, **k), (view, weight, bias))
+        agree(lambda *t, **k: acs_conv3d(*t, padding=1, stride=2, **k), (view, weight.transpose(2, 3), bias))
+    weight.requires_grad_()  # the gradient of a sum has strides of 0
+    out = acs_conv3d(input, weight, padding=1, backend="cpu")
+    expected = acs_conv3d(input, weight, padding=1, backend="torch")
+    torch.testing.assert_close(*(torch.autograd.grad(one.sum(), weight) for one in (out, expected)))
+
+
+def empty() -> None:
+    weight = torch.randn(6, 2, 3, 3)
+    agree(
+        lambda *t, **k: acs_conv3d(*t, padding=1, **k), (torch.randn(0, 2, 4, 5, 6), weight, torch.randn(6))
+    )
+    agree(
+        lambda *t, **k: acs_conv3d(*t, stride=4, padding=3, **k),
+        (torch.ones(1, 2, 1, 1, 1), torch.ones(6, 2, 3, 3), torch.ones(6)),
+    )
+
+
+def gradients() -> None:
+    input, weight, bias = (
+        t / 4 for t in Problem(2, 4, (3, 3), (3, 4, 3), (2, 1, 1), padding=1).tensors(batch=1)
+    )
+    tensors = [t.requires_grad_() for t in (input, weight, bias)]
+    assert gradcheck(lambda *t: acs_conv3d(*t, padding=1, stride=2, backend="cpu"), tensors)
+    frozen = [input.detach(), weight, bias.detach()]
+    out = acs_conv3d(*frozen, padding=1, backend="cpu")
+    torch.autograd.grad(out.square().sum(), weight)
+
+
+def refusals() -> None:
+    operators = torch.ops.acsconv
+    geometry = resolve((3, 3), 1, 1, 1)
+    arguments = Arguments((2, 1, 1), geometry, 1, "cpu")
+    input, weight, grad_output = (
+        torch.zeros(1, 2, 4, 4, 4),
+        torch.zeros(4, 2, 3, 3),
+        torch.zeros(1, 4, 4, 4, 4),
+    )
+    assert all(
+        why_not("cpu", operation, input, arguments) is None for operation, family in FUSED_PASSES["cuda"]
+    )
+    tail = ((2, 1, 1), geometry.stride, geometry.flat_origin(), geometry.flat_dilation())
+    for call, text in (
+        (
+            lambda: operators.fused_forward(input[0], weight, None, *tail, (4, 4, 4), 1),
+            "input must have 5 dimensions",
+        ),
+        (
+            lambda: operators.fused_forward(input, weight[:, :1], None, *tail, (4, 4, 4), 1),
+            "weight must have 2 input",
+        ),
+        (
+            lambda: operators.fused_forward(input, weight[None], None, (), *tail[1:], (4, 4, 4), 1),
+            "three views",
+        ),
+        (
+            lambda: operators.fused_forward(input, weight, None, (2, 1, 2), *tail[1:], (4, 4, 4), 1),
+            "split must sum",
+        ),
+        (
+            lambda: operators.fused_backward_input(grad_output[0], weight, (4, 4, 4), False, *tail, 1),
+            "5 dimensions",
+        ),
+        (
+            lambda: operators.fused_backward_input(input, weight, (4, 4, 4), False, *tail, 1),
+            "must have 4 channels",
+        ),
+        (
+            lambda: operators.fused_backward_input(grad_output, weight, (4, 4), False, *tail, 1),
+            "input size needs 3",
+        ),
+        (
+            lambda: operators.fused_backward_weight(grad_output, input[0], (3, 3), True, *tail, 1),
+            "5 dimensions",
+        ),
+        (
+            lambda: operators.fused_backward_weight(grad_output, input.double(), (3, 3), True, *tail, 1),
+            "dtype",
+        ),
+        (
+            lambda: operators.fused_backward_weight(grad_output, input, (3,), True, *tail, 1),
+            "kernel needs 2 numbers",
+        ),
+        (lambda: operators.fused_backward_weight(grad_output, input, (3, 3), True, *tail, 3), "groups = 3"),
+    ):
+        try:
+            call()
+        except RuntimeError as error:
+            assert text in str(error), str(error)
+        else:
+            raise AssertionError(f"not refused: {text}")
+
+
+if __name__ == "__main__":
+    {f.__name__: f for f in (acs, soft, dtypes, layouts, empty, gradients, refusals)}[sys.argv[2]]()
