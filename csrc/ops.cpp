@@ -96,10 +96,11 @@ void check_volume(const char* name, const Tensor& volume) {
   check(volume.dim() == 5, name, " must have 5 dimensions, got ", volume.dim());
 }
 
-void check_companion(const char* name, const Tensor& tensor, const Tensor& volume, int64_t rank) {
+void check_companion(const char* name, const Tensor& tensor, const char* volume_name, const Tensor& volume,
+                     int64_t rank) {
   check(tensor.dim() == rank, name, " must have ", rank, " dimensions, got ", tensor.dim());
-  check(tensor.scalar_type() == volume.scalar_type(), name, " must have the dtype of the volume");
-  check(tensor.device() == volume.device(), name, " must be on the device of the volume");
+  check(tensor.scalar_type() == volume.scalar_type(), name, " must have the dtype of ", volume_name);
+  check(tensor.device() == volume.device(), name, " must be on the device of ", volume_name);
 }
 
 // The numbers that all operators take behind their tensors.
@@ -123,8 +124,8 @@ Problem describe(const Tensor& volume, const Sizes& sizes, const Layer& layer) {
   check_numbers("stride", layer.stride, 3, 1);
   check_numbers("origin", layer.origin, 3 * kViews, -kLargestNumber);
   check_numbers("dilation", layer.dilation, 3 * kViews, 1);
-  check_numbers("input size", sizes.in_size, 3, 0);
-  check_numbers("output size", sizes.out_size, 3, 0);
+  check_numbers("input_size", sizes.in_size, 3, 0);
+  check_numbers("output_size", sizes.out_size, 3, 0);
   check_numbers("kernel", sizes.kernel, 2, 1);
 
   Problem p{};
@@ -174,7 +175,7 @@ struct Forward {
 Forward prepare_forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                         const Numbers& output_size, const Layer& layer) {
   check_volume("input", input);
-  check_companion("weight", weight, input, layer.soft() ? 5 : 4);
+  check_companion("weight", weight, "input", input, layer.soft() ? 5 : 4);
   check(!layer.soft() || weight.size(0) == kViews, "the kernels of three views are needed");
   const int first = layer.soft() ? 1 : 0;
   const Sizes sizes{input.size(0),      input.size(1), weight.size(first),
@@ -183,7 +184,7 @@ Forward prepare_forward(const Tensor& input, const Tensor& weight, const std::op
   check(weight.size(first + 1) == p.in_channels / p.groups, "weight must have ", p.in_channels / p.groups,
         " input channels per group, got ", weight.size(first + 1));
   if (bias) {
-    check_companion("bias", *bias, input, 1);
+    check_companion("bias", *bias, "input", input, 1);
     check(bias->size(0) == p.out_channels, "bias must have ", p.out_channels, " elements");
   }
   const bool channels_last = is_channels_last(input) && !input.is_contiguous();
@@ -286,7 +287,7 @@ Tensor fused_backward_input_cuda(const Tensor& grad_output, const Tensor& weight
   const Launch launch(grad_output);
   const Layer layer{split, stride, origin, dilation, groups};
   check_volume("grad_output", grad_output);
-  check_companion("weight", weight, grad_output, layer.soft() ? 5 : 4);
+  check_companion("weight", weight, "grad_output", grad_output, layer.soft() ? 5 : 4);
   check(!layer.soft() || weight.size(0) == kViews, "the kernels of three views are needed");
   const int first = layer.soft() ? 1 : 0;
   const Sizes sizes{grad_output.size(0),      weight.size(first + 1) * groups,
@@ -314,7 +315,7 @@ std::tuple<Tensor, Tensor> fused_backward_weight_cuda(const Tensor& grad_output,
   const Launch launch(input);
   const Layer layer{split, stride, origin, dilation, groups};
   check_volume("input", input);
-  check_companion("grad_output", grad_output, input, 5);
+  check_companion("grad_output", grad_output, "input", input, 5);
   check(grad_output.size(0) == input.size(0), "grad_output must have the batch size of input");
   const Sizes sizes{
       input.size(0), input.size(1), grad_output.size(1), volume_size(input), volume_size(grad_output),

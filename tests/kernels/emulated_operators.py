@@ -149,7 +149,7 @@ def refusals() -> None:
         ),
         (
             lambda: operators.fused_backward_input(grad_output, weight, (4, 4), False, *tail, 1),
-            "input size needs 3",
+            "input_size needs 3",
         ),
         (
             lambda: operators.fused_backward_weight(grad_output, input[0], (3, 3), True, *tail, 1),
