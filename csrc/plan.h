@@ -25,6 +25,9 @@ inline constexpr int kGatherColumns = 8;
 inline constexpr GatherTileShape kGatherShapes[] = {{1, 4}, {2, 4}, {3, 6}, {4, 8}, {6, 6}, {8, 8}};
 inline constexpr int kGatherShapeCount = 6, kGatherSmallShape = 1;
 
+// Most taps of a kernel of the depthwise kernel.
+inline constexpr int64_t kDepthwiseTaps = 128;
+
 constexpr int gather_rows(ScalarType type, int shape) {
   return type == ScalarType::Float64 ? kGatherShapes[shape].rows / 2 : kGatherShapes[shape].rows;
 }
@@ -37,6 +40,7 @@ struct GatherPlan {
   int shape = 0;          // index into kGatherShapes
   int warps = 0, rows = 0;
   bool channels_inner = false;
+  bool depthwise = false;  // by the kernel for that
   int64_t tiles = 0;
 
   std::string describe() const;
@@ -83,6 +87,13 @@ inline GatherPlan plan_gather(const Problem& p, Pass pass, bool soft, const Mach
   const bool forward = pass == Pass::Forward;
   const int64_t in_group = p.in_channels / p.groups, out_group = p.out_channels / p.groups;
 
+  // Every channel alone: no product of matrices is left. Its kernel keeps the weights of 32 channels at hand.
+  if (in_group == 1 && out_group == 1 && !soft && p.kernel_h * p.kernel_w <= kDepthwiseTaps) {
+    plan.depthwise = true;
+    plan.channels_inner = p.input.channel == 1 && p.output.channel == 1;
+    return plan;
+  }
+
   // Neighbouring channels in neighbouring lanes pay off once a slice of 8 finds 8 of them.
   const VolumeStrides& source = forward ? p.input : p.output;
   plan.channels_inner = source.channel == 1 && (forward ? in_group : out_group) >= kGatherColumns;
@@ -123,9 +134,11 @@ inline GatherPlan plan_gather(const Problem& p, Pass pass, bool soft, const Mach
 
 inline std::string GatherPlan::describe() const {
   if (!rejection.empty()) return "gather: " + rejection;
+  const std::string order = channels_inner ? "channels along a warp" : "voxels along a warp";
+  if (depthwise) return "depthwise: " + order;
   return "gather: tile " + std::to_string(32 * rows) + " voxels x " + std::to_string(kGatherColumns * warps) +
          " channels, " + std::to_string(32 * warps) + " threads, about " + std::to_string(tiles) +
-         " tiles, " + (channels_inner ? "channels along a warp" : "voxels along a warp");
+         " tiles, " + order;
 }
 
 struct WeightPlan {

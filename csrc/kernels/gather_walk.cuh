@@ -59,15 +59,31 @@ __host__ __device__ inline int64_t gather_item_tiles(const Problem& p, Pass pass
   return p.groups * ceil_div(p.in_channels / p.groups, width);
 }
 
+// The voxels of the tile `index` of those that share their items.
+__device__ inline void gather_tile_voxels(const GatherWork& work, int64_t index, int voxels,
+                                          GatherTile& tile) {
+  const Problem& p = work.problem;
+  const bool forward = work.pass == Pass::Forward;
+  tile.first = index % work.voxel_tiles * voxels;
+  index /= work.voxel_tiles;
+#pragma unroll
+  for (int axis = 2; axis >= 0; --axis) {
+    const int64_t classes = residues(p, work.pass, axis);
+    tile.residue[axis] = index % classes;
+    index /= classes;
+    tile.step[axis] = forward ? 1 : p.stride[axis];
+    tile.extent[axis] =
+        forward ? p.out_size[axis] : ceil_div(p.in_size[axis] - tile.residue[axis], p.stride[axis]);
+  }
+  tile.batch = index;
+}
+
 // Item tiles run fastest, so that blocks that read the same source run at the same time. May hold no items or
 // voxels.
 __device__ inline void gather_tile(const GatherWork& work, int64_t index, int voxels, int width,
                                    GatherTile& tile) {
   const Problem& p = work.problem;
   const int64_t item = index % work.item_tiles;
-  index /= work.item_tiles;
-  tile.first = index % work.voxel_tiles * voxels;
-  index /= work.voxel_tiles;
   tile.view = 0;
   if (work.pass == Pass::Forward) {
     const ChannelTile channels = channel_tile(p, item, width);
@@ -82,17 +98,7 @@ __device__ inline void gather_tile(const GatherWork& work, int64_t index, int vo
     const int64_t limit = (tile.group + 1) * per_group;
     tile.end = tile.begin + width < limit ? tile.begin + width : limit;
   }
-#pragma unroll
-  for (int axis = 2; axis >= 0; --axis) {
-    const bool forward = work.pass == Pass::Forward;
-    const int64_t classes = residues(p, work.pass, axis);
-    tile.residue[axis] = index % classes;
-    index /= classes;
-    tile.step[axis] = forward ? 1 : p.stride[axis];
-    tile.extent[axis] =
-        forward ? p.out_size[axis] : ceil_div(p.in_size[axis] - tile.residue[axis], p.stride[axis]);
-  }
-  tile.batch = index;
+  gather_tile_voxels(work, index / work.item_tiles, voxels, tile);
 }
 
 // One axis of a segment: the voxel with index i reads source positions i * scale + base + j * shift, j <

@@ -4,6 +4,7 @@
 
 #include "report.h"
 #include "simt_backward_input.h"
+#include "simt_depthwise.h"
 #include "simt_forward.h"
 
 namespace acsconv {
@@ -49,6 +50,9 @@ const char* gather(const Problem& problem, Pass pass, bool soft, const void* sou
                    const void* bias, void* destination, void* stream) {
   const GatherPlan plan = plan_gather(problem, pass, soft, Machine{multiprocessors()});
   if (const char* reason = report_plan(plan.rejection, plan.describe())) return reason;
+  if (plan.depthwise) {
+    return simt_depthwise(problem, pass, plan.channels_inner, source, weight, bias, destination, stream);
+  }
   GatherWork work{problem, pass, soft, 0, 0};
   if (soft) {
     work.problem.split[0] = problem.out_channels;

@@ -84,7 +84,7 @@ def test_plan_is_printed_on_request(emulator_module):
         "one = [1, 1, 1]; zero = np.zeros(1, np.float32)\n"
         "fields = dict(type='float32', batch=1, in_channels=1, out_channels=1, groups=1, kernel_h=1, kernel_w=1,\n"
         "    in_size=one, out_size=one, split=[1, 0, 0], stride=one, origin=[[0] * 3] * 3, dilation=[one] * 3,\n"
-        "    input_strides=[1] * 5, output_strides=[1] * 5)\n"
+        "    input_strides=[2] * 5, output_strides=[2] * 5)\n"
         "module.run('simt_forward', fields, [zero, zero, None, zero])\n"
     )
     for value, printed in (("1", True), (None, False)):
@@ -93,4 +93,4 @@ def test_plan_is_printed_on_request(emulator_module):
             environment["ACSCONV_PRINT_PLAN"] = value
         done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert ("acsconv: gather: tile" in done.stderr) == printed
+        assert ("acsconv: depthwise: voxels along a warp" in done.stderr) == printed
