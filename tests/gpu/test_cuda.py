@@ -1,0 +1,243 @@
+"""What only a GPU can show: the fused CUDA kernels against the reference, and that they are good citizens of CUDA.
+
+The tests of tests/reference, tests/contract and tests/kernels run on the GPU too, by their `backend` fixture or in the
+emulator; here is the rest. `make gpu STAGE=test` runs all of them.
+"""
+
+import pytest
+import torch
+from acsconv.operators import ACSConv, SoftACSConv
+from cases import CASES
+from numerics import Problem, random_problems, relative_error
+from torch.autograd import gradcheck, gradgradcheck
+from torch.library import opcheck
+
+import acsconv_cuda
+from acsconv_cuda import acs_conv3d, soft_acs_conv3d
+from acsconv_cuda.geometry import resolve
+from acsconv_cuda.ops import Arguments
+
+REASON = acsconv_cuda.why_unavailable("cuda")
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# Of the accumulator, for the tolerance of the 16-bit types a floor of 2 ulp of the type itself.
+FLOOR_ULPS = 2
+
+
+@pytest.fixture(autouse=True)
+def _exact_float32():
+    """The reference's own convolutions must not use TF32 while they are the yardstick."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def outputs_and_gradients(tensors, grad_output, backend, soft=False, **options):
+    tensors = [t.detach().requires_grad_() for t in tensors]
+    function = soft_acs_conv3d if soft else acs_conv3d
+    out = function(*tensors, backend=backend, **options)
+    return [out, *torch.autograd.grad(out, tensors, grad_output.to(out))]
+
+
+def layer_tensors(case, dtype, channels_last=False):
+    """(tensors on the GPU, options, gradient of the output) of a named layer."""
+    input = torch.randn(case.batch, case.in_channels, *case.size, device="cuda", dtype=dtype)
+    if channels_last:
+        input = input.contiguous(memory_format=torch.channels_last_3d)
+    scale = (case.in_channels // case.groups * case.kernel_size**2) ** -0.5
+    weight = torch.randn(
+        case.out_channels, case.in_channels // case.groups, case.kernel_size, case.kernel_size, device="cuda"
+    )
+    tensors = [input, (weight * scale).to(dtype)]
+    if case.kind != "acs":
+        tensors.append(torch.rand(case.out_channels, 3, device="cuda").softmax(-1).to(dtype))
+    tensors.append(torch.randn(case.out_channels, device="cuda", dtype=dtype))
+    options = {
+        "stride": case.stride,
+        "padding": case.padding,
+        "dilation": case.dilation,
+        "groups": case.groups,
+        "soft": case.kind != "acs",
+    }
+    grad_output = torch.randn(case.batch, case.out_channels, *case.output_size(), device="cuda")
+    return tensors, options, grad_output
+
+
+@pytest.mark.parametrize("problem", random_problems(200, seed=11), ids=str)
+def test_integers_bit_for_bit(problem):
+    tensors = [t.cuda() for t in problem.tensors()]
+    options = {name: getattr(problem, name) for name in ("split", "stride", "padding", "dilation", "groups")}
+    size = problem.geometry.output_size(problem.size)
+    grad_output = torch.randint(-4, 5, (2, problem.out_channels, *size)).double().cuda()
+    fused = outputs_and_gradients(tensors, grad_output, "cuda", **options)
+    expected = outputs_and_gradients([t.cpu() for t in tensors], grad_output.cpu(), "torch", **options)
+    for one, other in zip(fused, expected, strict=True):
+        torch.testing.assert_close(one.cpu(), other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_layers(case, dtype, channels_last):
+    """Error against float64 at most twice that of the same maths in PyTorch at the same dtype, floor 2 ulp."""
+    tensors, options, grad_output = layer_tensors(case, dtype, channels_last)
+    exact = outputs_and_gradients(
+        [t.double() for t in tensors], grad_output.to(dtype).double(), "torch", **options
+    )
+    theirs = outputs_and_gradients(tensors, grad_output, "torch", **options)
+    ours = outputs_and_gradients(tensors, grad_output, "cuda", **options)
+    for name, one, other, truth in zip(
+        ("output", "input", "weight", "third", "fourth"), ours, theirs, exact, strict=False
+    ):
+        allowed = max(2 * relative_error(other, truth), FLOOR_ULPS * torch.finfo(dtype).eps)
+        assert relative_error(one, truth) <= allowed, name
+        assert one.stride() == other.stride() or 1 in one.shape, name
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_gradcheck(soft):
+    input = torch.randn(1, 2, 3, 4, 3, dtype=torch.float64, device="cuda", requires_grad=True)
+    weight = torch.randn(4, 2, 3, 3, dtype=torch.float64, device="cuda", requires_grad=True)
+    bias = torch.randn(4, dtype=torch.float64, device="cuda", requires_grad=True)
+    if soft:
+        factors = torch.rand(4, 3, dtype=torch.float64, device="cuda", requires_grad=True)
+        arguments, function = (input, weight, factors, bias), soft_acs_conv3d
+    else:
+        arguments, function = (input, weight, bias), acs_conv3d
+    assert gradcheck(lambda *t: function(*t, padding=1, stride=2, backend="cuda"), arguments)
+    assert gradgradcheck(
+        lambda *t: function(*t, padding=1, stride=2, backend="cuda"), arguments, fast_mode=True
+    )
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_opcheck(soft):
+    arguments = Arguments(None if soft else (2, 1, 1), resolve((3, 3), 1, 1, 1), 1, "cuda")
+    input = torch.randn(1, 2, 4, 4, 4, device="cuda", requires_grad=True)
+    weight = torch.randn(*((3,) if soft else ()), 4, 2, 3, 3, device="cuda", requires_grad=True)
+    opcheck(getattr(torch.ops.acsconv, arguments.name), (input, weight, None, *arguments.flat()))
+
+
+def test_deterministic():
+    case = next(case for case in CASES if case.name == "nnunet-stage1")
+    tensors, options, grad_output = layer_tensors(case, torch.float32)
+    runs = [outputs_and_gradients(tensors, grad_output, "cuda", **options) for _ in range(10)]
+    for run in runs[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(run, runs[0], strict=True))
+
+
+@pytest.mark.parametrize("kind", [ACSConv, SoftACSConv])
+def test_cuda_graph(kind):
+    layer = kind(4, 12, 3, padding=1, device="cuda")
+    static = torch.randn(1, 4, 8, 8, 8, device="cuda", requires_grad=True)
+
+    def step():
+        layer.zero_grad(set_to_none=False)
+        out = layer(static)
+        out.square().sum().backward()
+        return out
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    fresh = torch.randn_like(static)
+    with torch.no_grad():
+        static.copy_(fresh)
+    graph.replay()
+    torch.cuda.synchronize()
+    grad = layer.weight.grad.clone()
+    expected = layer(fresh)
+    torch.testing.assert_close(captured, expected)
+    torch.testing.assert_close(grad, torch.autograd.grad(expected.square().sum(), layer.weight)[0])
+
+
+def test_two_streams():
+    """Work queued on a side stream waits for that stream's earlier work, not for the default stream's."""
+    layer = ACSConv(8, 24, 3, padding=1, device="cuda")
+    side = torch.cuda.Stream()
+    source = torch.randn(1, 8, 32, 32, 32, device="cuda")
+    expected = layer(source * 2)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(50_000_000)
+        out = layer(source * 2)
+    side.synchronize()
+    torch.testing.assert_close(out, expected)
+
+
+def test_no_synchronisation():
+    layer = ACSConv(4, 12, 3, padding=1, device="cuda")
+    input = torch.randn(1, 4, 8, 8, 8, device="cuda", requires_grad=True)
+    layer(input).sum().backward()  # first call: modules are loaded
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        layer(input).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def test_extra_memory_is_bounded():
+    """Beyond output and gradients: packed weights and at most 64 MiB, nothing that grows with the volume."""
+    layer = ACSConv(32, 32, 3, padding=1, device="cuda")
+    input = torch.randn(1, 32, 96, 96, 96, device="cuda", requires_grad=True)
+    grad_output = torch.randn(1, 32, 96, 96, 96, device="cuda")
+    volume = input.numel() * 4
+    layer(input).backward(grad_output)
+    layer.zero_grad()
+    input.grad = None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    base = torch.cuda.memory_allocated()
+    layer(input).backward(grad_output)
+    torch.cuda.synchronize()
+    assert torch.cuda.max_memory_allocated() - base <= 2 * volume + (65 << 20)
+
+
+def test_more_than_2_to_the_31_elements():
+    side = 660  # 8 x 660^3 = 2.3e9 elements in, the same out
+    free, _ = torch.cuda.mem_get_info()
+    if free < 24e9:
+        pytest.skip(f"needs 24 GB of GPU memory, {free / 1e9:.0f} GB are free")
+    input = torch.zeros(1, 8, side, side, side, device="cuda", dtype=torch.bfloat16)
+    input[..., -4:, -4:, -4:] = torch.randn(1, 8, 4, 4, 4, device="cuda", dtype=torch.bfloat16)
+    weight = torch.randn(8, 8, 3, 3, device="cuda", dtype=torch.bfloat16)
+    out = acs_conv3d(input, weight, padding=1, backend="cuda")
+    corner = acs_conv3d(input[..., -8:, -8:, -8:], weight, padding=1, backend="torch")
+    torch.testing.assert_close(out[..., -4:, -4:, -4:], corner[..., -4:, -4:, -4:], rtol=0.02, atol=0.02)
+    assert out[..., :-6, :, :].count_nonzero() == 0
+    del out
+    (grad,) = torch.autograd.grad(
+        acs_conv3d(input, weight.requires_grad_(), padding=1, backend="cuda")[..., -4:, -4:, -4:].sum(),
+        weight,
+    )
+    assert torch.isfinite(grad).all()
+    assert grad.count_nonzero() > 0
+
+
+def test_autocast_and_compile():
+    layer = ACSConv(4, 12, 3, padding=1, device="cuda")
+    compiled = torch.compile(layer, fullgraph=True)
+    input = torch.randn(1, 4, 8, 8, 8, device="cuda")
+    for dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast("cuda", dtype=dtype):
+            out = layer(input)
+            assert out.dtype == dtype
+            torch.testing.assert_close(compiled(input), out)
+
+
+def test_second_device():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU only")
+    problem = Problem(4, 6, (3, 3), (4, 5, 6), (2, 2, 2), padding=1)
+    with torch.cuda.device(0):
+        out = acs_conv3d(*(t.to("cuda:1") for t in problem.tensors()), padding=1, backend="cuda")
+    torch.testing.assert_close(out.cpu(), acs_conv3d(*problem.tensors(), padding=1), rtol=0, atol=0)
