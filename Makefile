@@ -105,6 +105,22 @@ peers: $(TOOLS) $(PEERS) ## install acsconv 0.1.1 and the MNI152 volume into .pe
 	$(PIP) install --no-deps --no-build-isolation --target $@ -c constraints.txt $$name \
 	    || { rm -rf $@; echo "$$name could not be installed; the benchmark goes on without it."; }
 
+# --- on a machine with a GPU -------------------------------------------------------------------------------------------
+# There may be no network there: prepare here, copy the checkout with .peers, then `make gpu VENV= PYTHON=python3`.
+
+STAGE ?= all
+RESULTS ?= benchmarks/out/gpu
+
+.PHONY: gpu-prepare
+gpu-prepare: peers .peers/tools ## put what `make gpu` cannot fetch into .peers
+
+.peers/tools: constraints.txt | $(TOOLS)
+	$(PIP) install --no-deps --upgrade --target $@ -c constraints.txt tqdm
+
+.PHONY: gpu
+gpu: ## build, test, sanitize and measure on the GPU present: STAGE=build|test|sanitize|bench RESULTS=folder
+	$(PY) tests/gpu/run.py $(STAGE) $(RESULTS)
+
 # --- packages ---------------------------------------------------------------------------------------------------------
 
 .PHONY: wheel

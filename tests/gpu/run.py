@@ -1,0 +1,92 @@
+"""Everything that a machine with a GPU is for, in stages that write their results as they go.
+
+    python tests/gpu/run.py STAGE RESULTS_FOLDER       (make gpu STAGE=... RESULTS=...)
+
+Stages: build (for the chip present), test, sanitize (compute-sanitizer on small problems), bench, or all of them in
+this order. Needs torch with CUDA, nvcc, ninja and cmake, and no network: what else there is to have is in .peers, which
+`make gpu-prepare` fills and which can be copied along. Each stage leaves a log, and bench its JSON as well;
+`summary.json` has the outcome and the seconds of each. Exits 1 if a stage failed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ("build", "test", "sanitize", "bench")
+LIMIT = 480  # seconds that one stage may take
+
+
+def commands(stage: str, results: Path) -> list[list[str]]:
+    python = sys.executable
+    if stage == "build":
+        return [[python, "csrc/build_object.py"], [python, "-m", "acsconv_cuda.info"]]
+    if stage == "test":
+        selected = ["tests/gpu", "tests/reference/test_properties.py", "tests/contract/test_operators.py"]
+        selected += ["tests/contract/test_backends.py", "tests/library"]
+        return [[python, "-m", "pytest", "-q", *selected]]
+    if stage == "sanitize":
+        return [
+            ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1", python, "tests/gpu/small_run.py"]
+            for tool in ("memcheck", "racecheck", "initcheck")
+        ]
+    bench = [python, "benchmarks/bench.py", "--device", "cuda", "--suite"]
+    return [
+        [*bench, "layers", "--dtype", "float32", "--json", str(results / "layers-float32.json")],
+        [*bench, "networks", "--json", str(results / "networks.json")],
+    ]
+
+
+def run(stage: str, results: Path) -> dict:
+    """Runs the commands of a stage, all of them even if one fails; returns what happened."""
+    if stage == "sanitize" and shutil.which("compute-sanitizer") is None:
+        return {"outcome": "skipped", "reason": "compute-sanitizer was not found", "seconds": 0}
+    folders = ("", "python", "tests", ".peers/tools")
+    paths = [*(str(ROOT / folder) for folder in folders), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
+    begin, failed = time.monotonic(), []
+    with open(results / f"{stage}.log", "w") as log:
+        for command in commands(stage, results):
+            print("$", *command, file=log, flush=True)
+            left = LIMIT - (time.monotonic() - begin)
+            try:
+                code = subprocess.run(
+                    command, cwd=ROOT, env=environment, stdout=log, stderr=log, timeout=max(1, left)
+                ).returncode
+            except subprocess.TimeoutExpired:
+                code = "timeout"
+            if code != 0:
+                failed.append(f"{code}: {' '.join(command)}")
+    seconds = round(time.monotonic() - begin, 1)
+    return {"outcome": "failed" if failed else "passed", "failed": failed, "seconds": seconds}
+
+
+def main() -> int:
+    if len(sys.argv) != 3 or sys.argv[1] not in (*STAGES, "all"):
+        print(__doc__)
+        return 2
+    import torch
+
+    if not torch.cuda.is_available():
+        print(f"No GPU: PyTorch {torch.__version__} finds no CUDA device here, so nothing was run.")
+        return 0
+    results = Path(sys.argv[2]).resolve()
+    results.mkdir(parents=True, exist_ok=True)
+    summary_file = results / "summary.json"
+    summary = json.loads(summary_file.read_text()) if summary_file.exists() else {}
+    for stage in STAGES if sys.argv[1] == "all" else (sys.argv[1],):
+        summary[stage] = run(stage, results)
+        summary_file.write_text(json.dumps(summary, indent=2) + "\n")
+        tail = (results / f"{stage}.log").read_text().splitlines()[-40:] if summary[stage]["seconds"] else []
+        print(f"== {stage}: {summary[stage]}", *tail, sep="\n", flush=True)
+    return int(any(stage["outcome"] == "failed" for stage in summary.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
