@@ -112,10 +112,7 @@ STAGE ?= all
 RESULTS ?= benchmarks/out/gpu
 
 .PHONY: gpu-prepare
-gpu-prepare: peers .peers/tools ## put what `make gpu` cannot fetch into .peers
-
-.peers/tools: constraints.txt | $(TOOLS)
-	$(PIP) install --no-deps --upgrade --target $@ -c constraints.txt tqdm
+gpu-prepare: peers ## put what `make gpu` cannot fetch into .peers
 
 .PHONY: gpu
 gpu: ## build, test, sanitize and measure on the GPU present: STAGE=build|test|sanitize|bench RESULTS=folder

@@ -47,7 +47,7 @@ def run(stage: str, results: Path) -> dict:
     """Runs the commands of a stage, all of them even if one fails; returns what happened."""
     if stage == "sanitize" and shutil.which("compute-sanitizer") is None:
         return {"outcome": "skipped", "reason": "compute-sanitizer was not found", "seconds": 0}
-    folders = ("", "python", "tests", ".peers/tools")
+    folders = ("", "python", "tests")
     paths = [*(str(ROOT / folder) for folder in folders), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
     begin, failed = time.monotonic(), []
