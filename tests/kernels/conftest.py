@@ -1,4 +1,4 @@
-"""The emulator, built once per session and cached under pytest's cache folder."""
+"""The emulator, built once per test run and cached under pytest's cache folder."""
 
 from __future__ import annotations
 
