@@ -4,9 +4,10 @@
 //
 //   read position on `axis` = o * stride[axis] + origin[view][axis] + tap * dilation[view][axis]
 //
-// with `o` the output position and `tap` in [0, kernel_extent(view, axis)). On a plane axis `origin` is minus the
-// padding; on the thin axis, which has the single tap 0, it is the offset of the thin position. A position outside
-// [0, in_size[axis]) reads zero. acsconv_cuda/geometry.py derives these numbers from a layer's parameters.
+// with `o` the output position and `tap` in [0, kernel_extent(view, axis)). On a plane axis `origin` is minus
+// the padding; on the thin axis, which has the single tap 0, it is the offset of the thin position. A
+// position outside [0, in_size[axis]) reads zero. acsconv_cuda/geometry.py derives these numbers from a
+// layer's parameters.
 #pragma once
 
 #include <cstdint>
