@@ -95,7 +95,7 @@ def choose(operation: str, tensor: Tensor, arguments: Arguments) -> str:
             raise RuntimeError(f"backend={requested!r} cannot compute this: {reason}")
         return "torch"
     fused = tensor.device.type
-    if fused not in FUSED_PASSES:
+    if fused not in FUSED_PASSES or _is_better_left_to_torch(fused, tensor, arguments):
         return "torch"
     reason = why_not(fused, operation, tensor, arguments)
     if reason is None:
@@ -104,6 +104,16 @@ def choose(operation: str, tensor: Tensor, arguments: Arguments) -> str:
         _warned.add(reason)
         warnings.warn(f"acsconv_cuda computes with plain PyTorch: {reason}", RuntimeWarning, stacklevel=2)
     return "torch"
+
+
+def _is_better_left_to_torch(fused: str, tensor: Tensor, arguments: Arguments) -> bool:
+    """Problems that a fused backend could compute, and that ``auto`` gives to PyTorch because it is faster there.
+
+    A 1x1 kernel is a plain matrix product. Depthwise layers on a CPU have no loop of their own yet (see the layers
+    ``convnext-depthwise-*`` in benchmarks/results).
+    """
+    depthwise = arguments.groups > 1 and arguments.groups == tensor.shape[1]
+    return arguments.geometry.is_one_view() or (fused == "cpu" and depthwise)
 
 
 def why_not(backend: str, operation: str, tensor: Tensor, arguments: Arguments) -> str | None:

@@ -101,7 +101,7 @@ def soft_acs_conv3d(
     _check_like("view_weights", view_weights, "weight", weight)
     geometry = resolve(tuple(weight.shape[2:]), stride, padding, dilation)
     volume, geometry = _pad(volume, geometry, padding_mode)
-    if reference.is_one_view(geometry):  # one convolution with the sum of the factors, not three
+    if geometry.is_one_view():  # one convolution with the sum of the factors, not three
         weight = weight * view_weights.sum(1)[:, None, None, None]
         arguments = ops.Arguments((weight.shape[0], 0, 0), geometry, groups, backend)
     else:

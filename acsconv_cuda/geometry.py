@@ -59,6 +59,10 @@ class Geometry(NamedTuple):
             (s - shrink - 1) // stride + 1 for s, shrink, stride in zip(size, self.shrink, self.stride)
         )
 
+    def is_one_view(self) -> bool:
+        """Whether the three views are one and the same convolution, as they are for a 1x1 kernel."""
+        return self.kernel == (1, 1) and len(set(self.origin)) == 1
+
     def flat_origin(self) -> list[int]:
         """``origin`` as the nine numbers, view by view, that the operators take."""
         return [value for view in self.origin for value in view]

@@ -170,11 +170,6 @@ def memory_format(tensor: Tensor) -> torch.memory_format:
     return torch.channels_last_3d if channels_last else torch.contiguous_format
 
 
-def is_one_view(geometry: Geometry) -> bool:
-    """Whether the three views are one and the same convolution, as they are for a 1x1 kernel."""
-    return geometry.kernel == (1, 1) and len(set(geometry.origin)) == 1
-
-
 def _channels(piece: _Piece) -> slice:
     return slice(piece.out_begin, piece.out_end)
 
@@ -198,7 +193,7 @@ def _all_pieces(
 
 def _pieces(weight: Tensor, split: Sequence[int], groups: int, geometry: Geometry) -> Iterator[_Piece]:
     """The convolutions that make up one ACS convolution, in the order of their output channels."""
-    if is_one_view(geometry):
+    if geometry.is_one_view():
         yield _Piece(0, 0, weight.shape[0], 0, weight.shape[1] * groups, groups)
         return
     begin = 0

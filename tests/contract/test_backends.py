@@ -10,7 +10,9 @@ from numerics import Problem, brute_force, random_problems, relative_error
 
 import acsconv_cuda
 from acsconv_cuda import acs_conv3d
-from acsconv_cuda.backends import FUSED_DTYPES
+from acsconv_cuda.backends import FUSED_DTYPES, choose
+from acsconv_cuda.geometry import resolve
+from acsconv_cuda.ops import Arguments
 
 
 def test_backends_are_listed_with_reasons():
@@ -113,3 +115,16 @@ def test_import_has_no_side_effects(tmp_path):
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout == run.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "weight,groups,chosen",
+    [((6, 4, 3, 3), 1, "cpu"), ((6, 2, 3, 3), 2, "cpu"), ((4, 1, 3, 3), 4, "torch"), ((6, 4, 1, 1), 1, "torch")],
+    ids=["dense", "grouped", "depthwise", "1x1"],
+)
+def test_choice_of_auto_on_a_cpu(weight, groups, chosen):
+    if not acsconv_cuda.is_available("cpu"):
+        chosen = "torch"
+    arguments = Arguments((2, 1, 1), resolve(weight[2:], 1, 0, 1), groups, "auto")
+    assert choose("forward", torch.zeros(1, 4, 5, 5, 5), arguments) == chosen
+    assert choose("backward_input", torch.zeros(1, weight[0], 3, 3, 3), arguments) == "torch"
