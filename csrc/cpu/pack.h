@@ -101,8 +101,13 @@ void pack_plane(const Walk& walk, const T* plane, int64_t channels, int64_t row_
           T* inside = q + columns.zeros_left;
           if (voxel_stride == 1) {
             copy_row(inside, p, columns.count);
-          } else if (voxel_stride == 2) {
-            for (int64_t w = 0; w < columns.count; ++w) inside[w] = p[2 * w];
+          } else if (voxel_stride == 2 && s.column == 1) {
+            const int64_t available = walk.in_columns - 2 * columns.begin;
+            if (phase.column == 0) {
+              copy_every_other<T, 0>(inside, p, columns.count, available);
+            } else {
+              copy_every_other<T, 1>(inside, p - 1, columns.count, available);
+            }
           } else {
             for (int64_t w = 0; w < columns.count; ++w) inside[w] = p[w * voxel_stride];
           }

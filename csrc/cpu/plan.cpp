@@ -176,8 +176,9 @@ void CpuPlan::lay_out_rows(const Problem& p) {
     walk_.tap_begin[view] = static_cast<int32_t>(taps_.size());
     for (const Position& tap : positions_) {
       if (tap.view != view) continue;
-      taps_.push_back({tap.plane, (tap.row - walk_.row_min) * walk_.pitch + tap.column - walk_.column_min,
-                       tap.phase, tap.kernel_index});
+      taps_.push_back({tap.plane - walk_.plane_min,
+                       (tap.row - walk_.row_min) * walk_.pitch + tap.column - walk_.column_min, tap.phase,
+                       tap.kernel_index});
     }
   }
   walk_.tap_begin[kViews] = static_cast<int32_t>(taps_.size());

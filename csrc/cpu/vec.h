@@ -92,6 +92,29 @@ template <class T, int Step = kLanes<T> / 2>
   if constexpr (Step > 1) transpose<T, Step / 2>(rows);
 }
 
+// The even lanes of two vectors that lie behind one another in memory, or the odd ones.
+template <class T, int First, int... Lane>
+[[gnu::always_inline]] inline Vec<T> every_other(Vec<T> a, Vec<T> b, Indices<Lane...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, (2 * Lane + First)...);
+#else
+  using Integer = decltype(a < b);
+  return __builtin_shuffle(a, b, Integer{(2 * Lane + First)...});
+#endif
+}
+
+// to[i] = from[2 * i + First] for i < n, where `from` has `available` numbers.
+template <class T, int First>
+[[gnu::always_inline]] inline void copy_every_other(T* to, const T* from, int64_t n, int64_t available) {
+  constexpr int lanes = kLanes<T>;
+  int64_t i = 0;
+  for (; i + lanes <= n && 2 * (i + lanes) <= available; i += lanes) {
+    store<T>(to + i, every_other<T, First>(load<T>(from + 2 * i), load<T>(from + 2 * i + lanes),
+                                           typename MakeIndices<lanes>::Type{}));
+  }
+  for (; i < n; ++i) to[i] = from[2 * i + First];
+}
+
 // Copies n numbers, n often small: no call.
 template <class T>
 [[gnu::always_inline]] inline void copy_row(T* to, const T* from, int64_t n) {

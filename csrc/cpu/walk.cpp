@@ -31,7 +31,8 @@ constexpr int64_t kTermsPerSum = 32;
 
 // Adds the segments to Vectors * lanes outputs of Channels output channels, from flat voxel index `voxel` on:
 // to the bias, if there is one, or to what `out` holds.
-template <class T, int Vectors, int Channels>
+// Single: every segment is one channel, as in a depthwise layer.
+template <class T, int Vectors, int Channels, bool Single>
 [[gnu::noinline]] void multiply(const Segment<T>* segment, const Segment<T>* end, int64_t voxel,
                                 int64_t channel_stride, const T* bias, T* out, int64_t out_stride) {
   constexpr int lanes = kLanes<T>;
@@ -41,7 +42,7 @@ template <class T, int Vectors, int Channels>
   for (; segment != end; ++segment) {
     const T* x = segment->x + voxel;
     const T* w = segment->weights;
-    for (int64_t left = segment->count; left > 0; --left, x += channel_stride, w += Channels) {
+    for (int64_t left = Single ? 1 : segment->count; left > 0; --left, x += channel_stride, w += Channels) {
       Vec<T> voxels[Vectors];
       unrolled<0, Vectors>([&](auto v) { voxels[v.value] = load<T>(x + v.value * lanes); });
       unrolled<0, Channels>([&](auto c) {
@@ -69,17 +70,17 @@ const Segment<T>* end_of_sum(const Segment<T>* segment, const Segment<T>* end) {
 template <class T>
 using Multiply = void (*)(const Segment<T>*, const Segment<T>*, int64_t, int64_t, const T*, T*, int64_t);
 
-constexpr int kMaxVectors = 4, kMaxChannels = 14;
+constexpr int kMaxVectors = 4, kMaxChannels = 14, kMaxSingle = 2;
 
-template <class T>
+template <class T, bool Single>
 struct MultiplyTable {
   Multiply<T> entry[kMaxVectors + 1][kMaxChannels + 1] = {};
 
   constexpr MultiplyTable() {
     unrolled<1, kMaxVectors>([&](auto v) {
-      unrolled<1, kMaxChannels>([&](auto c) {
+      unrolled<1, Single ? kMaxSingle : kMaxChannels>([&](auto c) {
         if constexpr (v.value * c.value <= ACSCONV_ACCUMULATORS) {
-          entry[v.value][c.value] = multiply<T, v.value, c.value>;
+          entry[v.value][c.value] = multiply<T, v.value, c.value, Single>;
         }
       });
     });
@@ -92,16 +93,21 @@ const Segment<T>* segments_of(const Walk& walk, const Block& block, int64_t out_
                               const T* weights, int64_t channels, Segment<T>* segments) {
   const Tap* begin = walk.taps + walk.tap_begin[block.view];
   const Tap* end = walk.taps + walk.tap_begin[block.view + 1];
+  const int64_t first_plane = out_plane * walk.plane_stride + walk.plane_min;
+  const int64_t remainder = first_plane % walk.ring_planes;
+  const int64_t first_slot = remainder < 0 ? remainder + walk.ring_planes : remainder;
   const int64_t phase_size = channels * walk.channel_stride;
   const T* w = weights + block.weights;
   for (int64_t c = 0; c < walk.group_channels; c += walk.channel_slice) {
     const int64_t left = walk.group_channels - c;
     const int64_t count = left < walk.channel_slice ? left : walk.channel_slice;
+    const T* slice = ring + (block.in_begin + c) * walk.channel_stride;
     for (const Tap* tap = begin; tap != end; ++tap, w += count * block.out_count) {
-      const int64_t plane = out_plane * walk.plane_stride + tap->plane;
+      const int64_t plane = first_plane + tap->plane;
       if (plane < 0 || plane >= walk.in_planes) continue;
-      const T* packed = ring + ((plane % walk.ring_planes) * walk.phase_count + tap->phase) * phase_size;
-      *segments++ = {packed + (block.in_begin + c) * walk.channel_stride + tap->offset, w, count};
+      const int64_t ahead = first_slot + tap->plane;
+      const int64_t slot = ahead < walk.ring_planes ? ahead : ahead - walk.ring_planes;
+      *segments++ = {slice + (slot * walk.phase_count + tap->phase) * phase_size + tap->offset, w, count};
     }
   }
   return segments;
@@ -110,7 +116,8 @@ const Segment<T>* segments_of(const Walk& walk, const Block& block, int64_t out_
 template <class T>
 void run(const Walk& walk, const Task& task, const void* input_data, const void* weight_data,
          const void* bias_data, void* output_data, const Scratch& scratch) {
-  static constexpr MultiplyTable<T> table;
+  static constexpr MultiplyTable<T, false> general;
+  static constexpr MultiplyTable<T, true> single;
   constexpr int lanes = kLanes<T>;
   const Chunk& chunk = walk.chunks[task.chunk];
   const T* weights = static_cast<const T*>(weight_data);
@@ -151,13 +158,15 @@ void run(const Walk& walk, const Task& task, const void* input_data, const void*
     }
 
     for (const Block* block = block_begin; block != block_end; ++block) {
+      const bool alone = walk.group_channels == 1 && block->out_count <= kMaxSingle;
       for (int64_t o = 0; o < planes; ++o) {
         const Segment<T>* end = segments_of(walk, *block, first + o, ring, weights, chunk.in_count, segments);
         T* to = stage + (block->out_begin - out_begin) * walk.stage_channel + o * walk.stage_plane;
         for (int64_t voxel = 0; voxel < voxels;) {
           int vectors = block->vectors;
           while (vectors > 1 && voxels - voxel <= (vectors - 1) * lanes) --vectors;
-          const Multiply<T> add = table.entry[vectors][block->out_count];
+          const Multiply<T> add =
+              alone ? single.entry[vectors][block->out_count] : general.entry[vectors][block->out_count];
           const Segment<T>* cut = end_of_sum<T>(segments, end);
           add(segments, cut, voxel, walk.channel_stride, bias + block->out_begin, to + voxel,
               walk.stage_channel);

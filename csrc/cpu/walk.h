@@ -20,7 +20,7 @@ namespace acsconv {
 
 // One kernel position of a view, as a displacement of whole planes, and of rows and columns of one phase.
 struct Tap {
-  int64_t plane;   // input plane = output plane * stride + plane
+  int64_t plane;   // input plane = output plane * stride + Walk::plane_min + plane; not negative
   int64_t offset;  // in a packed channel row: from an output voxel's flat index to the input that it reads
   int32_t phase;
   int32_t kernel_index;  // row * K_w + column
