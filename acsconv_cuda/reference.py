@@ -284,12 +284,13 @@ def _convolve(
         return out.expand(input.shape[0], weight.shape[0], *size)
     border = any(a.first > 0 or a.last < n for a, n in zip(axes, size))
     guard = torch.is_grad_enabled() and weight.requires_grad
+    dtype = _safe_dtype(input, axes)
     x, kernel, stride, padding, dilation, front = _arguments(
-        _slice_input(input, piece, axes), weight, piece.view, geometry, axes, guard
+        _slice_input(input, piece, axes).to(dtype), weight.to(dtype), piece.view, geometry, axes, guard
     )
-    out = F.conv3d(x, kernel, None if border else bias, stride, padding, dilation, piece.groups).transpose(
-        2, front
-    )
+    inner_bias = None if border or bias is None else bias.to(dtype)
+    out = F.conv3d(x, kernel, inner_bias, stride, padding, dilation, piece.groups).transpose(2, front)
+    out = out.to(input.dtype)
     if any(a.skip or a.excess for a in axes):
         out = F.pad(out, [-n for a in axes[::-1] for n in (a.skip, a.excess)])
     if border:
@@ -306,14 +307,17 @@ def _input_gradient(
     axes = _axes(piece.view, geometry, size, tuple(grad_output.shape[2:]))
     if _reads_nothing(axes):
         return None, axes
-    x = grad_output.new_empty(1).expand(
+    dtype = _safe_dtype(grad_output, axes)
+    x = grad_output.new_empty(1, dtype=dtype).expand(
         grad_output.shape[0],
         piece.in_end - piece.in_begin,
         *(len(range(a.begin, a.end, a.step)) for a in axes),
     )
-    x, kernel, stride, padding, dilation, _ = _arguments(x, weight, piece.view, geometry, axes, False)
+    x, kernel, stride, padding, dilation, _ = _arguments(
+        x, weight.to(dtype), piece.view, geometry, axes, False
+    )
     share, _, _ = torch.ops.aten.convolution_backward(
-        _of_full_convolution(grad_output, axes),
+        _of_full_convolution(grad_output, axes).to(dtype),
         x,
         kernel,
         None,
@@ -325,7 +329,7 @@ def _input_gradient(
         piece.groups,
         [True, False, False],
     )
-    return share, axes
+    return share.to(grad_output.dtype), axes
 
 
 def _weight_gradient(
@@ -335,11 +339,12 @@ def _weight_gradient(
     axes = _axes(piece.view, geometry, input.shape[2:], tuple(grad_output.shape[2:]))
     if _reads_nothing(axes):
         return torch.zeros_like(like)
+    dtype = _safe_dtype(input, axes)
     x, kernel, stride, padding, dilation, front = _arguments(
-        _slice_input(input, piece, axes), like, piece.view, geometry, axes, True
+        _slice_input(input, piece, axes).to(dtype), like.to(dtype), piece.view, geometry, axes, True
     )
     _, grad_kernel, _ = torch.ops.aten.convolution_backward(
-        _of_full_convolution(grad_output, axes).transpose(2, front),
+        _of_full_convolution(grad_output, axes).to(dtype).transpose(2, front),
         x,
         kernel,
         None,
@@ -351,7 +356,7 @@ def _weight_gradient(
         piece.groups,
         [False, True, False],
     )
-    return grad_kernel.transpose(2, front).squeeze(2 + VIEWS[piece.view].thin)
+    return grad_kernel.transpose(2, front).squeeze(2 + VIEWS[piece.view].thin).to(input.dtype)
 
 
 def _of_full_convolution(grad_output: Tensor, axes: tuple[_Axis, ...]) -> Tensor:
@@ -382,17 +387,29 @@ def _arguments(
     return x.transpose(2, 2 + thin), kernel.transpose(2, 2 + thin), stride, padding, dilation, 2 + thin
 
 
+def _safe_dtype(tensor: Tensor, axes: tuple[_Axis, ...]) -> torch.dtype:
+    """The dtype in which PyTorch computes the convolution rightly: the tensor's, or float32.
+
+    Seen in torch 2.13 (oneDNN 3.12) on a CPU: bfloat16 convolutions whose output is one voxel wide along an axis return
+    garbage, forward and backward.
+    """
+    if tensor.device.type != "cpu" or tensor.dtype != torch.bfloat16:
+        return tensor.dtype
+    sizes = (a.last - a.first + a.skip + a.excess for a in axes)
+    return torch.float32 if 1 in sizes else torch.bfloat16
+
+
 def _weight_gradient_is_faulty(input: Tensor, kernel: Tensor, stride: Sequence[int]) -> bool:
     """Whether PyTorch's CPU convolution may return garbage, or crash, for this weight gradient.
 
-    Seen in torch 2.13 (oneDNN 3.12), float32: at most 3 input channels, a kernel of 6 or more along D, stride 2 or
-    more there, and a volume hardly deeper than the kernel (a ResNet stem on a toy volume). With the kernel's single
-    tap along D the same gradient is right, so the thin axis is moved there.
+    Seen in torch 2.13 (oneDNN 3.12): a kernel of 6 or more along D, stride 2 or more there, and a volume hardly deeper
+    than the kernel (a ResNet stem on a toy volume). Garbage or a crash in float32 with at most 3 input channels, a
+    call that never returns in 16 bit with 16. With the kernel's single tap along D the same gradient is right, so the
+    thin axis is moved there.
     """
     return (
         input.device.type == "cpu"
         and input.dtype != torch.float64
-        and kernel.shape[1] <= 3
         and kernel.shape[2] >= 6
         and stride[0] >= 2
         and input.shape[2] < 2 * kernel.shape[2]

@@ -124,3 +124,27 @@ def test_weight_gradient_of_a_stem_on_a_toy_volume(kernel, stride, depth):
     torch.testing.assert_close(
         torch.autograd.grad(out, weight, grad_output)[0].double(), exact, rtol=0, atol=0
     )
+
+
+@pytest.mark.parametrize("size", [(1, 16, 13), (16, 16, 3), (9, 8, 1), (1, 3, 5), (8, 6, 3)], ids=str)
+@pytest.mark.parametrize("kernel,stride", [(2, 2), (3, 1), (3, 2), (7, 3)])
+def test_bfloat16_where_an_output_is_one_voxel_wide(size, kernel, stride):
+    """On a CPU, where PyTorch's own bfloat16 convolutions are wrong."""
+    problem = Problem(3, 6, (kernel, kernel), size, (2, 2, 2), stride=stride, padding=kernel // 2)
+    input, weight, bias = problem.tensors(torch.bfloat16)
+    geometry, split = problem.geometry, problem.split
+    grad_output = torch.randint(-4, 5, (2, 6, *geometry.output_size(size))).to(torch.bfloat16)
+    exact_input, exact_weight, exact_bias, exact_grad = (
+        t.double() for t in (input, weight, bias, grad_output)
+    )
+    out = reference.acs_conv3d(input, weight, bias, split, geometry)
+    exact = reference.acs_conv3d(exact_input, exact_weight, exact_bias, split, geometry)
+    torch.testing.assert_close(out.double(), exact, rtol=2**-8, atol=0)
+    grad_weight = reference.backward_weight(grad_output, input, split, geometry, 1)
+    exact = reference.backward_weight(exact_grad, exact_input, split, geometry, 1)
+    torch.testing.assert_close(grad_weight.double(), exact, rtol=2**-8, atol=0)
+    arguments = (size, split, geometry, 1, torch.contiguous_format)
+    grad_input = reference.backward_input(grad_output, weight, *arguments)
+    exact = reference.backward_input(exact_grad, exact_weight, *arguments)
+    # Three views are added up in bfloat16.
+    torch.testing.assert_close(grad_input.double(), exact, rtol=2**-6, atol=2)
