@@ -25,8 +25,11 @@ inline constexpr int kGatherColumns = 8;
 inline constexpr GatherTileShape kGatherShapes[] = {{1, 4}, {2, 4}, {3, 6}, {4, 8}, {6, 6}, {8, 8}};
 inline constexpr int kGatherShapeCount = 6, kGatherSmallShape = 1;
 
-// Most taps of a kernel of the depthwise kernel.
+// Most taps of a kernel of the depthwise kernels, which keep the weights of 32 channels at hand.
 inline constexpr int64_t kDepthwiseTaps = 128;
+// Channels of a block in the depthwise gradient of the weight, when a warp holds channels and when it holds
+// voxels.
+inline constexpr int kDepthwiseInner = 32, kDepthwiseOuter = 4;
 
 constexpr int gather_rows(ScalarType type, int shape) {
   return type == ScalarType::Float64 ? kGatherShapes[shape].rows / 2 : kGatherShapes[shape].rows;
@@ -40,7 +43,7 @@ struct GatherPlan {
   int shape = 0;          // index into kGatherShapes
   int warps = 0, rows = 0;
   bool channels_inner = false;
-  bool depthwise = false;  // by the kernel for that
+  std::string not_depthwise;  // why not by the kernel for that; empty: by it
   int64_t tiles = 0;
 
   std::string describe() const;
@@ -70,6 +73,17 @@ inline std::string gather_rejection(const Problem& p) {
   return {};
 }
 
+// Why the kernels for layers in which every channel stands alone, so that no product of matrices is left, do
+// not take a problem; empty: they do.
+inline std::string depthwise_rejection(const Problem& p, bool soft) {
+  if (p.in_channels != p.groups || p.out_channels != p.groups) return "channels share a group";
+  if (soft) return "Soft ACS";
+  if (p.kernel_h * p.kernel_w > kDepthwiseTaps) {
+    return "more than " + std::to_string(kDepthwiseTaps) + " taps";
+  }
+  return {};
+}
+
 // What tiles of `warps` warps for a view, or group, of `items` items cost per voxel and value of k, in
 // multiplications of one lane: those of the padded tiles, and the loads, which a wide tile shares among more
 // items.
@@ -87,9 +101,8 @@ inline GatherPlan plan_gather(const Problem& p, Pass pass, bool soft, const Mach
   const bool forward = pass == Pass::Forward;
   const int64_t in_group = p.in_channels / p.groups, out_group = p.out_channels / p.groups;
 
-  // Every channel alone: no product of matrices is left. Its kernel keeps the weights of 32 channels at hand.
-  if (in_group == 1 && out_group == 1 && !soft && p.kernel_h * p.kernel_w <= kDepthwiseTaps) {
-    plan.depthwise = true;
+  plan.not_depthwise = depthwise_rejection(p, soft);
+  if (plan.not_depthwise.empty()) {
     plan.channels_inner = p.input.channel == 1 && p.output.channel == 1;
     return plan;
   }
@@ -135,17 +148,19 @@ inline GatherPlan plan_gather(const Problem& p, Pass pass, bool soft, const Mach
 inline std::string GatherPlan::describe() const {
   if (!rejection.empty()) return "gather: " + rejection;
   const std::string order = channels_inner ? "channels along a warp" : "voxels along a warp";
-  if (depthwise) return "depthwise: " + order;
+  if (not_depthwise.empty()) return "depthwise: " + order;
   return "gather: tile " + std::to_string(32 * rows) + " voxels x " + std::to_string(kGatherColumns * warps) +
          " channels, " + std::to_string(32 * warps) + " threads, about " + std::to_string(tiles) +
-         " tiles, " + order;
+         " tiles, " + order + "; not depthwise: " + not_depthwise;
 }
 
 struct WeightPlan {
   std::string rejection;
-  int warps = 0;  // side by side, each 8 items wide
+  std::string not_depthwise;  // why not by the kernel for that; empty: by it
+  int taps = 0;               // depthwise: rows and columns of taps that a thread sums at once
+  int warps = 0;              // otherwise: side by side, each 8 items wide
   bool channels_inner = false;
-  int64_t parts = 1, part_voxels = 0;  // the voxels of all batches, cut into parts
+  int64_t parts = 1, part_voxels = 0;  // the voxels of all batches, cut into parts (depthwise: their lines)
   size_t workspace_bytes = 0;
 
   std::string describe() const;
@@ -153,10 +168,40 @@ struct WeightPlan {
 
 inline constexpr int64_t kLargestWorkspace = 64 << 20;
 
+// Enough parts for `blocks` blocks of `tiles` tiles, but not more than `most`, nor than fit the workspace.
+inline void choose_parts(WeightPlan& plan, const Problem& p, int64_t blocks, int64_t tiles, int64_t most,
+                         int64_t sums) {
+  const int64_t bytes = sums * (p.type == ScalarType::Float64 ? 8 : 4);
+  const int64_t wanted = (blocks + tiles - 1) / tiles;
+  plan.parts = std::max<int64_t>(1, std::min({wanted, most, kLargestWorkspace / bytes}));
+  plan.workspace_bytes = plan.parts > 1 ? static_cast<size_t>(plan.parts * bytes) : 0;
+}
+
+// A line of voxels is a thread's work, and a block takes a few lines of its channels for every thread.
+inline void plan_depthwise_weight(const Problem& p, const Machine& machine, WeightPlan& plan) {
+  constexpr int64_t kThreads = 128, kLeastLines = 2;
+  plan.taps = p.kernel_h <= 3 && p.kernel_w <= 3 ? 3 : 7;
+  plan.channels_inner = p.input.channel == 1 && p.output.channel == 1;
+  const int64_t width = plan.channels_inner ? kDepthwiseInner : kDepthwiseOuter;
+  int64_t tiles = 0, lines = INT64_MAX;
+  for (int view = 0; view < kViews; ++view) {
+    if (p.split[view] == 0) continue;
+    tiles += (p.split[view] + width - 1) / width;
+    lines = std::min(lines, p.batch * p.out_size[1 - row_axis(view)] * p.out_size[2]);
+  }
+  choose_parts(plan, p, 8 * machine.multiprocessors, tiles, lines / (kLeastLines * kThreads / width),
+               p.out_channels * (p.kernel_h * p.kernel_w + 1));
+}
+
 inline WeightPlan plan_backward_weight(const Problem& p, bool soft, const Machine& machine) {
   WeightPlan plan;
   plan.rejection = gather_rejection(p);
   if (!plan.rejection.empty()) return plan;
+  plan.not_depthwise = depthwise_rejection(p, soft);
+  if (plan.not_depthwise.empty()) {
+    plan_depthwise_weight(p, machine, plan);
+    return plan;
+  }
   const int64_t in_group = p.in_channels / p.groups, out_group = p.out_channels / p.groups;
   plan.channels_inner = p.input.channel == 1 && in_group >= kGatherColumns;
 
@@ -173,26 +218,27 @@ inline WeightPlan plan_backward_weight(const Problem& p, bool soft, const Machin
     if (cost < best) best = cost, plan.warps = warps, item_tiles = tiles;
   }
 
-  // Enough parts to fill the machine four times, but none of fewer than 512 voxels, and no more than fit.
-  constexpr int64_t kLeastVoxels = 512;
+  constexpr int64_t kLeastVoxels = 512;  // of a part
   const int64_t columns = in_group * p.kernel_h * p.kernel_w + 1;
   const int64_t tiles = std::max<int64_t>(1, item_tiles * ((columns + 127) / 128));
-  const int64_t bytes =
-      columns * p.out_channels * (soft ? kViews : 1) * (p.type == ScalarType::Float64 ? 8 : 4);
   const int64_t voxels = p.batch * p.out_size[0] * p.out_size[1] * p.out_size[2];
-  const int64_t wanted = (4 * machine.multiprocessors + tiles - 1) / tiles;
-  plan.parts = std::max<int64_t>(1, std::min({wanted, voxels / kLeastVoxels, kLargestWorkspace / bytes}));
+  choose_parts(plan, p, 4 * machine.multiprocessors, tiles, voxels / kLeastVoxels,
+               columns * p.out_channels * (soft ? kViews : 1));
   plan.part_voxels = (voxels + plan.parts - 1) / plan.parts;
-  plan.workspace_bytes = plan.parts > 1 ? static_cast<size_t>(plan.parts * bytes) : 0;
   return plan;
 }
 
 inline std::string WeightPlan::describe() const {
   if (!rejection.empty()) return "gradient of the weight: " + rejection;
+  const std::string memory = ", workspace " + std::to_string(workspace_bytes) + " bytes, " +
+                             (channels_inner ? "channels along a warp" : "voxels along a warp");
+  if (not_depthwise.empty()) {
+    return "depthwise gradient of the weight: " + std::to_string(taps) + " x " + std::to_string(taps) +
+           " taps at once, " + std::to_string(parts) + " parts" + memory;
+  }
   return "gradient of the weight: tiles of " + std::to_string(kGatherColumns * warps) + " channels, " +
-         std::to_string(parts) + " parts of " + std::to_string(part_voxels) + " voxels, workspace " +
-         std::to_string(workspace_bytes) + " bytes, " +
-         (channels_inner ? "channels along a warp" : "voxels along a warp");
+         std::to_string(parts) + " parts of " + std::to_string(part_voxels) + " voxels" + memory +
+         "; not depthwise: " + not_depthwise;
 }
 
 }  // namespace acsconv

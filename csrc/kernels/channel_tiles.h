@@ -62,4 +62,26 @@ ACSCONV_HD inline ChannelTile channel_tile(const Problem& p, int64_t index, int6
   return tile;
 }
 
+// The same for depthwise layers, where channels of one view stand together whatever their group.
+struct ViewChannels {
+  int view;
+  int64_t begin, end;
+};
+
+ACSCONV_HD inline int64_t depthwise_channel_tiles(const Problem& p, int64_t width) {
+  return ceil_div(p.split[0], width) + ceil_div(p.split[1], width) + ceil_div(p.split[2], width);
+}
+
+ACSCONV_HD inline ViewChannels depthwise_channels(const Problem& p, int64_t index, int64_t width) {
+  int view = 0;
+  for (; view < kViews - 1; ++view) {
+    const int64_t tiles = ceil_div(p.split[view], width);
+    if (index < tiles) break;
+    index -= tiles;
+  }
+  const int64_t begin = view_channels_begin(p, view) + index * width;
+  const int64_t limit = view_channels_begin(p, view) + p.split[view];
+  return {view, begin, begin + width < limit ? begin + width : limit};
+}
+
 }  // namespace acsconv

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 
+#include "add_parts.h"
 #include "report.h"
 #include "simt_backward_weight.h"
+#include "simt_depthwise_weight.h"
 
 namespace acsconv {
 namespace {
@@ -26,11 +28,9 @@ const char* launch_backward_weight(WeightWork work, const void* grad_output, con
                              static_cast<const Scalar*>(grad_output), static_cast<const Scalar*>(input),
                              static_cast<Scalar*>(grad_weight), static_cast<Scalar*>(grad_bias), sums);
   if (error != nullptr || sums == nullptr) return error;
-  const int64_t rows = (work.soft ? kViews : 1) * p.out_channels, columns = all_columns(work);
-  constexpr int kThreads = 256;
-  return launch(add_parts_kernel<Scalar>, dim3(grid_size(ceil_div(rows * columns, kThreads))), dim3(kThreads),
-                0, stream, static_cast<const Sum*>(sums), work.parts, rows, columns, weight_columns(work),
-                p.out_channels, static_cast<Scalar*>(grad_weight), static_cast<Scalar*>(grad_bias));
+  return add_parts(
+      p.type, {sums, work.parts, (work.soft ? kViews : 1) * p.out_channels, weight_columns(work), work.bias},
+      p.out_channels, grad_weight, grad_bias, stream);
 }
 
 template <class Scalar, int Warps>
@@ -55,6 +55,10 @@ const char* simt_backward_weight(const Problem& problem, bool soft, const void* 
                                  void* stream) {
   const WeightPlan plan = plan_backward_weight(problem, soft, Machine{multiprocessors()});
   if (const char* reason = report_plan(plan.rejection, plan.describe())) return reason;
+  if (plan.not_depthwise.empty()) {
+    return simt_depthwise_weight(problem, plan, grad_output, input, grad_weight, grad_bias, workspace,
+                                 stream);
+  }
   WeightWork work{problem, soft,       grad_weight != nullptr, grad_bias != nullptr, 0,
                   0,       plan.parts, plan.part_voxels};
   if (soft) {

@@ -9,7 +9,7 @@
 // memory, as in simt_gather.cuh.
 //
 // With one part a block writes the gradients themselves; otherwise it writes sums to the workspace,
-// [part][view if soft][C_out][columns], and a second kernel adds the parts in order. Launched by
+// [part][view if soft][C_out][columns], and add_parts() adds them in order. Launched by
 // simt_backward_weight.cu.
 #pragma once
 
@@ -352,25 +352,6 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
       }
     }
     __syncthreads();  // the next tile rewrites what this one was described by
-  }
-}
-
-// Adds the parts of the workspace, in order, one element of the gradients per thread.
-template <class Scalar>
-__global__ void __launch_bounds__(256)
-    add_parts_kernel(const Accumulator<Scalar>* workspace, int64_t parts, int64_t rows, int64_t columns,
-                     int64_t weights, int64_t out_channels, Scalar* grad_weight, Scalar* grad_bias) {
-  const int64_t elements = rows * columns;
-  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < elements;
-       i += int64_t{gridDim.x} * blockDim.x) {
-    Accumulator<Scalar> sum(0);
-    for (int64_t part = 0; part < parts; ++part) sum += workspace[part * elements + i];
-    const int64_t row = i / columns, column = i % columns;
-    if (column < weights) {
-      narrow(sum, grad_weight[row * weights + column]);
-    } else if (row < out_channels) {
-      narrow(sum, grad_bias[row]);
-    }
   }
 }
 

@@ -38,16 +38,10 @@ struct SimtDepthwise {
 template <class Config>
 __device__ inline void depthwise_tile(const GatherWork& work, int64_t index, GatherTile& tile) {
   const Problem& p = work.problem;
-  int64_t item = index % work.item_tiles;
-  tile.view = 0;
-  for (; tile.view < kViews - 1; ++tile.view) {
-    const int64_t tiles = ceil_div(p.split[tile.view], Config::kChannels);
-    if (item < tiles) break;
-    item -= tiles;
-  }
-  const int64_t view_begin = view_channels_begin(p, tile.view), view_end = view_begin + p.split[tile.view];
-  tile.begin = view_begin + item * Config::kChannels;
-  tile.end = tile.begin + Config::kChannels < view_end ? tile.begin + Config::kChannels : view_end;
+  const ViewChannels channels = depthwise_channels(p, index % work.item_tiles, Config::kChannels);
+  tile.view = channels.view;
+  tile.begin = channels.begin;
+  tile.end = channels.end;
   tile.group = tile.begin;  // the segment is that of the first channel; the others follow it
   gather_tile_voxels(work, index / work.item_tiles, Config::kVoxels, tile);
 }

@@ -50,7 +50,7 @@ const char* gather(const Problem& problem, Pass pass, bool soft, const void* sou
                    const void* bias, void* destination, void* stream) {
   const GatherPlan plan = plan_gather(problem, pass, soft, Machine{multiprocessors()});
   if (const char* reason = report_plan(plan.rejection, plan.describe())) return reason;
-  if (plan.depthwise) {
+  if (plan.not_depthwise.empty()) {
     return simt_depthwise(problem, pass, plan.channels_inner, source, weight, bias, destination, stream);
   }
   GatherWork work{problem, pass, soft, 0, 0};

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +61,8 @@ class Bug:
 
 
 GATHER, WALK, WEIGHT = "simt_gather.cuh", "gather_walk.cuh", "simt_backward_weight.cuh"
+DEPTHWISE = "simt_depthwise_weight.cuh"
+LINES = Layer(5, 5, (11, 12, 13), groups=5, kernel=(5, 5), padding=(2, 2, 2))
 BUGS = [
     Bug("no bounds check along columns", GATHER,
         "static_cast<unsigned>(column) < static_cast<unsigned>(loop.column_size)", "true", "device read|" + WRONG),
@@ -103,11 +105,26 @@ BUGS = [
         "device read|" + WRONG, check_backward_weight, multiprocessors=10**4, layer=Layer(3, 9, (9, 12, 13))),
     Bug("parts share a slab", WEIGHT, "(tile.part * slabs + slab + item)", "(slab + item)", "RACE between blocks",
         check_backward_weight, multiprocessors=10**4, layer=Layer(3, 9, (9, 12, 13))),
-    Bug("last part left out", WEIGHT, "for (int64_t part = 0; part < parts; ++part)",
+    Bug("last part left out", "add_parts.cu", "for (int64_t part = 0; part < parts; ++part)",
         "for (int64_t part = 0; part < parts - 1; ++part)", WRONG, check_backward_weight, multiprocessors=10**4,
         layer=Layer(3, 9, (9, 12, 13))),
     Bug("carry into the next row forgotten", WEIGHT, "if (++at[1] < tile.out_size[1]) continue;", "continue;",
         "device read|" + WRONG, check_backward_weight),
+    Bug("outputs of a line are not kept", DEPTHWISE, "g[r] = g[r - 1];", "g[r] = g[0];", WRONG,
+        check_backward_weight, LINES),
+    Bug("line ends with its last output", DEPTHWISE, "const int steps = outputs + taps.rows - 1;",
+        "const int steps = outputs;", WRONG, check_backward_weight, LINES),
+    Bug("gradient read past the line", DEPTHWISE, "step < outputs ? widen(grad_output[gradient]) : Sum(0)",
+        "widen(grad_output[gradient])", "device read|" + WRONG, check_backward_weight, LINES),
+    Bug("rows of a line not checked", DEPTHWISE, "row >= 0 && row < row_size;", "true;", "device read|" + WRONG,
+        check_backward_weight, LINES),
+    Bug("barrier of the tree removed", DEPTHWISE, "      }\n    }\n    __syncthreads();\n  }",
+        "      }\n    }\n  }", "RACE", check_backward_weight, LINES),
+    Bug("lines of another part", DEPTHWISE, "tile.first_line + part_lines < lines ?", "true ?",
+        "device read|" + WRONG, check_backward_weight, LINES, multiprocessors=10**4),
+    Bug("tap step of a stride forgotten", DEPTHWISE, "tile.tap_step = stride / divisor;", "tile.tap_step = 1;",
+        "device read|" + WRONG, check_backward_weight,
+        replace(LINES, stride=(2, 2, 2))),
 ]  # fmt: skip
 
 
