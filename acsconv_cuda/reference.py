@@ -313,21 +313,9 @@ def _input_gradient(
         piece.in_end - piece.in_begin,
         *(len(range(a.begin, a.end, a.step)) for a in axes),
     )
-    x, kernel, stride, padding, dilation, _ = _arguments(
-        x, weight.to(dtype), piece.view, geometry, axes, False
-    )
-    share, _, _ = torch.ops.aten.convolution_backward(
-        _of_full_convolution(grad_output, axes).to(dtype),
-        x,
-        kernel,
-        None,
-        stride,
-        padding,
-        dilation,
-        False,
-        [0, 0, 0],
-        piece.groups,
-        [True, False, False],
+    arguments = _arguments(x, weight.to(dtype), piece.view, geometry, axes, False)
+    share = _convolution_backward(
+        _of_full_convolution(grad_output, axes).to(dtype), arguments, piece.groups, 0
     )
     return share.to(grad_output.dtype), axes
 
@@ -340,11 +328,20 @@ def _weight_gradient(
     if _reads_nothing(axes):
         return torch.zeros_like(like)
     dtype = _safe_dtype(input, axes)
-    x, kernel, stride, padding, dilation, front = _arguments(
-        _slice_input(input, piece, axes).to(dtype), like.to(dtype), piece.view, geometry, axes, True
+    x = _slice_input(input, piece, axes).to(dtype)
+    arguments = _arguments(x, like.to(dtype), piece.view, geometry, axes, True)
+    grad_kernel = _convolution_backward(
+        _of_full_convolution(grad_output, axes).to(dtype), arguments, piece.groups, 1
     )
-    _, grad_kernel, _ = torch.ops.aten.convolution_backward(
-        _of_full_convolution(grad_output, axes).to(dtype).transpose(2, front),
+    return grad_kernel.squeeze(2 + VIEWS[piece.view].thin).to(input.dtype)
+
+
+def _convolution_backward(grad_output: Tensor, arguments: tuple, groups: int, which: int) -> Tensor:
+    """PyTorch's gradient of x (``which`` = 0) or of the kernel (1); ``arguments`` are those of :func:`_arguments`."""
+    x, kernel, stride, padding, dilation, front = arguments
+    wanted = [which == 0, which == 1, False]
+    gradients = torch.ops.aten.convolution_backward(
+        grad_output.transpose(2, front),
         x,
         kernel,
         None,
@@ -353,10 +350,10 @@ def _weight_gradient(
         dilation,
         False,
         [0, 0, 0],
-        piece.groups,
-        [False, True, False],
+        groups,
+        wanted,
     )
-    return grad_kernel.transpose(2, front).squeeze(2 + VIEWS[piece.view].thin).to(input.dtype)
+    return gradients[which].transpose(2, front)
 
 
 def _of_full_convolution(grad_output: Tensor, axes: tuple[_Axis, ...]) -> Tensor:
