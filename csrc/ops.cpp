@@ -264,6 +264,12 @@ class Launch {
   void* stream_ = nullptr;
 };
 
+// Device memory for one launch; the stream orders what reuses it.
+Tensor new_workspace(const Tensor& like, size_t bytes) {
+  return torch::stable::empty({static_cast<int64_t>(bytes)}, TorchScalar::Byte, std::nullopt, like.device(),
+                              std::nullopt, std::nullopt);
+}
+
 void check_launch(const char* refusal) { check(refusal == nullptr, refusal == nullptr ? "" : refusal); }
 
 Tensor fused_forward_cuda(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -273,9 +279,15 @@ Tensor fused_forward_cuda(const Tensor& input, const Tensor& weight, const std::
   const Layer layer{split, stride, origin, dilation, groups};
   Forward call = prepare_forward(input, weight, bias, output_size, layer);
   if (call.output.numel() > 0) {
-    const auto forward = layer.soft() ? simt_soft_forward : simt_forward;
-    check_launch(forward(call.problem, input.const_data_ptr(), call.weight.const_data_ptr(), call.bias_data(),
-                         call.output.mutable_data_ptr(), launch.stream()));
+    const void *x = input.const_data_ptr(), *w = call.weight.const_data_ptr(), *b = call.bias_data();
+    void* y = call.output.mutable_data_ptr();
+    if (layer.soft()) {
+      Tensor workspace = new_workspace(input, simt_soft_workspace(call.problem, Pass::Forward));
+      check_launch(
+          simt_soft_forward(call.problem, x, w, b, y, workspace.mutable_data_ptr(), launch.stream()));
+    } else {
+      check_launch(simt_forward(call.problem, x, w, b, y, launch.stream()));
+    }
   }
   return call.output;
 }
@@ -301,9 +313,14 @@ Tensor fused_backward_input_cuda(const Tensor& grad_output, const Tensor& weight
   p.input = strides(grad_input);
   p.output = strides(grad_output);
   const Tensor packed = torch::stable::contiguous(weight);
-  const auto backward = layer.soft() ? simt_soft_backward_input : simt_backward_input;
-  check_launch(backward(p, grad_output.const_data_ptr(), packed.const_data_ptr(),
-                        grad_input.mutable_data_ptr(), launch.stream()));
+  const void *g = grad_output.const_data_ptr(), *w = packed.const_data_ptr();
+  void* grad = grad_input.mutable_data_ptr();
+  if (layer.soft()) {
+    Tensor workspace = new_workspace(grad_output, simt_soft_workspace(p, Pass::BackwardInput));
+    check_launch(simt_soft_backward_input(p, g, w, grad, workspace.mutable_data_ptr(), launch.stream()));
+  } else {
+    check_launch(simt_backward_input(p, g, w, grad, launch.stream()));
+  }
   return grad_input;
 }
 
@@ -332,8 +349,7 @@ std::tuple<Tensor, Tensor> fused_backward_weight_cuda(const Tensor& grad_output,
   };
   Tensor grad_weight = allocate(shape, input.scalar_type());
   Tensor grad_bias = allocate({needs_bias ? p.out_channels : 0}, input.scalar_type());
-  const auto bytes = static_cast<int64_t>(simt_backward_weight_workspace(p, layer.soft()));
-  Tensor workspace = allocate({bytes}, TorchScalar::Byte);
+  Tensor workspace = new_workspace(input, simt_backward_weight_workspace(p, layer.soft()));
   check_launch(simt_backward_weight(
       p, layer.soft(), grad_output.const_data_ptr(), input.const_data_ptr(), grad_weight.mutable_data_ptr(),
       needs_bias ? grad_bias.mutable_data_ptr() : nullptr, workspace.mutable_data_ptr(), launch.stream()));

@@ -44,7 +44,9 @@ struct GatherPlan {
   int warps = 0, rows = 0;
   bool channels_inner = false;
   std::string not_depthwise;  // why not by the kernel for that; empty: by it
+  std::string not_folded;     // Soft ACS: why its kernels are not folded (kernels/fold_soft.h)
   int64_t tiles = 0;
+  size_t workspace_bytes = 0;  // for the folded kernels; 0 without
 
   std::string describe() const;
 };
@@ -84,6 +86,21 @@ inline std::string depthwise_rejection(const Problem& p, bool soft) {
   return {};
 }
 
+// Why the kernels of Soft ACS cannot be folded; empty: they can.
+inline std::string fold_rejection(const Problem& p) {
+  if (p.kernel_h != 3 || p.kernel_w != 3) return "the kernel is not 3 x 3";
+  if (p.type != ScalarType::Float64 && p.type != ScalarType::Float32) return "16-bit sums would be rounded";
+  for (int axis = 0; axis < 3; ++axis) {
+    const int other = (axis + 1) % 3, last = (axis + 2) % 3;  // views in whose plane the axis lies
+    const int64_t middle = p.origin[other][axis] + p.dilation[other][axis];
+    if (p.dilation[other][axis] != p.dilation[last][axis] || p.origin[other][axis] != p.origin[last][axis] ||
+        p.origin[axis][axis] != middle) {
+      return "the views have no common centre";
+    }
+  }
+  return {};
+}
+
 // What tiles of `warps` warps for a view, or group, of `items` items cost per voxel and value of k, in
 // multiplications of one lane: those of the padded tiles, and the loads, which a wide tile shares among more
 // items.
@@ -105,6 +122,12 @@ inline GatherPlan plan_gather(const Problem& p, Pass pass, bool soft, const Mach
   if (plan.not_depthwise.empty()) {
     plan.channels_inner = p.input.channel == 1 && p.output.channel == 1;
     return plan;
+  }
+
+  if (soft) plan.not_folded = fold_rejection(p);
+  if (soft && plan.not_folded.empty()) {
+    plan.workspace_bytes =
+        static_cast<size_t>(kViews * p.out_channels * in_group * 9 * (p.type == ScalarType::Float64 ? 8 : 4));
   }
 
   // Neighbouring channels in neighbouring lanes pay off once a slice of 8 finds 8 of them.
@@ -151,7 +174,9 @@ inline std::string GatherPlan::describe() const {
   if (not_depthwise.empty()) return "depthwise: " + order;
   return "gather: tile " + std::to_string(32 * rows) + " voxels x " + std::to_string(kGatherColumns * warps) +
          " channels, " + std::to_string(32 * warps) + " threads, about " + std::to_string(tiles) +
-         " tiles, " + order + "; not depthwise: " + not_depthwise;
+         " tiles, " + order + "; not depthwise: " + not_depthwise +
+         (workspace_bytes > 0 ? "; 19 folded taps" : "") +
+         (not_folded.empty() ? "" : "; not folded: " + not_folded);
 }
 
 struct WeightPlan {
@@ -159,6 +184,7 @@ struct WeightPlan {
   std::string not_depthwise;  // why not by the kernel for that; empty: by it
   int taps = 0;               // depthwise: rows and columns of taps that a thread sums at once
   int warps = 0;              // otherwise: side by side, each 8 items wide
+  bool narrow = false;        // and 32 columns instead of 128 (64 in float64)
   bool channels_inner = false;
   int64_t parts = 1, part_voxels = 0;  // the voxels of all batches, cut into parts (depthwise: their lines)
   size_t workspace_bytes = 0;
@@ -167,6 +193,7 @@ struct WeightPlan {
 };
 
 inline constexpr int64_t kLargestWorkspace = 64 << 20;
+inline constexpr int kNarrowWarps = 4;  // most warps of a narrow tile
 
 // Enough parts for `blocks` blocks of `tiles` tiles, but not more than `most`, nor than fit the workspace.
 inline void choose_parts(WeightPlan& plan, const Problem& p, int64_t blocks, int64_t tiles, int64_t most,
@@ -203,10 +230,20 @@ inline WeightPlan plan_backward_weight(const Problem& p, bool soft, const Machin
     return plan;
   }
   const int64_t in_group = p.in_channels / p.groups, out_group = p.out_channels / p.groups;
-  plan.channels_inner = p.input.channel == 1 && in_group >= kGatherColumns;
+
+  // Few input channels leave most of a wide tile empty; a narrow one does a quarter more work per column. It
+  // reads mostly the gradient, a wide one as much of the input, so these decide what runs along a warp.
+  const int64_t columns = in_group * p.kernel_h * p.kernel_w + 1;
+  const int64_t wide = p.type == ScalarType::Float64 ? 64 : 128;
+  const auto padded = [columns](int64_t width) { return (columns + width - 1) / width * width; };
+  plan.narrow = 5 * padded(32) <= 4 * padded(wide);
+  const int64_t width = plan.narrow ? 32 : wide;
+  plan.channels_inner =
+      plan.narrow ? p.output.channel == 1 : p.input.channel == 1 && in_group >= kGatherColumns;
 
   int64_t best = INT64_MAX, item_tiles = 0;
   for (const int warps : {1, 2, 4, 8}) {
+    if (plan.narrow && warps > kNarrowWarps) break;
     int64_t cost = 0, tiles = 0;
     for (int view = 0; view < kViews; ++view) {
       const int64_t channels = soft ? p.out_channels : p.split[view];
@@ -219,8 +256,7 @@ inline WeightPlan plan_backward_weight(const Problem& p, bool soft, const Machin
   }
 
   constexpr int64_t kLeastVoxels = 512;  // of a part
-  const int64_t columns = in_group * p.kernel_h * p.kernel_w + 1;
-  const int64_t tiles = std::max<int64_t>(1, item_tiles * ((columns + 127) / 128));
+  const int64_t tiles = std::max<int64_t>(1, item_tiles * (padded(width) / width));
   const int64_t voxels = p.batch * p.out_size[0] * p.out_size[1] * p.out_size[2];
   choose_parts(plan, p, 4 * machine.multiprocessors, tiles, voxels / kLeastVoxels,
                columns * p.out_channels * (soft ? kViews : 1));
@@ -236,9 +272,9 @@ inline std::string WeightPlan::describe() const {
     return "depthwise gradient of the weight: " + std::to_string(taps) + " x " + std::to_string(taps) +
            " taps at once, " + std::to_string(parts) + " parts" + memory;
   }
-  return "gradient of the weight: tiles of " + std::to_string(kGatherColumns * warps) + " channels, " +
-         std::to_string(parts) + " parts of " + std::to_string(part_voxels) + " voxels" + memory +
-         "; not depthwise: " + not_depthwise;
+  return "gradient of the weight: " + std::string(narrow ? "narrow" : "wide") + " tiles of " +
+         std::to_string(kGatherColumns * warps) + " channels, " + std::to_string(parts) + " parts of " +
+         std::to_string(part_voxels) + " voxels" + memory + "; not depthwise: " + not_depthwise;
 }
 
 }  // namespace acsconv

@@ -104,6 +104,16 @@ const char* backward_weight(const Problem& p, bool soft, const std::vector<void*
   return error;
 }
 
+// Calls function(workspace) for a pass of Soft ACS.
+template <class Function>
+const char* with_soft_workspace(const Problem& p, acsconv::Pass pass, Function&& function) {
+  const size_t bytes = acsconv::simt_soft_workspace(p, pass);
+  void* workspace = bytes > 0 ? emulator::allocate_device(bytes) : nullptr;
+  const char* error = function(workspace);
+  emulator::release_device(workspace);
+  return error;
+}
+
 using Launcher = const char* (*)(const Problem&, const std::vector<void*>&);
 
 const std::map<std::string, Launcher>& launchers() {
@@ -114,7 +124,9 @@ const std::map<std::string, Launcher>& launchers() {
        }},
       {"simt_soft_forward",  // input, kernels, bias, output
        [](const Problem& p, const std::vector<void*>& t) {
-         return acsconv::simt_soft_forward(p, t.at(0), t.at(1), t.at(2), t.at(3), nullptr);
+         return with_soft_workspace(p, acsconv::Pass::Forward, [&](void* workspace) {
+           return acsconv::simt_soft_forward(p, t.at(0), t.at(1), t.at(2), t.at(3), workspace, nullptr);
+         });
        }},
       {"simt_backward_input",  // grad_output, weight, grad_input
        [](const Problem& p, const std::vector<void*>& t) {
@@ -122,7 +134,9 @@ const std::map<std::string, Launcher>& launchers() {
        }},
       {"simt_soft_backward_input",  // grad_output, kernels, grad_input
        [](const Problem& p, const std::vector<void*>& t) {
-         return acsconv::simt_soft_backward_input(p, t.at(0), t.at(1), t.at(2), nullptr);
+         return with_soft_workspace(p, acsconv::Pass::BackwardInput, [&](void* workspace) {
+           return acsconv::simt_soft_backward_input(p, t.at(0), t.at(1), t.at(2), workspace, nullptr);
+         });
        }},
       {"simt_backward_weight",  // grad_output, input, grad_weight, grad_bias
        [](const Problem& p, const std::vector<void*>& t) { return backward_weight(p, false, t); }},
@@ -155,7 +169,8 @@ std::pair<std::string, size_t> plan(const std::string& pass, const py::dict& pro
     return {plan.describe(), plan.workspace_bytes};
   }
   const auto which = pass == "forward" ? acsconv::Pass::Forward : acsconv::Pass::BackwardInput;
-  return {acsconv::plan_gather(p, which, soft, machine).describe(), 0};
+  const acsconv::GatherPlan plan = acsconv::plan_gather(p, which, soft, machine);
+  return {plan.describe(), plan.workspace_bytes};
 }
 
 void configure(const std::string& schedule, uint64_t seed, bool detect_races, int multiprocessors) {

@@ -29,6 +29,7 @@ struct GatherWork {
   Problem problem;
   Pass pass;
   bool soft;
+  bool folded;  // the kernels are those of fold_soft_kernels()
   int64_t voxel_tiles, item_tiles;
 };
 
@@ -36,8 +37,9 @@ struct GatherWork {
 struct GatherTile {
   int64_t batch, group, begin, end;  // items [begin, end)
   int view;                          // forward, not soft: the view of the items
-  int64_t first;                     // first voxel, counted through the extents
-  int64_t extent[3], residue[3], step[3];
+  int first[3];                      // index of the first voxel along each axis
+  int extent[3];
+  int64_t residue[3], step[3];
 };
 
 // Residues of input positions modulo the stride.
@@ -64,7 +66,7 @@ __device__ inline void gather_tile_voxels(const GatherWork& work, int64_t index,
                                           GatherTile& tile) {
   const Problem& p = work.problem;
   const bool forward = work.pass == Pass::Forward;
-  tile.first = index % work.voxel_tiles * voxels;
+  int64_t first = index % work.voxel_tiles * voxels;
   index /= work.voxel_tiles;
 #pragma unroll
   for (int axis = 2; axis >= 0; --axis) {
@@ -72,8 +74,11 @@ __device__ inline void gather_tile_voxels(const GatherWork& work, int64_t index,
     tile.residue[axis] = index % classes;
     index /= classes;
     tile.step[axis] = forward ? 1 : p.stride[axis];
-    tile.extent[axis] =
+    const int64_t extent =
         forward ? p.out_size[axis] : ceil_div(p.in_size[axis] - tile.residue[axis], p.stride[axis]);
+    tile.extent[axis] = static_cast<int>(extent);
+    tile.first[axis] = static_cast<int>(axis == 0 ? first : first % extent);
+    first /= extent;
   }
   tile.batch = index;
 }
@@ -118,11 +123,15 @@ struct Segment {
   int64_t weight_item, weight_channel, weight_row, weight_column;  // strides
 };
 
-__device__ inline SegmentAxis segment_axis(const Problem& p, Pass pass, int view, int axis, int64_t residue) {
-  const int taps = static_cast<int>(kernel_extent(view, axis, p.kernel_h, p.kernel_w));
-  const int stride = static_cast<int>(p.stride[axis]), dilation = static_cast<int>(p.dilation[view][axis]);
+__device__ inline SegmentAxis segment_axis(const GatherWork& work, int view, int axis, int64_t residue) {
+  const Problem& p = work.problem;
+  // 2 where only the outer two of 3 taps are left: the rest has been folded into an earlier view.
+  const int every = work.folded && view > axis ? 2 : 1;
+  const int taps = every == 2 ? 2 : static_cast<int>(kernel_extent(view, axis, p.kernel_h, p.kernel_w));
+  const int stride = static_cast<int>(p.stride[axis]);
+  const int dilation = every * static_cast<int>(p.dilation[view][axis]);
   const int origin = static_cast<int>(p.origin[view][axis]);
-  if (pass == Pass::Forward) return {stride, origin, dilation, taps, 0, 1};
+  if (work.pass == Pass::Forward) return {stride, origin, dilation, taps, 0, every};
   const int at = static_cast<int>(residue) - origin;
   int first = 0;
   while (first < taps && first < stride && (at - first * dilation) % stride != 0) ++first;
@@ -133,8 +142,8 @@ __device__ inline SegmentAxis segment_axis(const Problem& p, Pass pass, int view
           (at - first * dilation) / stride,
           -(step * dilation / stride),
           (taps - 1 - first) / step + 1,
-          first,
-          step};
+          first * every,
+          step * every};
 }
 
 // The segment that `view` adds to a tile.
@@ -146,7 +155,7 @@ __device__ inline Segment gather_segment(const GatherWork& work, const GatherTil
   s.column = column_axis(view);
 #pragma unroll
   for (int axis = 0; axis < 3; ++axis) {
-    s.axis[axis] = segment_axis(p, work.pass, view, axis, tile.residue[axis]);
+    s.axis[axis] = segment_axis(work, view, axis, tile.residue[axis]);
   }
   const int64_t taps = p.kernel_h * p.kernel_w, channels_in = p.in_channels / p.groups;
   const int64_t per_output = channels_in * taps, channels_out = p.out_channels / p.groups;

@@ -12,8 +12,8 @@ namespace acsconv {
 const char* simt_backward_input(const Problem& problem, const void* grad_output, const void* weight,
                                 void* grad_input, void* stream);
 
-// The same for Soft ACS convolution; `kernels` as in simt_soft_forward().
+// The same for Soft ACS convolution; `kernels` and `workspace` as in simt_soft_forward().
 const char* simt_soft_backward_input(const Problem& problem, const void* grad_output, const void* kernels,
-                                     void* grad_input, void* stream);
+                                     void* grad_input, void* workspace, void* stream);
 
 }  // namespace acsconv

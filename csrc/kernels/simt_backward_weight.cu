@@ -34,14 +34,18 @@ const char* launch_backward_weight(WeightWork work, const void* grad_output, con
 }
 
 template <class Scalar, int Warps>
-const char* launch_order(bool channels_inner, const WeightWork& work, const void* grad_output,
+const char* launch_shape(const WeightPlan& plan, const WeightWork& work, const void* grad_output,
                          const void* input, void* grad_weight, void* grad_bias, void* workspace,
                          void* stream) {
-  return (channels_inner
-              ? launch_backward_weight<SimtBackwardWeight<Scalar, Warps, true>>
-              : launch_backward_weight<SimtBackwardWeight<Scalar, Warps, false>>)(work, grad_output, input,
-                                                                                  grad_weight, grad_bias,
-                                                                                  workspace, stream);
+  auto run = plan.channels_inner ? launch_backward_weight<SimtBackwardWeight<Scalar, Warps, false, true>>
+                                 : launch_backward_weight<SimtBackwardWeight<Scalar, Warps, false, false>>;
+  if constexpr (Warps <= kNarrowWarps) {
+    if (plan.narrow) {
+      run = plan.channels_inner ? launch_backward_weight<SimtBackwardWeight<Scalar, Warps, true, true>>
+                                : launch_backward_weight<SimtBackwardWeight<Scalar, Warps, true, false>>;
+    }
+  }
+  return run(work, grad_output, input, grad_weight, grad_bias, workspace, stream);
 }
 
 }  // namespace
@@ -67,11 +71,11 @@ const char* simt_backward_weight(const Problem& problem, bool soft, const void* 
   }
   return with_scalar(problem.type, [&](auto scalar) {
     using Scalar = decltype(scalar);
-    const auto run = plan.warps == 1   ? launch_order<Scalar, 1>
-                     : plan.warps == 2 ? launch_order<Scalar, 2>
-                     : plan.warps == 4 ? launch_order<Scalar, 4>
-                                       : launch_order<Scalar, 8>;
-    return run(plan.channels_inner, work, grad_output, input, grad_weight, grad_bias, workspace, stream);
+    const auto run = plan.warps == 1   ? launch_shape<Scalar, 1>
+                     : plan.warps == 2 ? launch_shape<Scalar, 2>
+                     : plan.warps == 4 ? launch_shape<Scalar, 4>
+                                       : launch_shape<Scalar, 8>;
+    return run(plan, work, grad_output, input, grad_weight, grad_bias, workspace, stream);
   });
 }
 

@@ -35,14 +35,14 @@ __host__ __device__ inline int64_t all_columns(const WeightWork& work) {
   return weight_columns(work) + work.bias;
 }
 
-template <class Scalar_, int Warps_, bool ChannelsInner_>
+template <class Scalar_, int Warps_, bool Narrow_, bool ChannelsInner_>
 struct SimtBackwardWeight {
   using Scalar = Scalar_;
   using Sum = Accumulator<Scalar>;
   static constexpr int kWarps = Warps_;
   static constexpr bool kChannelsInner = ChannelsInner_;
   static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kRows = sizeof(Sum) == 8 ? 2 : 4;  // columns of a lane
+  static constexpr int kRows = Narrow_ ? 1 : sizeof(Sum) == 8 ? 2 : 4;  // columns of a lane
   static constexpr int kColumns = 32 * kRows;
   static constexpr int kWarpItems = 8, kItems = kWarpItems * kWarps;
   static constexpr int kSlice = kWarps >= 4 ? 16 : 8;  // voxels per stage
@@ -50,9 +50,9 @@ struct SimtBackwardWeight {
       kColumns + 32 / kSlice;  // a warp stores kSlice voxels of 32 / kSlice columns
   static constexpr int kItemPitch = kItems + 4;
   static constexpr int kColumnLoads = kSlice * kColumns / kThreads, kItemLoads = kSlice * kItems / kThreads;
-  // Per multiprocessor: 168 registers a thread, and more for a lone warp, which has the most loads on its
-  // way.
-  static constexpr int kBlocks = kWarps == 1 ? 8 : 384 / kThreads;
+  // Per multiprocessor: 168 registers a thread (112 with narrow tiles), and more for a lone warp, which has
+  // the most loads on its way.
+  static constexpr int kBlocks = kWarps == 1 ? (Narrow_ ? 12 : 8) : (Narrow_ ? 576 : 384) / kThreads;
 
   // Where a column reads relative to a voxel. The bias's column, and those past the last one, read nothing:
   // their row is kOutside, and they are told apart by `column`.

@@ -2,6 +2,9 @@
 // bfloat16, any geometry and any strides. Knows nothing of torch.
 #pragma once
 
+#include <cstddef>
+
+#include "../plan.h"
 #include "../problem.h"
 
 namespace acsconv {
@@ -12,9 +15,13 @@ namespace acsconv {
 const char* simt_forward(const Problem& problem, const void* input, const void* weight, const void* bias,
                          void* output, void* stream);
 
+// Bytes of workspace that a pass of Soft ACS convolution needs, possibly 0: for its folded kernels, which are
+// as large as the kernels.
+size_t simt_soft_workspace(const Problem& problem, Pass pass);
+
 // Soft ACS convolution: every output channel is the sum of all three views. `kernels` is [3, C_out, C_in /
 // groups, K_h, K_w], a weight per view; problem.split is not used.
 const char* simt_soft_forward(const Problem& problem, const void* input, const void* kernels,
-                              const void* bias, void* output, void* stream);
+                              const void* bias, void* output, void* workspace, void* stream);
 
 }  // namespace acsconv

@@ -2,6 +2,7 @@
 // csrc/plan.h decides, and instantiates it for every dtype, tile and memory order.
 #include "simt_gather.cuh"
 
+#include "fold_soft.h"
 #include "report.h"
 #include "simt_backward_input.h"
 #include "simt_depthwise.h"
@@ -47,16 +48,20 @@ const char* launch_shape(const GatherPlan& plan, const GatherWork& work, const v
 }
 
 const char* gather(const Problem& problem, Pass pass, bool soft, const void* source, const void* weight,
-                   const void* bias, void* destination, void* stream) {
+                   const void* bias, void* destination, void* workspace, void* stream) {
   const GatherPlan plan = plan_gather(problem, pass, soft, Machine{multiprocessors()});
   if (const char* reason = report_plan(plan.rejection, plan.describe())) return reason;
   if (plan.not_depthwise.empty()) {
     return simt_depthwise(problem, pass, plan.channels_inner, source, weight, bias, destination, stream);
   }
-  GatherWork work{problem, pass, soft, 0, 0};
+  GatherWork work{problem, pass, soft, plan.workspace_bytes > 0, 0, 0};
   if (soft) {
     work.problem.split[0] = problem.out_channels;
     work.problem.split[1] = work.problem.split[2] = 0;
+  }
+  if (work.folded) {
+    if (const char* error = fold_soft_kernels(problem, weight, workspace, stream)) return error;
+    weight = workspace;
   }
   return with_scalar(problem.type, [&](auto scalar) {
     return launch_shape<decltype(scalar), 0>(plan, work, source, weight, bias, destination, stream);
@@ -67,24 +72,28 @@ const char* gather(const Problem& problem, Pass pass, bool soft, const void* sou
 
 const char* simt_forward(const Problem& problem, const void* input, const void* weight, const void* bias,
                          void* output, void* stream) {
-  return gather(problem, Pass::Forward, /*soft=*/false, input, weight, bias, output, stream);
+  return gather(problem, Pass::Forward, /*soft=*/false, input, weight, bias, output, nullptr, stream);
+}
+
+size_t simt_soft_workspace(const Problem& problem, Pass pass) {
+  return plan_gather(problem, pass, /*soft=*/true, Machine{multiprocessors()}).workspace_bytes;
 }
 
 const char* simt_soft_forward(const Problem& problem, const void* input, const void* kernels,
-                              const void* bias, void* output, void* stream) {
-  return gather(problem, Pass::Forward, /*soft=*/true, input, kernels, bias, output, stream);
+                              const void* bias, void* output, void* workspace, void* stream) {
+  return gather(problem, Pass::Forward, /*soft=*/true, input, kernels, bias, output, workspace, stream);
 }
 
 const char* simt_backward_input(const Problem& problem, const void* grad_output, const void* weight,
                                 void* grad_input, void* stream) {
   return gather(problem, Pass::BackwardInput, /*soft=*/false, grad_output, weight, nullptr, grad_input,
-                stream);
+                nullptr, stream);
 }
 
 const char* simt_soft_backward_input(const Problem& problem, const void* grad_output, const void* kernels,
-                                     void* grad_input, void* stream) {
+                                     void* grad_input, void* workspace, void* stream) {
   return gather(problem, Pass::BackwardInput, /*soft=*/true, grad_output, kernels, nullptr, grad_input,
-                stream);
+                workspace, stream);
 }
 
 }  // namespace acsconv

@@ -85,9 +85,9 @@ struct SimtGather {
   static constexpr int kSourceLoads = kVoxels * kSlice / kThreads;
   static constexpr int kWeightLoads = kItems * kSlice / kThreads;
   static constexpr int kThreadVoxels = kVoxels / kThreads;  // of a thread that loads all k of its voxels
-  // Blocks per multiprocessor: 168 registers a thread where the sums alone take 64, or values are 64 bits,
-  // else 128.
-  static constexpr bool kLarge = kRows * kColumns * sizeof(Sum) >= 256 || sizeof(Sum) == 8;
+  // Blocks per multiprocessor: 168 registers a thread where the sums alone take 64, values are 64 bits, or a
+  // lone warp has all loads of a slice on its way; else 128.
+  static constexpr bool kLarge = kRows * kColumns * sizeof(Sum) >= 256 || sizeof(Sum) == 8 || kWarps == 1;
   static constexpr int kBlocks = (kLarge ? 384 : 512) / kThreads;
   static_assert(kVoxels % kThreads == 0 && kThreads % kSlice == 0);
 
@@ -114,17 +114,15 @@ struct SimtGather {
 template <class Config>
 __device__ inline void describe_voxels(typename Config::Shared& shared) {
   const GatherTile& tile = shared.tile;
-  const int64_t plane = tile.extent[1] * tile.extent[2];
   for (int i = threadIdx.x; i < Config::kVoxels; i += Config::kThreads) {
-    int64_t at[3] = {-1, 0, 0}, offset = -1;
-    if (plane > 0 && tile.first + i < plane * tile.extent[0]) {
-      at[0] = tile.first / plane;
-      at[1] = tile.first % plane / tile.extent[2];
-      at[2] = tile.first % tile.extent[2] + i;
-      at[1] += at[2] / tile.extent[2];
-      at[2] %= tile.extent[2];
-      at[0] += at[1] / tile.extent[1];
-      at[1] %= tile.extent[1];
+    int at[3] = {-1, 0, 0};
+    int64_t offset = -1;
+    const int column = tile.first[2] + i, row = tile.first[1] + column / tile.extent[2];
+    const int plane = tile.first[0] + row / tile.extent[1];
+    if (plane < tile.extent[0]) {
+      at[0] = plane;
+      at[1] = row % tile.extent[1];
+      at[2] = column % tile.extent[2];
       offset = 0;
 #pragma unroll
       for (int axis = 0; axis < 3; ++axis) {
@@ -132,7 +130,7 @@ __device__ inline void describe_voxels(typename Config::Shared& shared) {
       }
     }
 #pragma unroll
-    for (int axis = 0; axis < 3; ++axis) shared.index[axis][i] = static_cast<int>(at[axis]);
+    for (int axis = 0; axis < 3; ++axis) shared.index[axis][i] = at[axis];
     shared.destination[i] = offset;
   }
 }

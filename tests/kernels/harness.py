@@ -365,6 +365,8 @@ SHAPES = [
     Layer(2, 3, (12, 12, 12), dilation=(3, 2, 1), padding=(3, 2, 1)),
     Layer(5, 9, (8, 8, 8), kernel=(1, 7), padding=(0, 3)),
     Layer(4, 6, (5, 9, 14), stride=(2, 3, 4), dilation=(2, 2, 3), padding=(2, 2, 3)),
+    Layer(1, 70, (5, 6, 7), split=(40, 20, 10)),  # few input channels: narrow tiles of every width
+    Layer(3, 7, (6, 5, 8), kernel=(7, 7), padding=(3, 3, 3)),
 ]
 
 

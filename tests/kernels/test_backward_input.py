@@ -60,7 +60,15 @@ def test_expanded_gradient(emulator):
     assert_equal(actual, backward_input(layer, data), layer.dtype)
 
 
-@pytest.mark.parametrize("layer", generated_layers(50, seed=13, split=(0, 0, 0)), ids=str)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        *generated_layers(35, seed=13, split=(0, 0, 0)),
+        *generated_layers(15, seed=63, split=(0, 0, 0), kernel=(3, 3), dtype="float32"),  # folded
+        *generated_layers(5, seed=64, split=(0, 0, 0), kernel=(3, 3), dtype="float64"),
+    ],
+    ids=str,
+)
 def test_soft(emulator, layer):
     data, kernels = integer_data(layer), soft_kernels(layer)
     expected = sum(

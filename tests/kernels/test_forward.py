@@ -101,7 +101,15 @@ def test_numbers_beyond_32_bits_are_refused(emulator, field, value, reason):
         emulator.run("simt_forward", fields, [None, None, None, None])
 
 
-@pytest.mark.parametrize("layer", generated_layers(60, seed=5, split=(0, 0, 0)), ids=str)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        *generated_layers(45, seed=5, split=(0, 0, 0)),
+        *generated_layers(15, seed=55, split=(0, 0, 0), kernel=(3, 3), dtype="float32"),  # folded
+        *generated_layers(5, seed=56, split=(0, 0, 0), kernel=(3, 3), dtype="float64"),
+    ],
+    ids=str,
+)
 def test_soft(emulator, layer):
     kernels, expected = soft_kernels(layer), 0
     data = integer_data(layer)

@@ -71,6 +71,42 @@ def test_large_volumes_are_split(emulator_module):
     assert (parts - 1) * voxels < 96**3 <= parts * voxels
 
 
+@pytest.mark.parametrize(
+    "layer, expected",
+    [
+        (Layer(1, 64, (32, 32, 32)), "narrow tiles of 32"),  # 10 columns
+        (
+            Layer(3, 64, (64, 64, 64), kernel=(7, 7), padding=(3, 3, 3)),
+            "narrow tiles of 32",
+        ),  # 148: 160, not 256
+        (Layer(64, 64, (16, 16, 16)), "wide tiles"),
+    ],
+    ids=str,
+)
+def test_weight_tiles_fit_the_columns(emulator_module, layer, expected):
+    text, _ = emulator_module.plan("backward_weight", fields(layer), multiprocessors=H200)
+    assert expected in text
+
+
+@pytest.mark.parametrize(
+    "layer, text",
+    [
+        (Layer(4, 6, (5, 5, 5)), "19 folded taps"),
+        (Layer(4, 6, (5, 5, 5), stride=(2, 1, 3), dilation=(2, 1, 1), padding=(0, 2, 1)), "19 folded taps"),
+        (Layer(4, 6, (5, 5, 5), kernel=(5, 5)), "not folded: the kernel is not 3 x 3"),
+        (Layer(4, 6, (5, 5, 5), dtype="bfloat16"), "not folded: 16-bit sums would be rounded"),
+    ],
+    ids=str,
+)
+def test_soft_kernels_are_folded(emulator_module, layer, text):
+    for step in ("forward", "backward_input"):
+        found, workspace = emulator_module.plan(step, fields(layer), soft=True)
+        assert text in found
+        assert workspace == (3 * 6 * 4 * 9 * 4 if "19" in text else 0)
+    moved = fields(layer) | {"origin": ((0, -1, -1), (-1, 1, -1), (-1, -1, 0))}
+    assert "19" not in emulator_module.plan("forward", moved, soft=True)[0]
+
+
 def test_rejection_has_a_reason(emulator_module):
     text, _ = emulator_module.plan("forward", fields(Layer(1, 3, (3, 3, 3))) | {"in_size": (3, 3, 2**30)})
     assert text == "gather: a volume axis longer than 2^28 is not supported"

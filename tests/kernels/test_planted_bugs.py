@@ -21,9 +21,11 @@ from kernels.harness import (
     backward_weight,
     forward,
     integer_data,
+    one_view,
     run_backward_input,
     run_backward_weight,
     run_forward,
+    soft_kernels,
 )
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
@@ -45,6 +47,16 @@ def check_backward_input(emulator, layer: Layer, data: Data) -> None:
 
 def check_backward_weight(emulator, layer: Layer, data: Data) -> None:
     assert_equal(run_backward_weight(emulator, layer, data)[0], backward_weight(layer, data), layer.dtype)
+
+
+def check_soft(emulator, layer: Layer, data: Data) -> None:
+    kernels = soft_kernels(layer)
+    expected = sum(
+        forward(replace(layer, split=one_view(layer, view)), replace(data, weight=kernel, bias=None))
+        for view, kernel in enumerate(kernels)
+    )
+    data = replace(data, weight=kernels, bias=None)
+    assert_equal(run_forward(emulator, layer, data, launcher="simt_soft_forward"), expected, layer.dtype)
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,12 @@ BUGS = [
         layer=Layer(3, 9, (9, 12, 13))),
     Bug("carry into the next row forgotten", WEIGHT, "if (++at[1] < tile.out_size[1]) continue;", "continue;",
         "device read|" + WRONG, check_backward_weight),
+    Bug("narrow tiles read the neighbour's columns", WEIGHT, "x[i] = stage.column[v][lane + 32 * i];",
+        "x[i] = stage.column[v][lane ^ 1];", WRONG, check_backward_weight, Layer(1, 9, (4, 5, 6))),
+    Bug("folded taps read again", WALK, "work.folded && view > axis", "work.folded && view > axis + 1", WRONG,
+        check_soft, Layer(3, 5, (4, 5, 6))),
+    Bug("carry of a tile's rows forgotten", GATHER, "tile.first[1] + column / tile.extent[2];", "tile.first[1];",
+        "RACE|" + WRONG),
     Bug("outputs of a line are not kept", DEPTHWISE, "g[r] = g[r - 1];", "g[r] = g[0];", WRONG,
         check_backward_weight, LINES),
     Bug("line ends with its last output", DEPTHWISE, "const int steps = outputs + taps.rows - 1;",
