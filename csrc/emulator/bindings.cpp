@@ -67,7 +67,8 @@ Problem read_problem(const py::dict& fields) {
   return p;
 }
 
-// A device buffer that holds the bytes an array spans, gaps of a strided view included. Null for None.
+// A device buffer that holds the bytes an array spans, gaps of a strided view included, as far from a
+// multiple of 16 bytes as the array. Null for None.
 class DeviceTensor {
  public:
   explicit DeviceTensor(const py::object& object) {
@@ -78,21 +79,23 @@ class DeviceTensor {
       if (array_.strides(axis) < 0) throw std::invalid_argument("negative strides are not supported");
       bytes_ += static_cast<size_t>((array_.shape(axis) - 1) * array_.strides(axis));
     }
-    buffer_ = emulator::allocate_device(bytes_);
-    if (bytes_ > 0) std::memcpy(buffer_, array_.data(), bytes_);
+    const size_t offset = reinterpret_cast<uintptr_t>(array_.data()) % 16;
+    buffer_ = emulator::allocate_device(offset + bytes_);
+    data_ = static_cast<unsigned char*>(buffer_) + offset;
+    if (bytes_ > 0) std::memcpy(data_, array_.data(), bytes_);
   }
   DeviceTensor(const DeviceTensor&) = delete;
   ~DeviceTensor() { emulator::release_device(buffer_); }
 
   void copy_back() {
-    if (bytes_ > 0 && array_.writeable()) std::memcpy(array_.mutable_data(), buffer_, bytes_);
+    if (bytes_ > 0 && array_.writeable()) std::memcpy(array_.mutable_data(), data_, bytes_);
   }
-  void* data() const { return buffer_; }
+  void* data() const { return data_; }
 
  private:
   py::array array_;
   size_t bytes_ = 0;
-  void* buffer_ = nullptr;
+  void *buffer_ = nullptr, *data_ = nullptr;
 };
 
 const char* backward_weight(const Problem& p, bool soft, const std::vector<void*>& t) {

@@ -142,6 +142,17 @@ def unwritten(shape: tuple[int, ...], dtype: str, layout: str = "contiguous") ->
     return with_layout(values, layout)
 
 
+def unaligned(array: np.ndarray, elements: int = 1) -> np.ndarray:
+    """A copy of a volume, of the same strides, that starts ``elements`` after a multiple of 16 bytes."""
+    order = np.argsort(array.strides)[::-1]
+    memory = np.empty(array.nbytes + 32 + elements * array.itemsize, np.uint8)
+    start = -memory.ctypes.data % 16 + elements * array.itemsize
+    flat = memory[start : start + array.nbytes].view(array.dtype).reshape([array.shape[i] for i in order])
+    view = flat.transpose(np.argsort(order))
+    view[...] = array
+    return view
+
+
 def strides_in_elements(array: np.ndarray) -> list[int]:
     return [stride // array.itemsize for stride in array.strides]
 

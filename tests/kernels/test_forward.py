@@ -8,19 +8,27 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from kernels.harness import (
+    DTYPES,
+    LAYOUTS,
     Layer,
     assert_close,
     assert_equal,
+    backward_input,
+    backward_weight,
     forward,
     generated_layers,
     integer_data,
     one_view,
     problem,
     real_data,
+    run_backward_input,
     run_forward,
     shapes_in_all_variants,
     soft_kernels,
     to_storage,
+    unaligned,
+    unwritten,
+    with_layout,
 )
 
 
@@ -67,6 +75,27 @@ def test_strided_views(emulator):
     run_forward(emulator, layer, data, input=view, output=canvas[:, 1:8])
     assert_equal(canvas[:, 1:8], forward(layer, data), layer.dtype)
     assert np.all(canvas[:, (0, 8)] == 123.0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_unaligned_storage(emulator, dtype, layout):
+    """Tensors that start one element after a multiple of 16 bytes, rows of an odd number of elements."""
+    for layer in (Layer(9, 11, (3, 4, 5)), Layer(5, 5, (3, 4, 5), groups=5), Layer(1, 5, (3, 4, 5))):
+        layer = replace(layer, dtype=dtype, layout=layout)
+        data = integer_data(layer)
+        input = unaligned(with_layout(to_storage(data.input, dtype), layout))
+        grad_output = unaligned(with_layout(to_storage(data.grad_output, dtype), layout))
+        output = unaligned(unwritten(layer.output_shape, dtype, layout))
+        assert all(one.ctypes.data % 16 == one.itemsize for one in (input, grad_output, output))
+        run_forward(emulator, layer, data, input=input, output=output)
+        assert_equal(output, forward(layer, data), dtype)
+        grad_input = run_backward_input(emulator, layer, data, grad_output=grad_output)
+        assert_equal(grad_input, backward_input(layer, data), dtype)
+        grad_weight = unwritten(layer.weight_shape, dtype)
+        fields = problem(layer, input, grad_output)
+        emulator.run("simt_backward_weight", fields, [grad_output, input, grad_weight, None])
+        assert_equal(grad_weight, backward_weight(layer, data), dtype)
 
 
 def test_expanded_input(emulator):

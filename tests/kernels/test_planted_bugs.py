@@ -177,7 +177,15 @@ def test_bug_is_found(emulator_builder, tmp_path, bug):
 
 
 @pytest.mark.parametrize("check", [check_forward, check_backward_input, check_backward_weight])
-@pytest.mark.parametrize("layer", [PLAIN, STRIDED], ids=str)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        PLAIN,
+        STRIDED,
+        replace(LINES, in_channels=33, out_channels=33, groups=33, size=(3, 4, 5), split=(11, 11, 11)),
+    ],
+    ids=str,
+)
 def test_blocks_take_tiles_in_turn(emulator_builder, tmp_path, check, layer):
     """What happens where there are more tiles than a grid may have blocks."""
     module = build_variant(emulator_builder, tmp_path / "csrc", None, few_blocks=True)
