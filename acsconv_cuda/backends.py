@@ -82,9 +82,10 @@ def choose(operation: str, tensor: Tensor, arguments: Arguments) -> str:
             computed by ``torch``.
         ValueError: no backend of that name.
     """
-    requested = check_name(arguments.backend)
+    requested, asked_by = check_name(arguments.backend), "backend"
     if requested == "auto":
-        requested = check_name(os.environ.get("ACSCONV_BACKEND") or "auto", "ACSCONV_BACKEND")
+        asked_by = "ACSCONV_BACKEND"
+        requested = check_name(os.environ.get(asked_by) or "auto", asked_by)
     if requested == "torch":
         return "torch"
     if requested != "auto":
@@ -92,7 +93,7 @@ def choose(operation: str, tensor: Tensor, arguments: Arguments) -> str:
         if reason is None:
             return requested
         if operation == "forward":
-            raise RuntimeError(f"backend={requested!r} cannot compute this: {reason}")
+            raise RuntimeError(f"{asked_by}={requested!r} cannot compute this: {reason}")
         return "torch"
     fused = tensor.device.type
     if fused not in FUSED_PASSES or _is_better_left_to_torch(fused, tensor, arguments):
@@ -120,7 +121,7 @@ def why_not(backend: str, operation: str, tensor: Tensor, arguments: Arguments) 
     """One sentence why a fused backend does not compute this pass of this problem; None if it does."""
     if tensor.device.type != backend:
         return f"the input is on {tensor.device.type}"
-    reason = why_unavailable(backend)
+    reason = _loader.why_no_cuda(tensor.device.index) if backend == "cuda" else why_unavailable(backend)
     if reason is not None:
         return reason
     family = "soft" if arguments.split is None else "acs"

@@ -25,14 +25,16 @@ class ACSConvFunction(torch.autograd.Function):
     def forward(
         input: Tensor,
         weight: Tensor,
-        bias: Tensor | None = None,
-        split: Sequence[int] | None = None,
-        stride: IntOrTuple = 1,
-        padding: IntOrTuple | str = 0,
-        dilation: IntOrTuple = 1,
-        groups: int = 1,
-        backend: str = "auto",
+        bias: Tensor | None,
+        split: Sequence[int] | None,
+        stride: IntOrTuple,
+        padding: IntOrTuple | str,
+        dilation: IntOrTuple,
+        groups: int,
+        backend: str,
     ) -> Tensor:
+        if isinstance(input, Tensor):
+            ops.refuse_complex(input)
         return acs_conv3d(
             input,
             weight,

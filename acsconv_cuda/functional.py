@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import ops, reference
 from .backends import check_name
-from .geometry import AXES, Geometry, IntOrTuple, check_split, resolve
+from .geometry import AXES, Geometry, IntOrTuple, as_int, check_split, resolve
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -138,23 +139,23 @@ def _convolve(volume: Tensor, weight: Tensor, bias: Tensor | None, arguments: op
     geometry = arguments.geometry
     out_size = geometry.output_size(volume.shape[2:])
     for axis, (size, out) in enumerate(zip(volume.shape[2:], out_size, strict=True)):
-        if out < 1 or (
-            size == 0 and volume.shape[0] > 0
-        ):  # as nn.Conv3d, an empty batch may be of empty volumes
+        # As in nn.Conv3d, an empty batch may be one of empty volumes.
+        if out < 1 or (size == 0 and volume.shape[0] > 0):
             raise ValueError(
                 f"input: size {size} along {AXES[axis]} is too small; kernel {geometry.kernel} with this padding and "
                 f"dilation needs {max(1, geometry.shrink[axis] + 1)} or more"
             )
-    if volume.is_complex():
-        return _complex(volume, weight, bias, arguments)
+    if volume.is_complex() or (not torch.compiler.is_compiling() and forward_ad._current_level >= 0):
+        return _composed(volume, weight, bias, arguments)
     return ops.convolve(volume, weight, bias, arguments)
 
 
-def _complex(volume: Tensor, weight: Tensor, bias: Tensor | None, arguments: ops.Arguments) -> Tensor:
+def _composed(volume: Tensor, weight: Tensor, bias: Tensor | None, arguments: ops.Arguments) -> Tensor:
+    """The reference as a composition of PyTorch's functions: for what the operators do not know, complex numbers and
+    forward-mode differentiation."""
     if arguments.backend not in ("auto", "torch"):
-        raise RuntimeError(
-            f"backend={arguments.backend!r} cannot compute this: {volume.dtype} is for 'torch' only"
-        )
+        what = volume.dtype if volume.is_complex() else "forward-mode differentiation"
+        raise RuntimeError(f"backend={arguments.backend!r} cannot compute this: {what} is for 'torch' only")
     split, geometry, groups, _ = arguments
     if split is None:
         return reference.soft_acs_conv3d(volume, weight, bias, geometry, groups)
@@ -174,13 +175,12 @@ def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None, groups: i
         raise ValueError(
             f"weight: expected [C_out, C_in / groups, K_h, K_w], got {weight.dim()} dimensions: {list(weight.shape)}"
         )
-    if isinstance(groups, bool) or not isinstance(groups, int):
-        raise TypeError(f"groups: expected an int, got {groups!r}")
+    as_int(groups, "groups")
     if groups < 1:
         raise ValueError(f"groups: expected 1 or more, got {groups}")
     out_channels, per_group, *_ = weight.shape
-    if out_channels < 1:
-        raise ValueError(f"weight: expected at least one output channel, got {list(weight.shape)}")
+    if 0 in weight.shape:
+        raise ValueError(f"weight: expected no size of 0, got {list(weight.shape)}")
     if out_channels % groups:
         raise ValueError(f"groups: {groups} does not divide the weight's {out_channels} output channels")
     in_channels = input.shape[-4]
@@ -204,5 +204,13 @@ def _check_like(name: str, tensor: Tensor, other_name: str, other: Tensor) -> No
     """Raises unless the two agree in device and, where autocast does not see to it, in dtype."""
     if tensor.device != other.device:
         raise ValueError(f"{name}: expected the {other_name}'s device {other.device}, got {tensor.device}")
-    if tensor.dtype != other.dtype and not torch.is_autocast_enabled(other.device.type):
+    if tensor.dtype != other.dtype and not (_autocasts(tensor) and _autocasts(other)):
         raise TypeError(f"{name}: expected the {other_name}'s dtype {other.dtype}, got {tensor.dtype}")
+
+
+def _autocasts(tensor: Tensor) -> bool:
+    """Whether autocast is on and would cast the tensor; it leaves float64 and complex tensors alone."""
+    device_type = tensor.device.type
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+        return False
+    return tensor.is_floating_point() and tensor.dtype != torch.float64

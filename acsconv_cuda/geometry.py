@@ -98,7 +98,7 @@ def default_split(out_channels: int) -> tuple[int, int, int]:
     >>> default_split(64)
     (22, 21, 21)
     """
-    share, rest = divmod(out_channels, 3)
+    share, rest = out_channels // 3, out_channels % 3  # not divmod: the number may be symbolic
     return share + (rest > 0), share + (rest > 1), share
 
 
@@ -204,6 +204,14 @@ def as_ints(value: object, name: str) -> int | tuple[int, ...]:
         return _int(value)
     except TypeError:
         raise TypeError(f"{name}: expected an int or a tuple of ints, got {value!r}") from None
+
+
+def as_int(value: object, name: str) -> int:
+    """``value`` as an int; as :func:`as_ints` for a single number."""
+    try:
+        return _int(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an int, got {value!r}") from None
 
 
 def _int(value: object) -> int:

@@ -191,7 +191,16 @@ def _backward_weight_backward(ctx, grad_grad_weight, grad_grad_bias):
 # ---- implementations: the backend is chosen for each pass ----------------------------------------------------------
 
 
+def refuse_complex(input: Tensor) -> None:
+    """The adjoints have no conjugates; acs_conv3d and soft_acs_conv3d do not come here with complex tensors."""
+    if input.is_complex():
+        raise TypeError(
+            f"input: expected a real floating-point dtype, got {input.dtype}; acs_conv3d takes complex"
+        )
+
+
 def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, *flat) -> Tensor:
+    refuse_complex(input)
     arguments = Arguments.of(flat)
     split, geometry, groups, _ = arguments
     if choose("forward", input, arguments) == "torch":
@@ -275,12 +284,13 @@ def _vmap_rule(operator: Callable, folds: Callable[[tuple], bool]) -> Callable:
     def rule(info, in_dims, *args):
         batched = tuple(isinstance(dim, int) for dim in in_dims)  # a list argument has a list of Nones
         if folds(batched):
-            size = info.batch_size
-            joined = [
-                a.movedim(dim, 0).flatten(0, 1) if b else a for a, dim, b in zip(args, in_dims, batched)
-            ]
-            out = operator(*joined)
-            return out.unflatten(0, (size, out.shape[0] // size)), 0
+            moved = [a.movedim(dim, 0) if b else a for a, dim, b in zip(args, in_dims, batched)]
+            joined = [a.flatten(0, 1) if b else a for a, b in zip(moved, batched)]
+            return operator(*joined).unflatten(0, moved[0].shape[:2]), 0
+        if info.batch_size == 0:
+            raise ValueError(
+                "vmap over an empty axis is supported for batched inputs alone, not for batched weights"
+            )
         each = [
             operator(*(a.select(dim, i) if b else a for a, dim, b in zip(args, in_dims, batched)))
             for i in range(info.batch_size)

@@ -162,9 +162,8 @@ def backward_weight(
 
 def memory_format(tensor: Tensor) -> torch.memory_format:
     """The format an output takes from its input: channels-last only if the input is that and not contiguous too."""
-    if tensor.is_contiguous() or torch._C._functorch.is_batchedtensor(
-        tensor
-    ):  # inside vmap only that can be asked
+    # Inside torch.func's transforms nothing but "contiguous" can be asked of a tensor.
+    if tensor.is_contiguous() or torch._C._are_functorch_transforms_active():
         return torch.contiguous_format
     channels_last = tensor.is_contiguous(memory_format=torch.channels_last_3d)
     return torch.channels_last_3d if channels_last else torch.contiguous_format
@@ -399,15 +398,14 @@ def _safe_dtype(tensor: Tensor, axes: tuple[_Axis, ...]) -> torch.dtype:
 def _weight_gradient_is_faulty(input: Tensor, kernel: Tensor, stride: Sequence[int]) -> bool:
     """Whether PyTorch's CPU convolution may return garbage, or crash, for this weight gradient.
 
-    Seen in torch 2.13 (oneDNN 3.12): a kernel of 6 or more along D, stride 2 or more there, and a volume hardly deeper
-    than the kernel (a ResNet stem on a toy volume). Garbage or a crash in float32 with at most 3 input channels, a
-    call that never returns in 16 bit with 16. With the kernel's single tap along D the same gradient is right, so the
-    thin axis is moved there.
+    Seen in torch 2.13 (oneDNN 3.12): a kernel of 4 or more along D with stride 2 or more there, and a volume hardly
+    deeper than the kernel or a padding of more than half of it. Garbage or a crash in float32 with few input channels,
+    a call that never returns in 16 bit. Which sizes are safe is not known, so none is trusted. With the kernel's single
+    tap along D the same gradient is right: the thin axis is moved there.
     """
     return (
         input.device.type == "cpu"
         and input.dtype != torch.float64
-        and kernel.shape[2] >= 6
+        and kernel.shape[2] >= 4
         and stride[0] >= 2
-        and input.shape[2] < 2 * kernel.shape[2]
     )

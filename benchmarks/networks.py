@@ -64,7 +64,7 @@ def real_patch(edge: int) -> tuple[Tensor, str, str | None]:
         return patch_of(load_volume(), edge), f"{VOLUME_NAME}. {VOLUME_TERMS}", None
     except PeerMissing as missing:
         noise = torch.rand(edge, edge, edge, generator=torch.Generator().manual_seed(0))
-        return noise, "random numbers, not a real volume", str(missing)
+        return patch_of(noise, edge), "random numbers, not a real volume", str(missing)
 
 
 def with_conv3d(network: nn.Module) -> nn.Module:

@@ -119,7 +119,12 @@ def test_import_has_no_side_effects(tmp_path):
 
 @pytest.mark.parametrize(
     "weight,groups,chosen",
-    [((6, 4, 3, 3), 1, "cpu"), ((6, 2, 3, 3), 2, "cpu"), ((4, 1, 3, 3), 4, "torch"), ((6, 4, 1, 1), 1, "torch")],
+    [
+        ((6, 4, 3, 3), 1, "cpu"),
+        ((6, 2, 3, 3), 2, "cpu"),
+        ((4, 1, 3, 3), 4, "torch"),
+        ((6, 4, 1, 1), 1, "torch"),
+    ],
     ids=["dense", "grouped", "depthwise", "1x1"],
 )
 def test_choice_of_auto_on_a_cpu(weight, groups, chosen):

@@ -9,6 +9,8 @@ from acsconv.operators import ACSConv, Conv2_5d, SoftACSConv
 from acsconv.operators.functional import acs_conv_f
 
 from acsconv_cuda import ACSConvFunction, acs_conv3d, soft_acs_conv3d, why_unavailable
+from acsconv_cuda.geometry import resolve
+from acsconv_cuda.ops import Arguments
 
 X = torch.zeros(1, 2, 5, 5, 5)
 W = torch.zeros(6, 2, 3, 3)
@@ -32,7 +34,8 @@ CASES = [
         ValueError,
         "weight: expected [C_out, C_in / groups, K_h, K_w], got 5 dimensions",
     ),
-    (lambda: acs_conv3d(X, W[:0]), ValueError, "weight: expected at least one output channel"),
+    (lambda: acs_conv3d(X, W[:0]), ValueError, "weight: expected no size of 0, got [0, 2, 3, 3]"),
+    (lambda: acs_conv3d(X[:, :0], W[:, :0]), ValueError, "weight: expected no size of 0, got [6, 0, 3, 3]"),
     (
         lambda: acs_conv3d(X, W[:, :1]),
         ValueError,
@@ -142,8 +145,10 @@ CASES = [
     (
         lambda: acs_conv3d(X, W[..., :0]),
         ValueError,
-        "kernel_size: expected 1 or more on every axis, got (3, 0)",
+        "weight: expected no size of 0, got [6, 2, 3, 0]",
     ),
+    (lambda: acs_conv3d(X[:, :, :0], W, padding=2), ValueError, "input: size 0 along D is too small"),
+    (lambda: acs_conv3d(X[..., :0], W, padding=2), ValueError, "input: size 0 along W is too small"),
     (lambda: acs_conv3d(X, RECT, padding=1), ValueError, "must be one number there, but with kernel (3, 5)"),
     (
         lambda: acs_conv3d(X, W, padding=1, padding_mode="mirror"),
@@ -230,7 +235,7 @@ CASES = [
     (
         lambda: Conv2_5d(2, 6, 3, padding=(1, 1)),
         TypeError,
-        "padding: expected an int, 'same' or 'valid', got (1, 1)",
+        "padding: expected an int, got (1, 1)",
     ),
     (
         lambda: acs_conv_f(X, W, None, (5, 5, 5), 1, 0, 1, 1, 6, (2, 2, 2)),
@@ -257,7 +262,7 @@ def test_backend_of_the_environment(monkeypatch):
     with pytest.raises(ValueError, match="ACSCONV_BACKEND: expected 'auto'"):
         acs_conv3d(X, W)
     monkeypatch.setenv("ACSCONV_BACKEND", "cuda")
-    with pytest.raises(RuntimeError, match="backend='cuda' cannot compute this: the input is on cpu"):
+    with pytest.raises(RuntimeError, match="ACSCONV_BACKEND='cuda' cannot compute this: the input is on cpu"):
         acs_conv3d(X, W)
     monkeypatch.setenv("ACSCONV_BACKEND", "torch")
     assert acs_conv3d(X, W).shape == (1, 6, 3, 3, 3)
@@ -284,3 +289,27 @@ def test_bad_call_changes_nothing():
         layer(torch.zeros(1, 3, 5, 5, 5))
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
     assert all(p.grad is None for p in layer.parameters())
+
+
+def test_dtypes_that_autocast_leaves_alone_must_agree():
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(
+            TypeError, match=r"weight: expected the input's dtype torch\.float32, got torch\.float64"
+        ),
+    ):
+        acs_conv3d(X, W.double())
+    with pytest.raises(TypeError, match="weight: expected the input's dtype"):
+        acs_conv3d(X.to("meta"), W.double().to("meta"))
+
+
+def test_the_function_and_the_operators_refuse_complex_numbers():
+    text = re.escape(
+        "input: expected a real floating-point dtype, got torch.complex64; acs_conv3d takes complex"
+    )
+    x, w = X.to(torch.complex64), W.to(torch.complex64)
+    with pytest.raises(TypeError, match=text):
+        ACSConvFunction.apply(x, w, None, None, 1, 0, 1, 1, "auto")
+    arguments = Arguments((2, 2, 2), resolve((3, 3), 1, 0, 1), 1, "auto")
+    with pytest.raises(TypeError, match=text):
+        torch.ops.acsconv.acs_conv3d(x, w, None, *arguments.flat())

@@ -68,6 +68,24 @@ def test_thin_position(kernel, stride, padding, dilation, offset):
         assert geometry.dilation[v][view.thin] == 1
 
 
+@pytest.mark.parametrize(
+    "kernel,padding,dilation,offset",
+    [
+        ((3, 5), (1, 2), 1, 0),
+        ((3, 5), (0, 1), 1, 1),  # -p_h + dil_h * (K_h // 2), on every thin axis
+        ((5, 3), (1, 0), 1, 1),
+        ((5, 3), (3, 2), 1, -1),
+        ((2, 5), (0, 1), (2, 1), 2),
+        ((7, 1), (3, 0), 1, 0),
+    ],
+)
+def test_thin_position_of_rectangular_kernels(kernel, padding, dilation, offset):
+    geometry = resolve(kernel, 1, padding, dilation)
+    assert [geometry.origin[v][view.thin] for v, view in enumerate(VIEWS)] == [offset] * 3
+    for v, view in enumerate(VIEWS):
+        assert (geometry.origin[v][view.row], geometry.origin[v][view.column]) == (-padding[0], -padding[1])
+
+
 def test_the_rule_is_per_axis():
     geometry = resolve((3, 3), (1, 2, 1), (1, 0, 2), (1, 1, 2))
     assert [geometry.origin[v][v] for v in range(3)] == [0, 1, 0]

@@ -62,6 +62,22 @@ def test_gradients_element_by_element():
     )
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_gradients_are_in_the_format_of_what_they_belong_to(soft):
+    for format in (torch.contiguous_format, torch.channels_last_3d):
+        input = torch.randn(2, 4, 5, 6, 7).contiguous(memory_format=format).requires_grad_()
+        layer = SoftACSConv(4, 6, 3, padding=1) if soft else ACSConv(4, 6, 3, padding=1)
+        out = layer(input)
+        (grad,) = torch.autograd.grad(out.square().sum(), input, create_graph=True)
+        (second,) = torch.autograd.grad(grad.square().sum(), input)
+        for tensor in (out, grad, second):
+            assert tensor.is_contiguous(memory_format=format)
+        # Through the gradient of the weight alone.
+        (grad_weight,) = torch.autograd.grad(layer(input).sum(), layer.weight, create_graph=True)
+        (second,) = torch.autograd.grad(grad_weight.square().sum(), input)
+        assert second.is_contiguous(memory_format=format)
+
+
 @pytest.mark.parametrize("unbatched", [False, True])
 def test_function_equals_the_operator(unbatched):
     input, weight, bias = tensors({"padding": 1})
@@ -165,6 +181,36 @@ def test_compile_with_inductor_and_dynamic_sizes():
         torch.testing.assert_close(compiled(input), layer(input))
 
 
+def test_compile_with_weights_of_several_widths():
+    function = torch.compile(lambda x, w: acs_conv3d(x, w, padding=1), fullgraph=True, backend="aot_eager")
+    input = torch.randn(1, 2, 4, 5, 6)
+    for channels in (6, 9, 11):
+        weight = torch.randn(channels, 2, 3, 3)
+        torch.testing.assert_close(function(input, weight), acs_conv3d(input, weight, padding=1))
+
+
+@pytest.mark.parametrize("kind", ["acs", "soft", "complex"])
+def test_forward_mode(kind):
+    """By the reference, as a composition of functions that know it."""
+    input, weight, bias = (t.detach() for t in tensors({}))
+    if kind == "complex":
+        input, weight, bias = (t.to(torch.complex128) for t in (input, weight, bias))
+    factors = view_weights(weight.real).detach()
+
+    def function(x):
+        if kind == "soft":
+            return soft_acs_conv3d(x, weight, factors, bias, padding=1)
+        return acs_conv3d(x, weight, bias, padding=1)
+
+    tangent = torch.randn_like(input)
+    expected = function(input + tangent) - function(input)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(input, tangent)
+        out = torch.autograd.forward_ad.unpack_dual(function(dual))
+    torch.testing.assert_close(out.tangent, expected)
+    torch.testing.assert_close(torch.func.jvp(function, (input,), (tangent,))[1], expected)
+
+
 def test_export():
     layer = ACSConv(2, 4, 3, padding=1).eval()
     input = torch.randn(1, 2, 4, 5, 6)
@@ -197,6 +243,12 @@ def test_autocast_follows_the_users_dtype(dtype, kind):
         torch.testing.assert_close(grad, full, rtol=0.1, atol=0.1)
 
 
+@pytest.mark.parametrize("key", ["AutocastCPU", "AutocastCUDA", "AutocastXPU"])
+def test_autocast_is_registered_for(key):
+    for name in ("acs_conv3d", "soft_acs_conv3d"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"acsconv::{name}", key)
+
+
 def test_autocast_leaves_float64_alone():
     input, weight, bias = tensors({})
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -226,6 +278,13 @@ def test_vmap(in_dims):
         x = batched_input.select(in_dims[0], i) if in_dims[0] is not None else input
         w = batched_weight.select(in_dims[1], i) if in_dims[1] is not None else weight
         torch.testing.assert_close(out[i], acs_conv3d(x, w, padding=1))
+
+
+def test_vmap_over_nothing():
+    input, weight = torch.randn(1, 2, 4, 5, 6), torch.randn(6, 2, 3, 3)
+    assert torch.vmap(lambda x: acs_conv3d(x, weight, padding=1))(input[None][:0]).shape == (0, 1, 6, 4, 5, 6)
+    with pytest.raises(ValueError, match="vmap over an empty axis"):
+        torch.vmap(lambda w: acs_conv3d(input, w))(weight[None][:0])
 
 
 @pytest.mark.parametrize("kind", ["acs", "soft", "function"])

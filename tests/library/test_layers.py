@@ -5,10 +5,12 @@ import inspect
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from acsconv.models import ACSUNet
 from acsconv.operators import ACSConv, Conv2_5d, SoftACSConv
+from acsconv.operators.base_acsconv import _ACSConv
 from acsconv.operators.functional import acs_conv_f, conv3D_output_shape_f
 from torch import nn
 
@@ -135,6 +137,31 @@ def test_device_and_dtype(dtype):
         assert layer(torch.randn(1, 2, 4, 5, 6, dtype=dtype)).dtype == dtype
         meta = kind(2, 6, 3, padding=1, device="meta")
         assert meta(torch.empty(1, 2, 4, 5, 6, device="meta")).shape == (1, 6, 4, 5, 6)
+
+
+@pytest.mark.parametrize("kind", [ACSConv, SoftACSConv])
+def test_channels_last_by_the_usual_recipe(kind):
+    layer = nn.Sequential(kind(4, 6, 3, padding=1), nn.BatchNorm3d(6), nn.Conv3d(6, 6, 3))
+    volume = torch.randn(1, 4, 5, 6, 7)
+    expected = layer(volume)
+    layer = layer.to(memory_format=torch.channels_last_3d)
+    assert layer[0].weight.shape == (6, 4, 3, 3)
+    channels_last = volume.to(memory_format=torch.channels_last_3d)
+    assert layer[:2](channels_last).is_contiguous(memory_format=torch.channels_last_3d)
+    torch.testing.assert_close(layer(channels_last), expected)
+
+
+def test_numbers_of_numpy():
+    two, six, three = np.int64(2), np.int32(6), np.int64(3)
+    assert repr(ACSConv(two, six, three, groups=two)) == repr(ACSConv(2, 6, 3, groups=2))
+    assert repr(Conv2_5d(two, 6, three, padding=np.int64(1))) == repr(Conv2_5d(2, 6, 3, padding=1))
+
+
+def test_subclass_of_the_base_as_in_0_1_1():
+    layer = _ACSConv(4, 6, 3, 2, 1, 1, True, 1, 2, True, "zeros")
+    assert layer.weight.shape == (4, 3, 3, 3)
+    assert (layer.transposed, layer.output_padding) == (True, (1, 1, 1))
+    assert "output_padding=(1, 1, 1)" in repr(layer)
 
 
 def test_mean_is_a_third_of_each_view():

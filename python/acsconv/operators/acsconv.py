@@ -70,13 +70,15 @@ class ACSConv(_ACSConv):
             stride,
             padding,
             dilation,
+            False,
+            0,
             groups,
             bias,
             padding_mode,
             device,
             dtype,
         )
-        self.acs_kernel_split = check_split(acs_kernel_split, out_channels, "acs_kernel_split")
+        self.acs_kernel_split = check_split(acs_kernel_split, self.out_channels, "acs_kernel_split")
 
     def forward(self, x: Tensor) -> Tensor:
         return acs_conv3d(

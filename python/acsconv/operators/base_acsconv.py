@@ -10,11 +10,13 @@ from torch import nn
 from torch.nn import init
 
 from acsconv_cuda.functional import PADDING_MODES
-from acsconv_cuda.geometry import as_ints, resolve
+from acsconv_cuda.geometry import as_int, as_ints, resolve
 
 
 class _ACSConv(nn.Module):
     """Base of the ACS layers: the parameters of a 2D convolution, the geometry of a 3D one.
+
+    Subclasses of one's own find the arguments of acsconv 0.1.1, in their order.
 
     Attributes, as in acsconv 0.1.1:
         weight: [C_out, C_in / groups, K_h, K_w], the key and shape of the 2D layer's.
@@ -24,9 +26,6 @@ class _ACSConv(nn.Module):
         padding: a triple, a pair where it was given per kernel axis, or ``'same'`` / ``'valid'``.
     """
 
-    transposed = False
-    output_padding = (0, 0, 0)
-
     def __init__(
         self,
         in_channels: int,
@@ -35,16 +34,18 @@ class _ACSConv(nn.Module):
         stride: int | Sequence[int],
         padding: int | Sequence[int] | str,
         dilation: int | Sequence[int],
+        transposed: bool,
+        output_padding: int | Sequence[int],
         groups: int,
         bias: bool,
         padding_mode: str,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        in_channels, out_channels = as_int(in_channels, "in_channels"), as_int(out_channels, "out_channels")
+        groups = as_int(groups, "groups")
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name}: expected an int, got {value!r}")
             if value < 1:
                 raise ValueError(f"{name}: expected 1 or more, got {value}")
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
@@ -61,11 +62,14 @@ class _ACSConv(nn.Module):
         self.padding = padding if isinstance(padding, str) else _per_axis(padding, "padding")
         self.dilation = _per_axis(dilation, "dilation")
         resolve(kernel, self.stride, self.padding, self.dilation)  # refuses what has no geometry
+        self.transposed = transposed
+        self.output_padding = _per_axis(output_padding, "output_padding")
         self.groups = groups
         self.padding_mode = padding_mode
-        self.weight = nn.Parameter(
-            torch.empty(out_channels, in_channels // groups, *kernel, device=device, dtype=dtype)
+        channels = (
+            (in_channels, out_channels // groups) if transposed else (out_channels, in_channels // groups)
         )
+        self.weight = nn.Parameter(torch.empty(*channels, *kernel, device=device, dtype=dtype))
         if bias:
             self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
         else:
@@ -90,6 +94,8 @@ class _ACSConv(nn.Module):
             text += f", padding={self.padding!r}"
         if self.dilation != (1, 1, 1):
             text += f", dilation={self.dilation}"
+        if self.output_padding != (0, 0, 0):
+            text += f", output_padding={self.output_padding}"
         if self.groups != 1:
             text += f", groups={self.groups}"
         if self.bias is None:
@@ -97,6 +103,19 @@ class _ACSConv(nn.Module):
         if self.padding_mode != "zeros":
             text += f", padding_mode={self.padding_mode!r}"
         return text
+
+    def _apply(self, fn, recurse: bool = True):
+        """As ``nn.Module``'s; ``.to(memory_format=torch.channels_last_3d)`` takes the weight as that of a volume."""
+
+        def apply(tensor: torch.Tensor) -> torch.Tensor:
+            try:
+                return fn(tensor)
+            except RuntimeError as error:
+                if tensor.dim() != 4 or "channels_last_3d" not in str(error):
+                    raise
+                return fn(tensor.unsqueeze(2)).squeeze(2)
+
+        return super()._apply(apply, recurse)
 
     def _geometry_arguments(self) -> dict:
         """The keywords that ``acs_conv3d`` and ``soft_acs_conv3d`` share, from the attributes as they are now."""

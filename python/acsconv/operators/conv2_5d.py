@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from acsconv_cuda.geometry import as_int
+
 
 class Conv2_5d(nn.Conv3d):
     """``nn.Conv3d`` whose kernel has the extent 1, and padding 0, along one axis: a 2D convolution of every slice.
@@ -41,10 +43,8 @@ class Conv2_5d(nn.Conv3d):
     ) -> None:
         if unsqueeze_axis not in (-3, -2, -1):
             raise ValueError(f"unsqueeze_axis: expected -3, -2 or -1, got {unsqueeze_axis!r}")
-        if isinstance(kernel_size, bool) or not isinstance(kernel_size, int):
-            raise TypeError(f"kernel_size: expected an int, got {kernel_size!r}")
-        if isinstance(padding, bool) or not isinstance(padding, (int, str)):
-            raise TypeError(f"padding: expected an int, 'same' or 'valid', got {padding!r}")
+        kernel_size = as_int(kernel_size, "kernel_size")
+        padding = padding if isinstance(padding, str) else as_int(padding, "padding")
         kernel, pads = [kernel_size] * 3, [padding] * 3
         kernel[unsqueeze_axis], pads[unsqueeze_axis] = 1, 0
         super().__init__(

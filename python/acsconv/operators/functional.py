@@ -42,10 +42,10 @@ def acs_conv_f(
     Raises:
         ValueError: they contradict it.
     """
-    kernel = tuple(kernel_size)[-2:]
+    kernel = (kernel_size,) * 2 if isinstance(kernel_size, int) else tuple(kernel_size)[-2:]
     if tuple(weight.shape[2:]) != kernel or weight.shape[0] != out_channels:
         raise ValueError(
-            f"weight: {list(weight.shape)} does not go with kernel_size {tuple(kernel_size)} and out_channels "
+            f"weight: {list(weight.shape)} does not go with kernel_size {kernel_size} and out_channels "
             f"{out_channels}"
         )
     return acs_conv3d(

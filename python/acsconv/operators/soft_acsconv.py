@@ -56,6 +56,8 @@ class SoftACSConv(_ACSConv):
             stride,
             padding,
             dilation,
+            False,
+            0,
             groups,
             bias,
             padding_mode,
