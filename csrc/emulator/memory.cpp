@@ -16,8 +16,9 @@ namespace emulator {
 namespace {
 
 constexpr size_t kPage = 4096, kAlignment = 16;
-// All buffers lie in one reserved range, so that a wild pointer into the gaps between them is recognised.
-constexpr size_t kArenaBytes = size_t{1} << 42, kGap = size_t{1} << 20;
+// All buffers lie in one reserved range, so that a wild pointer into the gaps between them is recognised. A
+// process has 2^47 bytes of addresses for the ranges of all emulators that it loads: a test run loads dozens.
+constexpr size_t kArenaBytes = size_t{1} << 39, kGap = size_t{1} << 20;
 
 struct Buffer {
   uintptr_t begin;

@@ -42,7 +42,8 @@ struct SimtDepthwiseWeight {
   static constexpr int kChannels = kChannelsInner ? kDepthwiseInner : kDepthwiseOuter;
   static constexpr int kLines = kThreads / kChannels;               // side by side
   static constexpr int kLineStep = kChannelsInner ? kChannels : 1;  // threads from line to line
-  static constexpr int kBlocks = sizeof(Sum) == 8 ? 2 : 4;          // per multiprocessor
+  static constexpr int kBlocks =
+      sizeof(Sum) == 8 ? 2 : 3;  // per multiprocessor: 255 or 168 registers a thread
 
   struct Tile {
     int view;

@@ -85,9 +85,9 @@ struct SimtGather {
   static constexpr int kSourceLoads = kVoxels * kSlice / kThreads;
   static constexpr int kWeightLoads = kItems * kSlice / kThreads;
   static constexpr int kThreadVoxels = kVoxels / kThreads;  // of a thread that loads all k of its voxels
-  // Blocks per multiprocessor: 168 registers a thread where the sums alone take 64, values are 64 bits, or a
+  // Blocks per multiprocessor: 168 registers a thread where the sums alone take 48, values are 64 bits, or a
   // lone warp has all loads of a slice on its way; else 128.
-  static constexpr bool kLarge = kRows * kColumns * sizeof(Sum) >= 256 || sizeof(Sum) == 8 || kWarps == 1;
+  static constexpr bool kLarge = kRows * kColumns * sizeof(Sum) >= 192 || sizeof(Sum) == 8 || kWarps == 1;
   static constexpr int kBlocks = (kLarge ? 384 : 512) / kThreads;
   static_assert(kVoxels % kThreads == 0 && kThreads % kSlice == 0);
 
