@@ -8,9 +8,8 @@ import platform
 import torch
 
 from . import _loader
-from .backends import BACKENDS, FUSED_DTYPES, FUSED_PASSES, why_unavailable
+from .backends import BACKENDS, FUSED_DTYPES, FUSED_PASSES, PASSES, why_unavailable
 
-_PASSES = ("forward", "backward_input", "backward_weight")
 _FAMILIES = {"acs_conv3d": "acs", "soft_acs_conv3d": "soft"}
 
 
@@ -73,7 +72,7 @@ def _features() -> list[str]:
     lines = [f"{'operator':16} {'pass':16}" + "".join(f"{name:>7}" for name in BACKENDS)]
     reasons: list[str] = []
     for operator in _FAMILIES:
-        for pass_ in _PASSES:
+        for pass_ in PASSES:
             cells = ""
             for backend in BACKENDS:
                 reason = why_not(operator, pass_, backend)
