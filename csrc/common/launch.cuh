@@ -3,7 +3,7 @@
 // The same kernel sources are compiled by nvcc for a GPU and by g++ for csrc/emulator, which executes them on
 // the CPU. Whatever the two compilers spell differently is hidden in csrc/common, so that csrc/kernels has no
 // #ifdef. All shared memory is dynamic: DYNAMIC_SHARED(name) declares it and a constexpr layout in the kernel
-// carves it.
+// carves it; it begins at a multiple of 1024 bytes, in shared addresses as well.
 //
 // launch(kernel, grid, block, shared_bytes, stream, arguments...) returns nullptr, or the reason why the
 // launch was refused. It never synchronises: a fault inside the kernel surfaces later, as in any CUDA
@@ -24,7 +24,7 @@ inline constexpr size_t kDefaultSharedBytes = 48 * 1024;
 
 #include <cuda_runtime.h>
 
-#define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
 
 namespace acsconv {
 

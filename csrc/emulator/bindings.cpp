@@ -176,13 +176,18 @@ std::pair<std::string, size_t> plan(const std::string& pass, const py::dict& pro
   return {plan.describe(), plan.workspace_bytes};
 }
 
-void configure(const std::string& schedule, uint64_t seed, bool detect_races, int multiprocessors) {
+void configure(const std::string& schedule, uint64_t seed, bool detect_races, int multiprocessors,
+               const std::string& async_copies) {
   static const std::map<std::string, emulator::Schedule> schedules = {
       {"warp-first", emulator::Schedule::WarpFirst},
       {"round-robin", emulator::Schedule::RoundRobin},
       {"reverse", emulator::Schedule::Reverse},
       {"random", emulator::Schedule::Random}};
-  emulator::options = {schedules.at(schedule), seed, detect_races, multiprocessors};
+  static const std::map<std::string, emulator::AsyncCopies> moments = {
+      {"late", emulator::AsyncCopies::Late},
+      {"early", emulator::AsyncCopies::Early},
+      {"random", emulator::AsyncCopies::Random}};
+  emulator::options = {schedules.at(schedule), seed, detect_races, multiprocessors, moments.at(async_copies)};
 }
 
 }  // namespace
@@ -195,6 +200,6 @@ PYBIND11_MODULE(acsconv_emulator, module) {
              py::arg("multiprocessors") = 132,
              "The plan of csrc/plan.h: its description and its workspace in bytes.");
   module.def("configure", &configure, py::arg("schedule") = "warp-first", py::arg("seed") = 1,
-             py::arg("detect_races") = true, py::arg("multiprocessors") = 1,
+             py::arg("detect_races") = true, py::arg("multiprocessors") = 1, py::arg("async_copies") = "late",
              "Settings of the launches that follow.");
 }

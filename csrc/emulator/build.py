@@ -15,11 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 CSRC = Path(__file__).resolve().parent.parent
-RUNTIME = ("fault", "fiber", "hooks", "memory", "scheduler", "shadow", "sync")
+RUNTIME = ("async_copy", "fault", "fiber", "hooks", "memory", "scheduler", "shadow", "sync", "warp_matrix")
 FLAGS = ("-std=c++17", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-march=x86-64-v3",
          "-Wall", "-Wno-unknown-pragmas")  # fmt: skip
-# The compiler's instrumentation without its runtime: csrc/emulator/hooks.cpp takes the calls.
-INSTRUMENT = ("-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0")
+# The compiler's instrumentation without its runtimes: csrc/emulator/hooks.cpp takes the calls.
+CHECK_ALIGNMENT = ("-fsanitize=alignment",)
+INSTRUMENT = ("-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0", *CHECK_ALIGNMENT)
 JOBS = 2
 
 
@@ -91,7 +92,7 @@ def build_operators(cache: Path, torch: Path) -> Path:
     """
     flags = ("-DACSCONV_WITH_CUDA", "-DACSCONV_CUDA_KEY=CPU", "-DTORCH_TARGET_VERSION=0x020a000000000000")
     jobs: list[tuple[Path, Sequence[str]]] = [(CSRC / "ops.cpp", (*flags, "-isystem", f"{torch}/include"))]
-    jobs += [(kernel, ()) for kernel in sorted((CSRC / "kernels").glob("*.cu"))]
+    jobs += [(kernel, CHECK_ALIGNMENT) for kernel in sorted((CSRC / "kernels").glob("*.cu"))]
     jobs += [(CSRC / "emulator" / f"{name}.cpp", ()) for name in RUNTIME]
     libraries = [f"{torch}/lib/libtorch_cpu.so", f"{torch}/lib/libtorch.so"]
     return _link(cache, "libacsconv_emulated.so", _objects(cache, jobs), libraries)

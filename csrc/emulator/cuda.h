@@ -26,6 +26,24 @@ struct dim3 {
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 
+// Vectors that one instruction loads or stores: like the GPU, the emulator insists on their alignment.
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+constexpr uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+constexpr uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+constexpr float2 make_float2(float x, float y) { return {x, y}; }
+constexpr float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
 namespace emulator {
 
 // Where in the kernel an operation stands. Two barriers on one line are taken for one.
@@ -35,12 +53,14 @@ struct Location {
 };
 
 enum class Schedule { WarpFirst, RoundRobin, Reverse, Random };
+enum class AsyncCopies { Late, Early, Random };  // when their bytes move; see ptx.h
 
 struct Options {
   Schedule schedule = Schedule::WarpFirst;
   uint64_t seed = 1;
   bool detect_races = true;  // false: bounds only, about twice as fast
   int multiprocessors = 1;   // what launchers are told; nothing else depends on it
+  AsyncCopies async_copies = AsyncCopies::Late;
 };
 extern Options options;
 

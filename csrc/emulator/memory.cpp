@@ -57,6 +57,14 @@ const char* name(Access access) {
   return access == Access::Read ? "read" : access == Access::Write ? "write" : "atomic";
 }
 
+Accessor this_thread(const void* counter) {
+  return {launches, block.linear_index, fiber->index, &fiber->clock, counter};
+}
+
+void fail_in_shared(const std::string& problem, ptrdiff_t offset, const void* counter) {
+  fail("%s; shared byte %td, at %s", problem.c_str(), offset, source_line(counter).c_str());
+}
+
 void check_device(uintptr_t address, size_t bytes, Access access, const void* counter) {
   Buffer* buffer = arena().find(address);
   if (buffer == nullptr) {
@@ -68,28 +76,20 @@ void check_device(uintptr_t address, size_t bytes, Access access, const void* co
          static_cast<size_t>(offset), static_cast<size_t>(offset + bytes), buffer->bytes,
          source_line(counter).c_str());
   }
-  if (!options.detect_races) return;
-  const Accessor by{launches, block.linear_index, fiber->index, &fiber->clock, counter};
-  const std::string problem = buffer->shadow.record(offset, bytes, access, by, /*needs_value=*/false);
+  if (!races_are_checked()) return;
+  const std::string problem =
+      buffer->shadow.record(offset, bytes, access, this_thread(counter), /*needs_value=*/false);
   if (!problem.empty()) {
     fail("%s; device buffer of %zu bytes, byte %zu, at %s", problem.c_str(), buffer->bytes,
          static_cast<size_t>(offset), source_line(counter).c_str());
   }
 }
 
-void check_shared(ptrdiff_t offset, size_t bytes, Access access, const void* counter) {
+void check_shared_bounds(ptrdiff_t offset, size_t bytes, Access access, const void* counter) {
   const ptrdiff_t end = offset + static_cast<ptrdiff_t>(bytes);
-  if (offset < 0 || end > static_cast<ptrdiff_t>(block.shared_bytes)) {
-    fail("shared %s out of bounds: bytes %td to %td of %zu, at %s", name(access), offset, end,
-         block.shared_bytes, source_line(counter).c_str());
-  }
-  if (!options.detect_races) return;
-  const Accessor by{launches, block.linear_index, fiber->index, &fiber->clock, counter};
-  const std::string problem = block.shared_shadow.record(offset, bytes, access, by, /*needs_value=*/true);
-  if (!problem.empty()) {
-    fail("%s; shared byte %zu, at %s", problem.c_str(), static_cast<size_t>(offset),
-         source_line(counter).c_str());
-  }
+  if (offset >= 0 && end <= static_cast<ptrdiff_t>(block.shared_bytes)) return;
+  fail("shared %s out of bounds: bytes %td to %td of %zu, at %s", name(access), offset, end,
+       block.shared_bytes, source_line(counter).c_str());
 }
 
 template <class T>
@@ -113,6 +113,25 @@ void check_access(const void* pointer, size_t bytes, Access access, const void* 
     fail("%s through a null pointer at %s", name(access), source_line(counter).c_str());
   }
   // Anything else is the fiber's own stack, the kernel's parameters or a constant.
+}
+
+void check_shared(ptrdiff_t offset, size_t bytes, Access access, const void* counter) {
+  check_shared_bounds(offset, bytes, access, counter);
+  if (!races_are_checked()) return;
+  const std::string problem =
+      block.shared_shadow.record(offset, bytes, access, this_thread(counter), /*needs_value=*/true);
+  if (!problem.empty()) fail_in_shared(problem, offset, counter);
+}
+
+void begin_async_write(ptrdiff_t offset, size_t bytes, const void* counter) {
+  check_shared_bounds(offset, bytes, Access::Write, counter);
+  if (!races_are_checked()) return;
+  const std::string problem = block.shared_shadow.begin_async_write(offset, bytes, this_thread(counter));
+  if (!problem.empty()) fail_in_shared(problem, offset, counter);
+}
+
+void end_async_write(ptrdiff_t offset, size_t bytes, const void* counter) {
+  if (races_are_checked()) block.shared_shadow.end_async_write(offset, bytes, this_thread(counter));
 }
 
 void* allocate_device(size_t bytes) {
@@ -161,7 +180,8 @@ std::string source_line(const void* counter) {
   while (std::fgets(text, sizeof text, pipe) != nullptr) {  // from the innermost inlined function outwards
     line = text;
     line.resize(line.find_first_of(" \n"));
-    if (line.find("emulator/cuda.h:") == std::string::npos) break;
+    if (line.find("emulator/cuda.h:") == std::string::npos && line.find("common/ptx") == std::string::npos)
+      break;
   }
   pclose(pipe);
   return line;

@@ -26,6 +26,13 @@ inline constexpr uint32_t kMaxGridYZ = 65535;
 
 enum class State : uint8_t { Ready, AtWarpCollective, AtBarrier, Exited };
 
+// A cp.async of a thread that has not waited for it yet.
+struct AsyncCopy {
+  uint32_t shared_offset, bytes, source_bytes, group;
+  const void *global, *program_counter;
+  bool moved;
+};
+
 struct Fiber {
   void* stack_pointer = nullptr;
   uint32_t index = 0, lane = 0, warp = 0;  // within the block
@@ -36,6 +43,8 @@ struct Fiber {
   void* argument = nullptr;  // its registers in that collective
   VectorClock clock;
   uint3 thread{};
+  std::vector<AsyncCopy> copies;
+  uint32_t copy_group = 0;  // of the copies that are started now
 };
 
 struct Warp {
@@ -65,6 +74,7 @@ struct Block {
 extern Block block;   // the one being run
 extern Fiber* fiber;  // the running one; null outside kernels
 extern uint64_t launches;
+extern bool instrumented;  // the kernels' plain loads and stores are reported; without them no race is seen
 
 // fiber.cpp
 unsigned char* allocate_stack();
@@ -79,9 +89,23 @@ void install_fault_handler();
 void wait_as(State state, const char* operation, Location location);
 void make_ready(const Fiber& fiber);
 void let_others_run();  // at a point where the schedule may prefer another fiber
+uint32_t random_below(uint32_t bound);
+
+// sync.cpp
+using Collective = void (*)(void** arguments, uint32_t mask);
+// An instruction that all 32 lanes execute together: the last one to come runs the operation for all.
+void aligned_collective(const char* name, void* argument, Collective operation, Location location);
 
 // memory.cpp
 std::string source_line(const void* program_counter);
+inline bool races_are_checked() { return options.detect_races && instrumented; }
 void check_access(const void* address, size_t bytes, Access access, const void* program_counter);
+void check_shared(ptrdiff_t offset, size_t bytes, Access access, const void* program_counter);
+void begin_async_write(ptrdiff_t shared_offset, size_t bytes, const void* program_counter);
+void end_async_write(ptrdiff_t shared_offset, size_t bytes, const void* program_counter);
+
+// async_copy.cpp
+unsigned char* shared_pointer(uint32_t address);
+void check_nothing_under_way();  // when a thread exits
 
 }  // namespace emulator

@@ -22,14 +22,14 @@ Fiber* fiber = nullptr;
 uint64_t launches = 0;
 Options options;
 
-namespace {
-
 uint32_t random_below(uint32_t bound) {
   block.random ^= block.random << 13;
   block.random ^= block.random >> 7;
   block.random ^= block.random << 17;
   return static_cast<uint32_t>((block.random >> 11) % bound);
 }
+
+namespace {
 
 uint32_t random_bit(uint32_t mask) {
   for (uint32_t skip = random_below(__builtin_popcount(mask)); skip > 0; --skip) mask &= mask - 1;
@@ -86,6 +86,7 @@ void switch_away(void** save) {
 
 void run_fiber() {
   (*block.kernel)();
+  check_nothing_under_way();
   fiber->state = State::Exited;
   ++block.exited;
   clear_ready(*fiber);
@@ -135,7 +136,7 @@ void run_block(uint64_t linear_index) {
   block.random = (options.seed * 0x9E3779B97F4A7C15u ^ (linear_index + 1) * 0xBF58476D1CE4E5B9u) | 1;
   for (Warp& warp : block.warps) warp = Warp{};
   std::memset(block.shared, 0xff, block.shared_bytes);
-  if (options.detect_races) block.shared_shadow.reset(block.shared_bytes);
+  if (races_are_checked()) block.shared_shadow.reset(block.shared_bytes);
   for (uint32_t i = 0; i < block.threads; ++i) {
     Fiber& f = block.fibers[i];
     f = Fiber{};

@@ -38,6 +38,20 @@ std::string Shadow::record(size_t offset, size_t bytes, Access access, const Acc
   return {};
 }
 
+std::string Shadow::begin_async_write(size_t offset, size_t bytes, const Accessor& by) {
+  std::string problem = record(offset, bytes, Access::Write, by, /*needs_value=*/false);
+  if (!problem.empty()) return problem;
+  for (size_t i = offset / kGranule; i <= (offset + bytes - 1) / kGranule; ++i) cells_[i].under_way = true;
+  return {};
+}
+
+void Shadow::end_async_write(size_t offset, size_t bytes, const Accessor& by) {
+  for (size_t i = offset / kGranule; i <= (offset + bytes - 1) / kGranule; ++i) {
+    cells_[i].under_way = false;
+    cells_[i].write_clock = (*by.clock)[by.thread];
+  }
+}
+
 std::string Shadow::record_cell(Cell& cell, Access access, const Accessor& by, bool needs_value) {
   if (cell.launch != by.launch) {
     const bool written = cell.written;
@@ -68,6 +82,9 @@ std::string Shadow::record_cell(Cell& cell, Access access, const Accessor& by, b
     return conflict("RACE between blocks", access, "read", cell.block, 0, cell.read_counter, true);
   }
 
+  if (cell.under_way) {
+    return conflict("RACE", access, "asynchronous copy", cell.block, cell.writer, cell.write_counter, false);
+  }
   const bool atomics_only = cell.atomic && access == Access::Atomic;
   if (cell.writer != kNobody && cell.writer != by.thread && !atomics_only &&
       cell.write_clock > clock[cell.writer]) {

@@ -38,6 +38,11 @@ class Shadow {
   // `needs_value`: reading bytes that were never written is a fault.
   std::string record(size_t offset, size_t bytes, Access access, const Accessor& by, bool needs_value);
 
+  // A write that is under way from the first call to the second one, when the accessor has waited for it: any
+  // access in between conflicts. Whoever is ordered after the second call sees the bytes.
+  std::string begin_async_write(size_t offset, size_t bytes, const Accessor& by);
+  void end_async_write(size_t offset, size_t bytes, const Accessor& by);
+
  private:
   static constexpr size_t kGranule = 2;  // bytes; the kernels keep nothing smaller in shared or device memory
   static constexpr uint16_t kNobody = 0xffff, kMany = 0xfffe;
@@ -46,7 +51,7 @@ class Shadow {
     uint64_t launch = 0, block = 0;
     uint32_t write_clock = 0, read_clock = 0;
     uint16_t writer = kNobody, reader = kNobody;
-    bool atomic = false, foreign_readers = false, written = false;
+    bool atomic = false, foreign_readers = false, written = false, under_way = false;
     int32_t readers = -1;  // index into readers_ where several threads read
     const void *write_counter = nullptr, *read_counter = nullptr;
   };

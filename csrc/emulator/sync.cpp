@@ -7,8 +7,6 @@
 namespace emulator {
 namespace {
 
-using Collective = void (*)(void** arguments, uint32_t mask);
-
 void join(VectorClock& into, const VectorClock& from) {
   for (size_t i = 0; i < into.size(); ++i) {
     if (from[i] > into[i]) into[i] = from[i];
@@ -36,8 +34,11 @@ void join_lanes(Fiber* lanes, uint32_t mask) {
   }
 }
 
+bool same_place(Location a, Location b) { return a.line == b.line && std::strcmp(a.file, b.file) == 0; }
+
+// `aligned`: the lanes must stand at the same instruction, not only at the same operation.
 void warp_collective(uint32_t mask, const char* name, void* argument, Collective operation,
-                     bool orders_memory, Location location) {
+                     bool orders_memory, bool aligned, Location location) {
   Warp& warp = block.warps[fiber->warp];
   Fiber* lanes = &block.fibers[fiber->warp * kWarpSize];
   if (!(mask >> fiber->lane & 1)) fail("%s: lane %u is not in its own mask %08x", name, fiber->lane, mask);
@@ -54,7 +55,8 @@ void warp_collective(uint32_t mask, const char* name, void* argument, Collective
   for (uint32_t left = mask; left != 0; left &= left - 1) {
     const int lane = __builtin_ctz(left);
     const Fiber& other = lanes[lane];
-    if (std::strcmp(other.operation, name) != 0 || other.mask != mask) {
+    if (std::strcmp(other.operation, name) != 0 || other.mask != mask ||
+        (aligned && !same_place(other.location, location))) {
       fail("divergent warp: this lane is at %s with mask %08x (%s:%d), lane %d at %s with mask %08x (%s:%d)",
            name, mask, location.file, location.line, lane, other.operation, other.mask, other.location.file,
            other.location.line);
@@ -127,7 +129,7 @@ void ballot_lanes(void** arguments, uint32_t mask) {
 void block_barrier(Location location) {
   if (block.arrived == 0) {
     block.barrier = location;
-  } else if (block.barrier.line != location.line || std::strcmp(block.barrier.file, location.file) != 0) {
+  } else if (!same_place(block.barrier, location)) {
     fail("divergent barrier: this thread is at %s:%d, others wait at %s:%d", location.file, location.line,
          block.barrier.file, block.barrier.line);
   }
@@ -140,18 +142,25 @@ void block_barrier(Location location) {
 }
 
 void warp_barrier(uint32_t mask, Location location) {
-  warp_collective(mask, "__syncwarp", nullptr, nullptr, /*orders_memory=*/true, location);
+  warp_collective(mask, "__syncwarp", nullptr, nullptr, /*orders_memory=*/true, /*aligned=*/false, location);
+}
+
+void aligned_collective(const char* name, void* argument, Collective operation, Location location) {
+  warp_collective(0xffffffffu, name, argument, operation, /*orders_memory=*/false, /*aligned=*/true,
+                  location);
 }
 
 uint32_t shuffle(uint32_t mask, uint32_t value, Shuffle kind, int operand, int width, Location location) {
   ShuffleRegisters registers{value, 0, kind, operand, width};
-  warp_collective(mask, "__shfl_sync", &registers, shuffle_lanes, /*orders_memory=*/false, location);
+  warp_collective(mask, "__shfl_sync", &registers, shuffle_lanes, /*orders_memory=*/false, /*aligned=*/false,
+                  location);
   return registers.result;
 }
 
 uint32_t ballot(uint32_t mask, bool predicate, Location location) {
   BallotRegisters registers{predicate, 0};
-  warp_collective(mask, "__ballot_sync", &registers, ballot_lanes, /*orders_memory=*/false, location);
+  warp_collective(mask, "__ballot_sync", &registers, ballot_lanes, /*orders_memory=*/false, /*aligned=*/false,
+                  location);
   return registers.result;
 }
 
