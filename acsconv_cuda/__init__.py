@@ -1,6 +1,6 @@
 """ACS (axial-coronal-sagittal) convolution of volumes with 2D kernels, fused into one launch.
 
-    acs_conv3d, soft_acs_conv3d     the operators, as functions
+    acs_conv3d, soft_acs_conv3d, acs_conv_transpose3d     the operators, as functions
     ACSConvFunction                 the same as a torch.autograd.Function
     reference                       the definition, in pure PyTorch
     is_available, why_unavailable, backends
@@ -14,13 +14,14 @@ import warnings
 from . import _loader, ops, reference
 from .backends import backends, is_available, why_unavailable
 from .function import ACSConvFunction
-from .functional import acs_conv3d, soft_acs_conv3d
+from .functional import acs_conv3d, acs_conv_transpose3d, soft_acs_conv3d
 
 __version__ = "0.2.0"
 
 __all__ = [
     "ACSConvFunction",
     "acs_conv3d",
+    "acs_conv_transpose3d",
     "backends",
     "is_available",
     "ops",

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 from . import ops, reference
 from .backends import check_name
-from .geometry import AXES, Geometry, IntOrTuple, as_int, check_split, resolve
+from .geometry import AXES, Geometry, IntOrTuple, as_int, check_split, resolve, resolve_transposed
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -112,6 +112,79 @@ def soft_acs_conv3d(
     return out if input.dim() == 5 else out.squeeze(0)
 
 
+def acs_conv_transpose3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    split: Sequence[int] | None = None,
+    stride: IntOrTuple = 1,
+    padding: IntOrTuple = 0,
+    output_padding: IntOrTuple = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+    backend: str = "auto",
+) -> Tensor:
+    """Transposed ACS convolution of a volume with a bank of 2D kernels.
+
+    The kernels are split by output channel into three groups, and each group does in another plane of the volume what
+    ``conv_transpose2d`` does in an image: (H, W), (D, W) and (D, H). Along the third axis, of the same output size, it
+    takes the nearest slice (see :func:`acsconv_cuda.geometry.resolve_transposed`): a 2x2 kernel of stride 2 doubles
+    every slice, as nearest-neighbour upsampling does.
+
+    Args:
+        input: [N, C_in, D, H, W] or [C_in, D, H, W], floating-point or complex, any strides.
+        weight: [C_in, C_out / groups, K_h, K_w], of the input's dtype and device: the weight of a transposed 2D layer.
+        bias: [C_out] or None.
+        split: output channels of the axial, coronal and sagittal group; 0 is allowed. None: a third each, the remainder
+            to the axial group first, then the coronal.
+        stride: in voxels of the output; an int or one per axis (D, H, W).
+        padding: what is cut off both ends of the output; an int, one per axis, or a pair (p_h, p_w) that belongs to the
+            kernel's axes.
+        output_padding: what the far end of the output gets in addition; an int or one per axis, below the stride or the
+            dilation.
+        dilation: in voxels; an int, one per axis, or a pair that belongs to the kernel's axes.
+        groups: channel groups, as in ``conv_transpose3d``.
+        backend: ``'auto'`` or ``'torch'``. There are no fused kernels, so ``ACSCONV_BACKEND`` has nothing to choose.
+
+    Returns:
+        [N, C_out, D', H', W'], without N if the input has none, in the input's memory format; each size is
+        ``(S - 1) * stride - 2 * padding + dilation * (K - 1) + output_padding + 1``.
+
+    Raises:
+        TypeError: an argument of a wrong type, or of another dtype than the input.
+        ValueError: shapes, split or geometry that do not go together; the message names the argument.
+        RuntimeError: a backend other than those.
+
+    Under autocast input, weight and bias are cast to autocast's dtype. Differentiable any number of times.
+
+    Source: the operator that Yang et al., IEEE JBHI 2021, leave out; the rule of the third axis is this project's.
+    """
+    volume = _check_tensors(input, weight, bias, groups, backend, transposed=True)
+    split = check_split(split, weight.shape[1] * groups)
+    geometry = resolve_transposed(tuple(weight.shape[2:]), stride, padding, output_padding, dilation)
+    if backend not in ("auto", "torch"):
+        raise RuntimeError(
+            f"backend={backend!r} cannot compute this: transposed ACS convolution is for 'torch' only"
+        )
+    for axis, (size, out) in enumerate(zip(volume.shape[2:], geometry.output_size(volume.shape[2:]))):
+        # As in nn.ConvTranspose3d, an empty batch may be one of empty volumes.
+        if out < 1 or (size == 0 and volume.shape[0] > 0):
+            raise ValueError(
+                f"input: size {size} along {AXES[axis]} is too small; kernel {geometry.kernel} with this stride, "
+                f"padding and dilation would make it {out}"
+            )
+    if _autocasts(volume):
+        device = volume.device.type
+        dtype = torch.get_autocast_dtype(device)
+        tensors = (t if t is None else t.to(dtype) for t in (volume, weight, bias))
+        with torch.autocast(device, enabled=False):
+            out = reference.acs_conv_transpose3d(*tensors, split, geometry, groups)
+    else:
+        out = reference.acs_conv_transpose3d(volume, weight, bias, split, geometry, groups)
+    return out if input.dim() == 5 else out.squeeze(0)
+
+
 def _pad(volume: Tensor, geometry: Geometry, mode: str) -> tuple[Tensor, Geometry]:
     """The volume and geometry that make positions outside the volume read what ``mode`` puts there."""
     if mode not in PADDING_MODES:
@@ -162,7 +235,9 @@ def _composed(volume: Tensor, weight: Tensor, bias: Tensor | None, arguments: op
     return reference.acs_conv3d(volume, weight, bias, split, geometry, groups)
 
 
-def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None, groups: int, backend: str) -> Tensor:
+def _check_tensors(
+    input: Tensor, weight: Tensor, bias: Tensor | None, groups: int, backend: str, transposed: bool = False
+) -> Tensor:
     """Checks all that does not depend on the geometry; returns the input as [N, C_in, D, H, W]."""
     for name, value in (("input", input), ("weight", weight), ("bias", bias)):
         if not isinstance(value, Tensor) and not (name == "bias" and value is None):
@@ -172,21 +247,24 @@ def _check_tensors(input: Tensor, weight: Tensor, bias: Tensor | None, groups: i
             f"input: expected [N, C_in, D, H, W] or [C_in, D, H, W], got {input.dim()} dimensions: {list(input.shape)}"
         )
     if weight.dim() != 4:
+        channels = "C_in, C_out / groups" if transposed else "C_out, C_in / groups"
         raise ValueError(
-            f"weight: expected [C_out, C_in / groups, K_h, K_w], got {weight.dim()} dimensions: {list(weight.shape)}"
+            f"weight: expected [{channels}, K_h, K_w], got {weight.dim()} dimensions: {list(weight.shape)}"
         )
     as_int(groups, "groups")
     if groups < 1:
         raise ValueError(f"groups: expected 1 or more, got {groups}")
-    out_channels, per_group, *_ = weight.shape
     if 0 in weight.shape:
         raise ValueError(f"weight: expected no size of 0, got {list(weight.shape)}")
-    if out_channels % groups:
-        raise ValueError(f"groups: {groups} does not divide the weight's {out_channels} output channels")
+    whole, per_group, *_ = weight.shape
+    if whole % groups:
+        what = "input" if transposed else "output"
+        raise ValueError(f"groups: {groups} does not divide the weight's {whole} {what} channels")
+    wanted, out_channels = (whole, per_group * groups) if transposed else (per_group * groups, whole)
     in_channels = input.shape[-4]
-    if in_channels != per_group * groups:
+    if in_channels != wanted:
         raise ValueError(
-            f"input: expected {per_group * groups} channels (weight {list(weight.shape)}, groups {groups}), got "
+            f"input: expected {wanted} channels (weight {list(weight.shape)}, groups {groups}), got "
             f"{in_channels}: {list(input.shape)}"
         )
     if bias is not None and tuple(bias.shape) != (out_channels,):

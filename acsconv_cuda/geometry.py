@@ -92,6 +92,30 @@ class Geometry(NamedTuple):
         return begin, end
 
 
+class TransposedGeometry(NamedTuple):
+    """Where a transposed ACS convolution writes; independent of channels and of the size of the volume.
+
+    On the axes of a view's plane as ``conv_transpose2d``; along its thin axis output position ``o`` takes the input's
+    ``clamp((o + shift) // stride, 0, size - 1)``.
+    """
+
+    kernel: tuple[int, int]  # (K_h, K_w)
+    stride: tuple[int, int, int]  # per volume axis
+    padding: tuple[tuple[int, int, int], ...]  # [view][axis]; 0 on the thin axis
+    dilation: tuple[tuple[int, int, int], ...]  # [view][axis]; 1 on the thin axis
+    output_padding: tuple[int, int, int]  # per volume axis
+    grow: tuple[int, int, int]  # per volume axis: the output size of a single voxel
+    shift: tuple[int, int, int]  # per volume axis
+
+    def output_size(self, size: Sequence[int]) -> tuple[int, int, int]:
+        """Output size (D', H', W') of a volume of ``size`` (D, H, W): that of ``nn.ConvTranspose3d``."""
+        return tuple((s - 1) * stride + grow for s, stride, grow in zip(size, self.stride, self.grow))
+
+    def is_one_view(self) -> bool:
+        """Whether the three views are one and the same convolution, as they are for a plain 1x1 kernel."""
+        return self.kernel == (1, 1) and self.stride == self.grow == (1, 1, 1) and self.shift == (0, 0, 0)
+
+
 def default_split(out_channels: int) -> tuple[int, int, int]:
     """A third of the output channels for each view; the remainder goes to the axial view first, then the coronal.
 
@@ -193,6 +217,48 @@ def _resolve(kernel, stride, padding, dilation) -> Geometry:
         dilations[v][thin] = 1
     return Geometry(
         (kernel_h, kernel_w), stride, tuple(map(tuple, origin)), tuple(map(tuple, dilations)), shrink
+    )
+
+
+def resolve_transposed(
+    kernel: Sequence[int],
+    stride: IntOrTuple,
+    padding: IntOrTuple,
+    output_padding: IntOrTuple,
+    dilation: IntOrTuple,
+) -> TransposedGeometry:
+    """The geometry of a transposed layer; arguments and errors as in :func:`resolve`.
+
+    Args:
+        output_padding: an int, or one per volume axis, each below the stride or the dilation there.
+
+    On the thin axis, with ``e = dil * (K - 1) - 2 * pad`` there, the output is as large as on an axis of the plane, and
+    takes the nearest input position: ``(o + (stride - 1 - e) // 2) // stride``, kept inside the volume. So a volume
+    that repeats one slice gives, in every slice, what the 2D layer gives on that slice.
+    """
+    if isinstance(padding, str):
+        raise ValueError(f"padding: expected ints for a transposed convolution, got {padding!r}")
+    geometry = resolve(kernel, stride, padding, dilation)
+    extra = _checked(as_ints(output_padding, "output_padding"), "output_padding", (3,), 0)
+    for v, view in enumerate(VIEWS):
+        for axis in (view.row, view.column):
+            most = max(geometry.stride[axis], geometry.dilation[v][axis]) - 1
+            if extra[axis] > most:
+                raise ValueError(
+                    f"output_padding: expected less than the stride or the dilation, at most {most} along "
+                    f"{AXES[axis]}, got {extra}"
+                )
+    return TransposedGeometry(
+        geometry.kernel,
+        geometry.stride,
+        tuple(
+            tuple(0 if axis == view.thin else -origin for axis, origin in enumerate(geometry.origin[v]))
+            for v, view in enumerate(VIEWS)
+        ),
+        geometry.dilation,
+        extra,
+        tuple(e + more + 1 for e, more in zip(geometry.shrink, extra)),
+        tuple((s - 1 - e) // 2 for s, e in zip(geometry.stride, geometry.shrink)),
     )
 
 

@@ -7,7 +7,8 @@ into a copy.
 :func:`acs_conv3d` and :func:`soft_acs_conv3d` are compositions of differentiable PyTorch functions: the oracle of
 the tests, and the path for dtypes that the operators do not have (complex). :func:`backward_input` and
 :func:`backward_weight` are their gradients written out, for the operators: views one after the other, added in
-place, where autograd would hold all three.
+place, where autograd would hold all three. :func:`acs_conv_transpose3d` is a composition too, and the only
+implementation of the transposed convolution.
 
 Source of the operation: Yang et al., "Reinventing 2D Convolutions for 3D Images", IEEE JBHI 2021.
 """
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .geometry import VIEWS, Geometry
+from .geometry import VIEWS, Geometry, TransposedGeometry
 
 
 class _Axis(NamedTuple):
@@ -88,7 +89,7 @@ def soft_acs_conv3d(
     out = None
     for view, kernel in enumerate(kernels):
         view_bias = bias if view == 0 else None
-        pieces = _view_pieces(view, 0, kernel.shape[0], kernel, groups)
+        pieces = _view_pieces(view, 0, kernel.shape[0], kernel.shape[0] // groups, kernel.shape[1])
         part = _join(
             [_convolve(input, kernel[_channels(piece)], view_bias, piece, geometry) for piece in pieces]
         )
@@ -103,6 +104,44 @@ def fold_view_weights(weight: Tensor, view_weights: Tensor) -> Tensor:
     sagittal view go into ``weight`` [C_out, C_in / groups, K_h, K_w], and no view's output has to be scaled.
     """
     return weight * view_weights.t()[:, :, None, None, None]
+
+
+def acs_conv_transpose3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    split: Sequence[int],
+    geometry: TransposedGeometry,
+    groups: int = 1,
+) -> Tensor:
+    """Transposed ACS convolution.
+
+    Args:
+        input: [N, C_in, D, H, W], any dtype that ``conv_transpose3d`` takes.
+        weight: [C_in, C_out / groups, K_h, K_w].
+        bias: [C_out] or None.
+        split: output channels of the axial, coronal and sagittal view; a view of 0 is allowed.
+        geometry: from :func:`acsconv_cuda.geometry.resolve_transposed`.
+
+    Returns:
+        [N, C_out, D', H', W'] in the input's memory format.
+    """
+    per_out, per_in = weight.shape[1], weight.shape[0] // groups
+    size = geometry.output_size(input.shape[2:])
+    if 0 in input.shape[2:]:  # of an empty batch: no position to take, and the result is as empty
+        return (input.sum() + weight.sum()).expand(0, per_out * groups, *size)
+    if geometry.is_one_view():
+        pieces = iter([_Piece(0, 0, per_out * groups, 0, weight.shape[0], groups)])
+    else:
+        pieces = _split_pieces(split, per_out, per_in)
+    parts = []
+    for piece in pieces:
+        first = piece.out_begin % per_out
+        columns = slice(first, first + (piece.out_end - piece.out_begin) // piece.groups)
+        kernel = weight[piece.in_begin : piece.in_end, columns]
+        part_bias = None if bias is None else bias[_channels(piece)]
+        parts.append(_convolve_transposed(input, kernel, part_bias, piece, geometry, size))
+    return _join(parts).contiguous(memory_format=memory_format(input))
 
 
 def backward_input(
@@ -186,7 +225,7 @@ def _all_pieces(
             yield piece, weight[_channels(piece)]
         return
     for view, kernel in enumerate(weight):
-        for piece in _view_pieces(view, 0, kernel.shape[0], kernel, groups):
+        for piece in _view_pieces(view, 0, kernel.shape[0], kernel.shape[0] // groups, kernel.shape[1]):
             yield piece, kernel[_channels(piece)]
 
 
@@ -195,15 +234,19 @@ def _pieces(weight: Tensor, split: Sequence[int], groups: int, geometry: Geometr
     if geometry.is_one_view():
         yield _Piece(0, 0, weight.shape[0], 0, weight.shape[1] * groups, groups)
         return
+    yield from _split_pieces(split, weight.shape[0] // groups, weight.shape[1])
+
+
+def _split_pieces(split: Sequence[int], per_out: int, per_in: int) -> Iterator[_Piece]:
+    """The pieces of all views; a channel group has ``per_out`` output and ``per_in`` input channels."""
     begin = 0
     for view, channels in enumerate(split):
-        yield from _view_pieces(view, begin, begin + channels, weight, groups)
+        yield from _view_pieces(view, begin, begin + channels, per_out, per_in)
         begin += channels
 
 
-def _view_pieces(view: int, begin: int, end: int, weight: Tensor, groups: int) -> Iterator[_Piece]:
+def _view_pieces(view: int, begin: int, end: int, per_out: int, per_in: int) -> Iterator[_Piece]:
     """Output channels [begin, end) of one view, cut where a channel group is only partly inside."""
-    per_out, per_in = weight.shape[0] // groups, weight.shape[1]
     while begin < end:
         group, inside = divmod(begin, per_out)
         whole = 0 if inside else (end - begin) // per_out
@@ -297,6 +340,38 @@ def _convolve(
         if bias is not None:
             out = out + bias[:, None, None, None]
     return out
+
+
+def _convolve_transposed(
+    input: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None,
+    piece: _Piece,
+    geometry: TransposedGeometry,
+    size: Sequence[int],
+) -> Tensor:
+    """Output channels of one piece, [N, channels, D', H', W']; ``kernel`` and ``bias`` are the piece's own.
+
+    Every slice is convolved once, in its plane; then the thin axis takes those that are nearest.
+    """
+    thin = VIEWS[piece.view].thin
+    # As in _safe_dtype: this is the gradient of a convolution whose output the input would be.
+    faulty = input.device.type == "cpu" and input.dtype == torch.bfloat16 and 1 in input.shape[2:]
+    dtype = torch.float32 if faulty else input.dtype
+    x = input[:, piece.in_begin : piece.in_end]
+    out = F.conv_transpose3d(
+        x.to(dtype),
+        kernel.unsqueeze(2 + thin).to(dtype),
+        None if bias is None else bias.to(dtype),
+        [1 if axis == thin else s for axis, s in enumerate(geometry.stride)],
+        geometry.padding[piece.view],
+        [0 if axis == thin else n for axis, n in enumerate(geometry.output_padding)],
+        piece.groups,
+        geometry.dilation[piece.view],
+    ).to(input.dtype)
+    positions = torch.arange(size[thin], device=input.device) + geometry.shift[thin]
+    nearest = positions.div(geometry.stride[thin], rounding_mode="floor").clamp(0, input.shape[2 + thin] - 1)
+    return out.index_select(2 + thin, nearest)
 
 
 def _input_gradient(

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import init
 
 from acsconv_cuda.functional import PADDING_MODES
-from acsconv_cuda.geometry import as_int, as_ints, resolve
+from acsconv_cuda.geometry import as_int, as_ints, resolve, resolve_transposed
 
 
 class _ACSConv(nn.Module):
@@ -19,7 +19,8 @@ class _ACSConv(nn.Module):
     Subclasses of one's own find the arguments of acsconv 0.1.1, in their order.
 
     Attributes, as in acsconv 0.1.1:
-        weight: [C_out, C_in / groups, K_h, K_w], the key and shape of the 2D layer's.
+        weight: [C_out, C_in / groups, K_h, K_w], transposed [C_in, C_out / groups, K_h, K_w]: key and shape of the 2D
+            layer's.
         bias: [C_out] or None.
         kernel_size: a triple for a square kernel, the pair (K_h, K_w) for a rectangular one.
         stride, dilation: triples (D, H, W); ``dilation`` a pair where it was given per kernel axis.
@@ -61,9 +62,13 @@ class _ACSConv(nn.Module):
         self.stride = _per_axis(stride, "stride")
         self.padding = padding if isinstance(padding, str) else _per_axis(padding, "padding")
         self.dilation = _per_axis(dilation, "dilation")
-        resolve(kernel, self.stride, self.padding, self.dilation)  # refuses what has no geometry
         self.transposed = transposed
         self.output_padding = _per_axis(output_padding, "output_padding")
+        # These refuse what has no geometry.
+        if transposed:
+            resolve_transposed(kernel, self.stride, self.padding, self.output_padding, self.dilation)
+        else:
+            resolve(kernel, self.stride, self.padding, self.dilation)
         self.groups = groups
         self.padding_mode = padding_mode
         channels = (
@@ -118,13 +123,18 @@ class _ACSConv(nn.Module):
         return super()._apply(apply, recurse)
 
     def _geometry_arguments(self) -> dict:
-        """The keywords that ``acs_conv3d`` and ``soft_acs_conv3d`` share, from the attributes as they are now."""
+        """The keywords of the layer's function that say where it reads, from the attributes as they are now."""
+        special = (
+            {"output_padding": self.output_padding}
+            if self.transposed
+            else {"padding_mode": self.padding_mode}
+        )
         return {
             "stride": self.stride,
             "padding": self.padding,
             "dilation": self.dilation,
             "groups": self.groups,
-            "padding_mode": self.padding_mode,
+            **special,
         }
 
 
