@@ -29,8 +29,9 @@ esac
 
 
 @pytest.fixture
-def build() -> ModuleType:
+def build(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """csrc/build_object.py as a fresh module."""
+    monkeypatch.syspath_prepend(ROOT / "csrc")
     spec = importlib.util.spec_from_file_location("build_object", ROOT / "csrc" / "build_object.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["build_object"] = module  # dataclasses look their module up
@@ -179,10 +180,11 @@ def test_jobs_are_capped_by_cores(build):
 @pytest.mark.parametrize(
     ("wanted", "known", "cubin", "ptx"),
     [
-        ("", "80 86 89 90 100 120", ("8.0", "8.6", "8.9", "9.0a", "10.0", "12.0"), ("12.0",)),
-        ("", "80 86 89 90", ("8.0", "8.6", "8.9", "9.0a"), ("9.0",)),
+        ("", "80 86 89 90 100 120", ("8.0", "8.6", "8.9", "9.0a", "10.0", "12.0"), ("8.0",)),
+        ("", "90 100", ("9.0a", "10.0"), ("9.0",)),
         ("8.0;9.0a", "80 90", ("8.0", "9.0a"), ()),
-        ("8.0+PTX, 8.6 8.0", "80 86", ("8.0", "8.6"), ("8.0",)),
+        ("8.6+PTX, 8.0 8.6", "80 86", ("8.6", "8.0"), ("8.0",)),
+        ("12.0 9.0a+PTX", "90 120", ("12.0", "9.0a"), ("9.0",)),
     ],
 )
 def test_architectures(build, toolkit, monkeypatch, wanted, known, cubin, ptx):
@@ -192,12 +194,13 @@ def test_architectures(build, toolkit, monkeypatch, wanted, known, cubin, ptx):
 
 
 def test_architecture_options(build):
-    options = build.Architectures(("8.0", "9.0a"), ("8.0",)).gencode()
+    options = build.Architectures(("12.0", "9.0a"), with_ptx=True).gencode()
     assert options == [
-        "-gencode=arch=compute_80,code=sm_80",
-        "-gencode=arch=compute_90a,code=sm_90a",
-        "-gencode=arch=compute_80,code=compute_80",
+        "-gencode=arch=compute_90,code=sm_120",
+        "-gencode=arch=compute_90,code=sm_90a",
+        "-gencode=arch=compute_90,code=compute_90",
     ]
+    assert build.Architectures(("8.6",), with_ptx=False).gencode() == ["-gencode=arch=compute_86,code=sm_86"]
 
 
 @pytest.mark.parametrize(
