@@ -17,7 +17,7 @@ from pathlib import Path
 CSRC = Path(__file__).resolve().parent.parent
 RUNTIME = ("async_copy", "fault", "fiber", "hooks", "memory", "scheduler", "shadow", "sync", "warp_matrix")
 FLAGS = ("-std=c++17", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-march=x86-64-v3",
-         "-Wall", "-Wno-unknown-pragmas")  # fmt: skip
+         "-fno-optimize-sibling-calls", "-Wall", "-Wno-unknown-pragmas")  # fmt: skip
 # The compiler's instrumentation without its runtimes: csrc/emulator/hooks.cpp takes the calls.
 CHECK_ALIGNMENT = ("-fsanitize=alignment",)
 INSTRUMENT = ("-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0", *CHECK_ALIGNMENT)

@@ -1,12 +1,14 @@
 // Kernels that exercise one emulated operation each, for test_emulator.py: the wrappers' hand-made tables,
 // and one kernel per kind of fault that the emulator must report. run_probe() is called through ctypes; lanes
 // or threads read in[thread] and write out[thread].
-#include "common/launch.cuh"
+#include "common/ptx.cuh"
 
 namespace {
 
+namespace ptx = acsconv::ptx;
 using Word = int32_t;
 using Kernel = void (*)(const Word*, Word*);
+constexpr int kWordsPerThread = 4;  // of shared memory, for the PTX wrappers
 
 __global__ void shuffle_index(const Word* in, Word* out) {
   out[threadIdx.x] = __shfl_sync(0xffffffffu, in[threadIdx.x], threadIdx.x * 3 + 1);
@@ -139,12 +141,121 @@ __global__ void missing_lanes_at_shuffle(const Word* in, Word* out) {
 }
 __global__ void lane_outside_its_mask(const Word*, Word*) { __syncwarp(1u); }
 
+// A pipeline of two stages as the tensor-core kernels have it: a thread copies a word per chunk and reads
+// that of a thread of another warp. out[i] is the sum over five chunks. The parameters plant bugs.
+constexpr int kChunks = 5;
+enum class Bug { None, WeakWait, NoBarrierAfterWait, NoBarrierAfterUse, StageReleasedEarly, NoWaitAtEnd };
+
+template <Bug kBug>
+__global__ void pipeline(const Word* in, Word* out) {
+  DYNAMIC_SHARED(memory);
+  const Word* shared = reinterpret_cast<const Word*>(memory);
+  const int thread = threadIdx.x, threads = blockDim.x;
+  const uint32_t own = ptx::shared_address(memory) + thread * 4, stage_bytes = threads * 4;
+  const auto load = [&](int chunk, int stage) {
+    if (chunk < kChunks) ptx::cp_async<4>(own + stage * stage_bytes, in + (thread + chunk) % threads, 4);
+    ptx::cp_async_commit();
+  };
+  load(0, 0);
+  Word sum = 0;
+  for (int chunk = 0; chunk < kChunks; ++chunk) {
+    load(chunk + 1, (kBug == Bug::StageReleasedEarly ? chunk : chunk + 1) % 2);
+    ptx::cp_async_wait<kBug == Bug::WeakWait ? 2 : 1>();
+    if (kBug != Bug::NoBarrierAfterWait) __syncthreads();
+    sum += shared[chunk % 2 * threads + (thread ^ 33)];
+    if (kBug != Bug::NoBarrierAfterUse) __syncthreads();
+  }
+  if (kBug == Bug::NoWaitAtEnd) load(0, 0);
+  if (kBug != Bug::NoWaitAtEnd) ptx::cp_async_wait<0>();
+  out[thread] = sum;
+}
+
+// Faults of the PTX wrappers and of vector accesses.
+__global__ void copy_past_the_end(const Word* in, Word*) {
+  DYNAMIC_SHARED(memory);
+  ptx::cp_async<16>(ptx::shared_address(memory) + threadIdx.x * 16, in + threadIdx.x * 4, 16);
+  ptx::cp_async_commit();
+  ptx::cp_async_wait<0>();
+}
+__global__ void copy_past_shared_memory(const Word* in, Word*) {
+  DYNAMIC_SHARED(memory);
+  ptx::cp_async<4>(ptx::shared_address(memory) + 4 * threadIdx.x + 4 * kWordsPerThread * 31, in, 4);
+  ptx::cp_async_commit();
+  ptx::cp_async_wait<0>();
+}
+__global__ void misaligned_copy_source(const Word* in, Word*) {
+  DYNAMIC_SHARED(memory);
+  ptx::cp_async<8>(ptx::shared_address(memory) + 8 * threadIdx.x, in + threadIdx.x / 2, 8);
+  ptx::cp_async_commit();
+  ptx::cp_async_wait<0>();
+}
+__global__ void misaligned_copy_destination(const Word* in, Word*) {
+  DYNAMIC_SHARED(memory);
+  ptx::cp_async<16>(ptx::shared_address(memory) + 8 * threadIdx.x, in, 16);
+  ptx::cp_async_commit();
+  ptx::cp_async_wait<0>();
+}
+__global__ void half_a_copy(const Word* in, Word*) {
+  DYNAMIC_SHARED(memory);
+  ptx::cp_async<16>(ptx::shared_address(memory) + 16 * threadIdx.x, in, 8);
+  ptx::cp_async_commit();
+  ptx::cp_async_wait<0>();
+}
+__global__ void matrix_past_shared_memory(const Word*, Word*) {
+  DYNAMIC_SHARED(memory);
+  for (int i = 0; i < kWordsPerThread; ++i) reinterpret_cast<Word*>(memory)[i * 32 + threadIdx.x] = 0;
+  __syncthreads();
+  uint32_t r[4];
+  ptx::ldmatrix_x4(r, ptx::shared_address(memory) + (threadIdx.x + 1) * 4 * kWordsPerThread);
+}
+__global__ void misaligned_matrix(const Word*, Word*) {
+  DYNAMIC_SHARED(memory);
+  uint32_t r[4];
+  ptx::ldmatrix_x4_trans(r, ptx::shared_address(memory) + 8);
+}
+__global__ void uninitialised_matrix(const Word*, Word*) {
+  DYNAMIC_SHARED(memory);
+  uint32_t r[2];
+  ptx::ldmatrix_x2(r, ptx::shared_address(memory) + threadIdx.x * 16);
+}
+__global__ void divergent_matrix(const Word*, Word*) {
+  DYNAMIC_SHARED(memory);
+  for (int i = 0; i < kWordsPerThread; ++i) reinterpret_cast<Word*>(memory)[i * 32 + threadIdx.x] = 0;
+  __syncthreads();
+  uint32_t r[4];
+  if (threadIdx.x < 16) {
+    ptx::ldmatrix_x4(r, ptx::shared_address(memory));
+  } else {
+    ptx::ldmatrix_x4(r, ptx::shared_address(memory) + 16);
+  }
+}
+__global__ void missing_lanes_at_mma(const Word*, Word*) {
+  float d[4] = {};
+  const uint32_t a[4] = {}, b[2] = {};
+  if (threadIdx.x < 31) ptx::mma<acsconv::Float16>(d, a, b);
+}
+__global__ void misaligned_device_read(const Word* in, Word* out) {
+  const uint4 value = *reinterpret_cast<const uint4*>(in + 2);
+  out[threadIdx.x] = static_cast<Word>(value.x + value.y + value.z + value.w);
+}
+__global__ void misaligned_device_write(const Word*, Word* out) {
+  *reinterpret_cast<uint2*>(out + 1) = make_uint2(threadIdx.x, 0);
+}
+__global__ void misaligned_shared_write(const Word*, Word*) {
+  DYNAMIC_SHARED(memory);
+  *reinterpret_cast<float4*>(memory + threadIdx.x * 8) = make_float4(1, 2, 3, 4);
+}
+
 struct Probe {
   const char* name;
   Kernel kernel;
+  int words_per_thread = 1;  // of shared memory
 };
 #define PROBE(kernel) \
   Probe { #kernel, kernel }
+#define PTX_PROBE(kernel) \
+  Probe { #kernel, kernel, kWordsPerThread }
+#define PIPELINE(bug) Probe{"pipeline_" #bug, pipeline<Bug::bug>, 2}
 constexpr Probe kProbes[] = {
     PROBE(shuffle_index),
     PROBE(shuffle_index_segment),
@@ -173,25 +284,51 @@ constexpr Probe kProbes[] = {
     PROBE(missing_thread_at_barrier),
     PROBE(missing_lanes_at_shuffle),
     PROBE(lane_outside_its_mask),
+    PIPELINE(None),
+    PIPELINE(WeakWait),
+    PIPELINE(NoBarrierAfterWait),
+    PIPELINE(NoBarrierAfterUse),
+    PIPELINE(StageReleasedEarly),
+    PIPELINE(NoWaitAtEnd),
+    PTX_PROBE(copy_past_the_end),
+    PTX_PROBE(copy_past_shared_memory),
+    PTX_PROBE(misaligned_copy_source),
+    PTX_PROBE(misaligned_copy_destination),
+    PTX_PROBE(half_a_copy),
+    PTX_PROBE(matrix_past_shared_memory),
+    PTX_PROBE(misaligned_matrix),
+    PTX_PROBE(uninitialised_matrix),
+    PTX_PROBE(divergent_matrix),
+    PTX_PROBE(missing_lanes_at_mma),
+    PTX_PROBE(misaligned_device_read),
+    PTX_PROBE(misaligned_device_write),
+    PTX_PROBE(misaligned_shared_write),
 };
 
 }  // namespace
 
-// Runs `blocks` blocks of `threads` threads on in[threads], out[threads]; every thread has 4 bytes of shared
-// memory. Returns null, or the emulator's report. `random_seed` 0 is the default schedule.
+// Runs `blocks` blocks of `threads` threads on in[threads], out[threads]. Returns null, or the emulator's
+// report. `random_seed` 0 is the default schedule; `async_copies` 0, 1, 2 are late, early and random.
 extern "C" __attribute__((visibility("default"))) const char* run_probe(const char* name, int blocks,
                                                                         int threads, uint64_t random_seed,
+                                                                        int async_copies, bool detect_races,
                                                                         const Word* in, Word* out) {
   for (const Probe& probe : kProbes) {
     if (std::strcmp(probe.name, name) != 0) continue;
     emulator::options = {};
-    if (random_seed != 0) emulator::options = {emulator::Schedule::Random, random_seed, true};
+    emulator::options.detect_races = detect_races;
+    emulator::options.async_copies = static_cast<emulator::AsyncCopies>(async_copies);
+    if (random_seed != 0) {
+      emulator::options.schedule = emulator::Schedule::Random;
+      emulator::options.seed = random_seed;
+    }
     const size_t bytes = sizeof(Word) * threads;
     Word* device_in = static_cast<Word*>(emulator::allocate_device(bytes));
     Word* device_out = static_cast<Word*>(emulator::allocate_device(bytes));
     std::memcpy(device_in, in, bytes);
-    const char* error = acsconv::launch(probe.kernel, dim3(blocks), dim3(threads), bytes, nullptr,
-                                        static_cast<const Word*>(device_in), device_out);
+    const char* error =
+        acsconv::launch(probe.kernel, dim3(blocks), dim3(threads), bytes * probe.words_per_thread, nullptr,
+                        static_cast<const Word*>(device_in), device_out);
     std::memcpy(out, device_out, bytes);
     emulator::release_device(device_in);
     emulator::release_device(device_out);

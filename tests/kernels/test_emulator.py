@@ -18,15 +18,21 @@ def library(emulator_builder):
     library = ctypes.CDLL(str(emulator_builder.library(PROBES)))
     library.run_probe.restype = ctypes.c_char_p
     library.run_probe.argtypes = [
-        ctypes.c_char_p, ctypes.c_int, ctypes.c_int, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p
+        ctypes.c_char_p, ctypes.c_int, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_bool, ctypes.c_void_p,
+        ctypes.c_void_p,
     ]  # fmt: skip
     return library
 
 
-def run(library, name, threads=32, blocks=1, seed=0):
+LATE, EARLY, RANDOM = range(3)  # when asynchronous copies move their bytes
+
+
+def run(library, name, threads=32, blocks=1, seed=0, async_copies=LATE, detect_races=True):
     """Runs a probe on in = 0, 1, 2, ...; returns what it wrote and the report of the fault, if any."""
     values, out = np.arange(threads, dtype=np.int32), np.empty(threads, np.int32)
-    error = library.run_probe(name.encode(), blocks, threads, seed, values.ctypes.data, out.ctypes.data)
+    error = library.run_probe(
+        name.encode(), blocks, threads, seed, async_copies, detect_races, values.ctypes.data, out.ctypes.data
+    )
     return out.tolist(), None if error is None else error.decode()
 
 
@@ -88,6 +94,33 @@ FAULTS = [
     ),
     ("missing_lanes_at_shuffle", 32, 1, ["DEADLOCK", "threads 0-7 wait at __shfl_sync"]),
     ("lane_outside_its_mask", 32, 1, ["not in its own mask", "lane 1"]),
+    ("copy_past_the_end", 32, 1, ["device read out of bounds", "thread 8", "probes.cu:"]),
+    ("copy_past_shared_memory", 32, 1, ["shared write out of bounds", "thread 4"]),
+    ("misaligned_copy_source", 32, 1, ["misaligned cp.async of 8 bytes", "thread 2"]),
+    (
+        "misaligned_copy_destination",
+        32,
+        1,
+        ["misaligned cp.async of 16 bytes", "to shared byte 8", "probes.cu:"],
+    ),
+    ("half_a_copy", 32, 1, ["cp.async of 16 bytes reads 8"]),
+    (
+        "matrix_past_shared_memory",
+        32,
+        1,
+        ["shared read out of bounds", "thread 31", "bytes 512 to 528 of 512"],
+    ),
+    ("misaligned_matrix", 32, 1, ["misaligned ldmatrix: shared byte 8", "probes.cu:"]),
+    ("uninitialised_matrix", 32, 1, ["uninitialised memory"]),
+    ("divergent_matrix", 32, 1, ["divergent warp", "ldmatrix"]),
+    ("missing_lanes_at_mma", 32, 1, ["DEADLOCK", "threads 0-30 wait at mma"]),
+    ("misaligned_device_read", 32, 1, ["misaligned access", "alignment 16", "probes.cu:"]),
+    ("misaligned_device_write", 32, 1, ["misaligned access", "alignment 8"]),
+    ("misaligned_shared_write", 32, 1, ["misaligned access", "alignment 16", "thread 1"]),
+    ("pipeline_WeakWait", 64, 1, ["RACE", "read is not ordered after the asynchronous copy by thread"]),
+    ("pipeline_NoBarrierAfterUse", 64, 1, ["RACE"]),
+    ("pipeline_StageReleasedEarly", 64, 1, ["RACE", "asynchronous copy"]),
+    ("pipeline_NoWaitAtEnd", 64, 1, ["exits with", "asynchronous copies under way"]),
 ]
 
 
@@ -99,6 +132,29 @@ def test_fault_is_reported(library, name, threads, blocks, expected, seed):
     assert expected[0] in error
     for text in expected[1:] if seed == 0 else ():  # other schedules meet the same fault elsewhere
         assert text in error
+
+
+PIPELINE = [sum((i + c) % 64 for c in range(5)) for i in (thread ^ 33 for thread in range(64))]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("async_copies", [LATE, EARLY, RANDOM])
+def test_pipeline(library, async_copies, seed):
+    assert run(library, "pipeline_None", 64, seed=seed, async_copies=async_copies) == (PIPELINE, None)
+
+
+@pytest.mark.parametrize("bug", ["WeakWait", "NoBarrierAfterWait", "NoBarrierAfterUse", "StageReleasedEarly"])
+@pytest.mark.parametrize("async_copies", [LATE, EARLY, RANDOM])
+def test_pipeline_bug_is_reported_whenever_copies_move(library, bug, async_copies):
+    error = run(library, f"pipeline_{bug}", 64, async_copies=async_copies)[1]
+    assert "RACE" in error or "uninitialised" in error
+
+
+@pytest.mark.parametrize("bug, async_copies", [("WeakWait", LATE), ("StageReleasedEarly", EARLY)])
+def test_pipeline_bug_gives_wrong_values_without_the_race_detector(library, bug, async_copies):
+    out, error = run(library, f"pipeline_{bug}", 64, async_copies=async_copies, detect_races=False)
+    assert error is None
+    assert out != PIPELINE
 
 
 def test_runs_again_after_a_fault(library):

@@ -1,0 +1,140 @@
+// One kernel per wrapper of csrc/common/ptx.cuh, each a single warp: what the instruction does to given
+// words. The same source is compiled by g++ for the emulator (test_ptx.py compares it with tables) and by
+// nvcc for a GPU (tests/gpu/golden.py records what the chip gives). run_ptx_probe() is called through ctypes.
+#include <cstring>
+
+#include "common/ptx.cuh"
+
+namespace {
+
+using namespace acsconv;
+
+using Kernel = void (*)(const uint32_t*, uint32_t*);
+constexpr int kWords = 1024;  // of input, of output and of shared memory
+
+// Shared memory becomes a copy of the input.
+__device__ __forceinline__ uint32_t fill(const uint32_t* in) {
+  DYNAMIC_SHARED(memory);
+  uint32_t* shared = reinterpret_cast<uint32_t*>(memory);
+  for (int i = threadIdx.x; i < kWords; i += 32) shared[i] = in[i];
+  __syncthreads();
+  return ptx::shared_address(memory);
+}
+
+// Lane i gives the address of row 5 i mod 32: rows of one matrix lie apart.
+__device__ __forceinline__ uint32_t row_address(const uint32_t* in) {
+  return fill(in) + threadIdx.x * 5 % 32 * 16;
+}
+
+__global__ void ldmatrix_x4(const uint32_t* in, uint32_t* out) {
+  uint32_t r[4];
+  ptx::ldmatrix_x4(r, row_address(in));
+  for (int j = 0; j < 4; ++j) out[j * 32 + threadIdx.x] = r[j];
+}
+__global__ void ldmatrix_x4_trans(const uint32_t* in, uint32_t* out) {
+  uint32_t r[4];
+  ptx::ldmatrix_x4_trans(r, row_address(in));
+  for (int j = 0; j < 4; ++j) out[j * 32 + threadIdx.x] = r[j];
+}
+__global__ void ldmatrix_x2(const uint32_t* in, uint32_t* out) {
+  uint32_t r[2];
+  ptx::ldmatrix_x2(r, row_address(in));
+  for (int j = 0; j < 2; ++j) out[j * 32 + threadIdx.x] = r[j];
+}
+__global__ void ldmatrix_x2_trans(const uint32_t* in, uint32_t* out) {
+  uint32_t r[2];
+  ptx::ldmatrix_x2_trans(r, row_address(in));
+  for (int j = 0; j < 2; ++j) out[j * 32 + threadIdx.x] = r[j];
+}
+
+// Input: 4 words of A, 2 of B, 4 of D per lane.
+template <class T>
+__global__ void mma(const uint32_t* in, uint32_t* out) {
+  uint32_t a[4], b[2];
+  float d[4];
+  const uint32_t* lane = in + threadIdx.x * 10;
+  for (int i = 0; i < 4; ++i) a[i] = lane[i];
+  for (int i = 0; i < 2; ++i) b[i] = lane[4 + i];
+  memcpy(d, lane + 6, sizeof d);
+  ptx::mma<T>(d, a, b);
+  memcpy(out + threadIdx.x * 4, d, sizeof d);
+}
+// Input: 3 fragments of A, of which the last two are multiplied, and 3 of B; tile (m, n) begins with 3 m + n.
+template <class T>
+__global__ void mma_tiles(const uint32_t* in, uint32_t* out) {
+  uint32_t a[3][4], b[3][2];
+  float d[2][3][4];
+  const uint32_t* lane = in + threadIdx.x * 18;
+  for (int m = 0; m < 3; ++m) {
+    for (int i = 0; i < 4; ++i) a[m][i] = lane[4 * m + i];
+  }
+  for (int n = 0; n < 3; ++n) {
+    for (int i = 0; i < 2; ++i) b[n][i] = lane[12 + 2 * n + i];
+  }
+  for (int m = 0; m < 2; ++m) {
+    for (int n = 0; n < 3; ++n) {
+      for (int i = 0; i < 4; ++i) d[m][n][i] = static_cast<float>(3 * m + n);
+    }
+  }
+  ptx::mma_tiles<T>(d, a, 1, b);
+  memcpy(out + threadIdx.x * 24, d, sizeof d);
+}
+
+// Even lanes copy, odd lanes write zeros; the rest of shared memory keeps the input.
+template <int kBytes>
+__global__ void cp_async(const uint32_t* in, uint32_t* out) {
+  DYNAMIC_SHARED(memory);
+  const uint32_t shared = fill(in);
+  const int lane = threadIdx.x, from = (lane + 7) % 32;
+  ptx::cp_async<kBytes>(shared + lane * 16, in + from * 4, lane % 2 == 0 ? kBytes : 0);
+  ptx::cp_async_commit();
+  ptx::cp_async_wait<0>();
+  __syncthreads();
+  for (int i = lane; i < 128; i += 32) out[i] = reinterpret_cast<const uint32_t*>(memory)[i];
+}
+
+__global__ void to_tf32(const uint32_t* in, uint32_t* out) {
+  float value;
+  memcpy(&value, in + threadIdx.x, sizeof value);
+  out[threadIdx.x] = ptx::to_tf32(value);
+}
+
+__global__ void indices(const uint32_t*, uint32_t* out) {
+  out[ptx::thread_x()] = static_cast<uint32_t>(ptx::thread_x() + 100 * ptx::block_x());
+}
+
+struct Probe {
+  const char* name;
+  Kernel kernel;
+};
+constexpr Probe kProbes[] = {
+    {"ldmatrix_x4", ldmatrix_x4},
+    {"ldmatrix_x4_trans", ldmatrix_x4_trans},
+    {"ldmatrix_x2", ldmatrix_x2},
+    {"ldmatrix_x2_trans", ldmatrix_x2_trans},
+    {"mma_bfloat16", mma<BFloat16>},
+    {"mma_float16", mma<Float16>},
+    {"mma_tf32", mma<float>},
+    {"mma_tiles_bfloat16", mma_tiles<BFloat16>},
+    {"mma_tiles_float16", mma_tiles<Float16>},
+    {"mma_tiles_tf32", mma_tiles<float>},
+    {"cp_async_4", cp_async<4>},
+    {"cp_async_8", cp_async<8>},
+    {"cp_async_16", cp_async<16>},
+    {"to_tf32", to_tf32},
+    {"indices", indices},
+};
+
+}  // namespace
+
+// Runs a probe on in[1024] and out[1024] in device memory. Returns null, or why it failed.
+extern "C" __attribute__((visibility("default"))) const char* run_ptx_probe(const char* name,
+                                                                            const uint32_t* in,
+                                                                            uint32_t* out) {
+  for (const Probe& probe : kProbes) {
+    if (std::strcmp(probe.name, name) == 0) {
+      return launch(probe.kernel, dim3(1), dim3(32), kWords * sizeof(uint32_t), nullptr, in, out);
+    }
+  }
+  return "no such probe";
+}
