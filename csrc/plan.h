@@ -14,10 +14,12 @@ enum class Pass : int32_t { Forward, BackwardInput };
 
 struct Machine {
   int multiprocessors;
+  int capability = 90;                    // compute capability, 10 * major + minor
+  size_t block_shared_bytes = 227 << 10;  // most shared memory of a block
 };
 
 // Tiles of the gather kernel: warps side by side, each 8 items wide, and voxels per lane. Half as many voxels
-// in float64, whose registers are twice as wide; the two widest tiles are then too thin for their threads.
+// in float64, whose registers are twice as wide.
 struct GatherTileShape {
   int warps, rows;
 };
@@ -34,8 +36,22 @@ inline constexpr int kDepthwiseInner = 32, kDepthwiseOuter = 4;
 constexpr int gather_rows(ScalarType type, int shape) {
   return type == ScalarType::Float64 ? kGatherShapes[shape].rows / 2 : kGatherShapes[shape].rows;
 }
+// Every tile costs compile time on every architecture. In float32, which people train with here, all of them
+// are built. float64 is for checking gradients, and 16 bits are for tensor cores wherever these take the
+// layer: their tiles are 16 and 32 channels wide, in 16 bits 64 too, at most a third slower on some views.
 constexpr bool gather_shape_exists(ScalarType type, int shape) {
-  return gather_rows(type, shape) % kGatherShapes[shape].warps == 0 || kGatherShapes[shape].warps <= 4;
+  return type == ScalarType::Float32 || kGatherShapes[shape].warps == 2 || kGatherShapes[shape].warps == 4 ||
+         (type != ScalarType::Float64 && kGatherShapes[shape].warps == 8);
+}
+// The same for the tiles of the gradient of the weight, wide and narrow (plan_backward_weight()).
+inline constexpr int kNarrowWarps = 4;  // most warps of a narrow tile
+constexpr bool weight_tile_exists(ScalarType type, int warps, bool narrow) {
+  return narrow ? warps <= kNarrowWarps && (type == ScalarType::Float32 || warps == 2)
+                : type == ScalarType::Float32 || warps == 2 || warps == 8;
+}
+// Rows and columns of taps that a thread of the depthwise gradient of the weight sums at once.
+constexpr bool depthwise_taps_exist(ScalarType type, int taps) {
+  return taps == 3 || type != ScalarType::Float64;
 }
 
 struct GatherPlan {
@@ -86,18 +102,25 @@ inline std::string depthwise_rejection(const Problem& p, bool soft) {
   return {};
 }
 
-// Why the kernels of Soft ACS cannot be folded; empty: they can.
-inline std::string fold_rejection(const Problem& p) {
-  if (p.kernel_h != 3 || p.kernel_w != 3) return "the kernel is not 3 x 3";
-  if (p.type != ScalarType::Float64 && p.type != ScalarType::Float32) return "16-bit sums would be rounded";
+// Whether tap (1, 1) of a 3x3 kernel reads the same voxel in all views, and a step along an axis is the same in
+// both views whose plane it lies in.
+inline bool views_share_centre(const Problem& p) {
   for (int axis = 0; axis < 3; ++axis) {
     const int other = (axis + 1) % 3, last = (axis + 2) % 3;  // views in whose plane the axis lies
     const int64_t middle = p.origin[other][axis] + p.dilation[other][axis];
     if (p.dilation[other][axis] != p.dilation[last][axis] || p.origin[other][axis] != p.origin[last][axis] ||
         p.origin[axis][axis] != middle) {
-      return "the views have no common centre";
+      return false;
     }
   }
+  return true;
+}
+
+// Why the kernels of Soft ACS cannot be folded; empty: they can.
+inline std::string fold_rejection(const Problem& p) {
+  if (p.kernel_h != 3 || p.kernel_w != 3) return "the kernel is not 3 x 3";
+  if (p.type != ScalarType::Float64 && p.type != ScalarType::Float32) return "16-bit sums would be rounded";
+  if (!views_share_centre(p)) return "the views have no common centre";
   return {};
 }
 
@@ -193,7 +216,6 @@ struct WeightPlan {
 };
 
 inline constexpr int64_t kLargestWorkspace = 64 << 20;
-inline constexpr int kNarrowWarps = 4;  // most warps of a narrow tile
 
 // Enough parts for `blocks` blocks of `tiles` tiles, but not more than `most`, nor than fit the workspace.
 inline void choose_parts(WeightPlan& plan, const Problem& p, int64_t blocks, int64_t tiles, int64_t most,
@@ -207,7 +229,7 @@ inline void choose_parts(WeightPlan& plan, const Problem& p, int64_t blocks, int
 // A line of voxels is a thread's work, and a block takes a few lines of its channels for every thread.
 inline void plan_depthwise_weight(const Problem& p, const Machine& machine, WeightPlan& plan) {
   constexpr int64_t kThreads = 128, kLeastLines = 2;
-  plan.taps = p.kernel_h <= 3 && p.kernel_w <= 3 ? 3 : 7;
+  plan.taps = (p.kernel_h <= 3 && p.kernel_w <= 3) || !depthwise_taps_exist(p.type, 7) ? 3 : 7;
   plan.channels_inner = p.input.channel == 1 && p.output.channel == 1;
   const int64_t width = plan.channels_inner ? kDepthwiseInner : kDepthwiseOuter;
   int64_t tiles = 0, lines = INT64_MAX;
@@ -243,7 +265,7 @@ inline WeightPlan plan_backward_weight(const Problem& p, bool soft, const Machin
 
   int64_t best = INT64_MAX, item_tiles = 0;
   for (const int warps : {1, 2, 4, 8}) {
-    if (plan.narrow && warps > kNarrowWarps) break;
+    if (!weight_tile_exists(p.type, warps, plan.narrow)) continue;
     int64_t cost = 0, tiles = 0;
     for (int view = 0; view < kViews; ++view) {
       const int64_t channels = soft ? p.out_channels : p.split[view];

@@ -77,6 +77,16 @@ inline void narrow(float value, BFloat16& to) {
 __device__ __forceinline__ void narrow(float value, float& to) { to = value; }
 __device__ __forceinline__ void narrow(double value, double& to) { to = value; }
 
+// The ScalarType of a C++ type.
+template <class T>
+inline constexpr ScalarType kScalarType = ScalarType::Float32;
+template <>
+inline constexpr ScalarType kScalarType<double> = ScalarType::Float64;
+template <>
+inline constexpr ScalarType kScalarType<Float16> = ScalarType::Float16;
+template <>
+inline constexpr ScalarType kScalarType<BFloat16> = ScalarType::BFloat16;
+
 // Calls function(T{}) with the C++ type of a ScalarType.
 template <class Function>
 auto with_scalar(ScalarType type, Function&& function) {

@@ -33,19 +33,21 @@ const char* launch_backward_weight(WeightWork work, const void* grad_output, con
       p.out_channels, grad_weight, grad_bias, stream);
 }
 
-template <class Scalar, int Warps>
+template <class Scalar, int Warps, bool Narrow>
 const char* launch_shape(const WeightPlan& plan, const WeightWork& work, const void* grad_output,
                          const void* input, void* grad_weight, void* grad_bias, void* workspace,
                          void* stream) {
-  auto run = plan.channels_inner ? launch_backward_weight<SimtBackwardWeight<Scalar, Warps, false, true>>
-                                 : launch_backward_weight<SimtBackwardWeight<Scalar, Warps, false, false>>;
-  if constexpr (Warps <= kNarrowWarps) {
-    if (plan.narrow) {
-      run = plan.channels_inner ? launch_backward_weight<SimtBackwardWeight<Scalar, Warps, true, true>>
-                                : launch_backward_weight<SimtBackwardWeight<Scalar, Warps, true, false>>;
-    }
+  if constexpr (weight_tile_exists(kScalarType<Scalar>, Warps, Narrow)) {
+    return (
+        plan.channels_inner
+            ? launch_backward_weight<SimtBackwardWeight<Scalar, Warps, Narrow, true>>
+            : launch_backward_weight<SimtBackwardWeight<Scalar, Warps, Narrow, false>>)(work, grad_output,
+                                                                                        input, grad_weight,
+                                                                                        grad_bias, workspace,
+                                                                                        stream);
+  } else {
+    return "the plan names a tile that does not exist";
   }
-  return run(work, grad_output, input, grad_weight, grad_bias, workspace, stream);
 }
 
 }  // namespace
@@ -71,10 +73,13 @@ const char* simt_backward_weight(const Problem& problem, bool soft, const void* 
   }
   return with_scalar(problem.type, [&](auto scalar) {
     using Scalar = decltype(scalar);
-    const auto run = plan.warps == 1   ? launch_shape<Scalar, 1>
-                     : plan.warps == 2 ? launch_shape<Scalar, 2>
-                     : plan.warps == 4 ? launch_shape<Scalar, 4>
-                                       : launch_shape<Scalar, 8>;
+    const auto run = plan.narrow       ? plan.warps == 1   ? launch_shape<Scalar, 1, true>
+                                         : plan.warps == 2 ? launch_shape<Scalar, 2, true>
+                                                           : launch_shape<Scalar, 4, true>
+                     : plan.warps == 1 ? launch_shape<Scalar, 1, false>
+                     : plan.warps == 2 ? launch_shape<Scalar, 2, false>
+                     : plan.warps == 4 ? launch_shape<Scalar, 4, false>
+                                       : launch_shape<Scalar, 8, false>;
     return run(plan, work, grad_output, input, grad_weight, grad_bias, workspace, stream);
   });
 }

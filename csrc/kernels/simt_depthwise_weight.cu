@@ -48,9 +48,14 @@ const char* simt_depthwise_weight(const Problem& problem, const WeightPlan& plan
                                   void* stream) {
   return with_scalar(problem.type, [&](auto scalar) {
     using Scalar = decltype(scalar);
-    return (plan.taps == 3 ? launch_order<Scalar, 3>
-                           : launch_order<Scalar, 7>)(plan.channels_inner, problem, plan.parts, grad_output,
-                                                      input, grad_weight, grad_bias, workspace, stream);
+    if constexpr (depthwise_taps_exist(kScalarType<Scalar>, 7)) {
+      if (plan.taps == 7) {
+        return launch_order<Scalar, 7>(plan.channels_inner, problem, plan.parts, grad_output, input,
+                                       grad_weight, grad_bias, workspace, stream);
+      }
+    }
+    return launch_order<Scalar, 3>(plan.channels_inner, problem, plan.parts, grad_output, input, grad_weight,
+                                   grad_bias, workspace, stream);
   });
 }
 

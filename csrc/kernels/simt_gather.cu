@@ -31,7 +31,7 @@ const char* launch_gather(const GatherWork& shape, const void* source, const voi
 template <class Scalar, int Shape>
 const char* launch_shape(const GatherPlan& plan, const GatherWork& work, const void* source,
                          const void* weight, const void* bias, void* destination, void* stream) {
-  constexpr ScalarType kType = sizeof(Scalar) == 8 ? ScalarType::Float64 : ScalarType::Float32;
+  constexpr ScalarType kType = kScalarType<Scalar>;
   if constexpr (gather_shape_exists(kType, Shape)) {
     if (plan.shape == Shape) {
       constexpr int kWarps = kGatherShapes[Shape].warps, kRows = gather_rows(kType, Shape);
