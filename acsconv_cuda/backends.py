@@ -28,7 +28,7 @@ FAMILIES = ("acs", "soft")
 #: What the fused kernels cover: (pass, family), and dtypes.
 FUSED_PASSES = {
     "cuda": {(operation, family) for operation in PASSES for family in FAMILIES},
-    "cpu": {("forward", "acs")},
+    "cpu": {(operation, family) for operation in ("forward", "backward_input") for family in FAMILIES},
 }
 FUSED_DTYPES = {
     "cuda": (torch.float64, torch.float32, torch.float16, torch.bfloat16),

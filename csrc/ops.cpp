@@ -21,7 +21,7 @@
 #include "problem.h"
 
 #ifdef ACSCONV_WITH_CPU
-#include "cpu/forward.h"
+#include "cpu/passes.h"
 #endif
 
 #ifdef ACSCONV_WITH_CUDA
@@ -196,6 +196,30 @@ Forward prepare_forward(const Tensor& input, const Tensor& weight, const std::op
   return call;
 }
 
+// A gradient of the input, as Forward.
+struct BackwardInput {
+  Problem problem;
+  Tensor weight, grad_input;
+};
+
+BackwardInput prepare_backward_input(const Tensor& grad_output, const Tensor& weight,
+                                     const Numbers& input_size, bool channels_last, const Layer& layer) {
+  check_volume("grad_output", grad_output);
+  check_companion("weight", weight, "grad_output", grad_output, layer.soft() ? 5 : 4);
+  check(!layer.soft() || weight.size(0) == kViews, "the kernels of three views are needed");
+  const int first = layer.soft() ? 1 : 0;
+  const Sizes sizes{grad_output.size(0),      weight.size(first + 1) * layer.groups,
+                    weight.size(first),       input_size,
+                    volume_size(grad_output), {weight.size(first + 2), weight.size(first + 3)}};
+  Problem p = describe(grad_output, sizes, layer);
+  check(grad_output.size(1) == p.out_channels, "grad_output must have ", p.out_channels, " channels, got ",
+        grad_output.size(1));
+  Tensor grad_input = new_volume(grad_output, p.batch, p.in_channels, p.in_size, channels_last);
+  p.input = strides(grad_input);
+  p.output = strides(grad_output);
+  return {p, torch::stable::contiguous(weight), grad_input};
+}
+
 #ifdef ACSCONV_WITH_CPU
 
 Threads torch_threads() {
@@ -213,15 +237,24 @@ Tensor fused_forward_cpu(const Tensor& input, const Tensor& weight, const std::o
                          Numbers split, Numbers stride, Numbers origin, Numbers dilation, Numbers output_size,
                          int64_t groups) {
   const Layer layer{split, stride, origin, dilation, groups};
-  check(!layer.soft(), "the CPU kernels do not compute Soft ACS");
   Forward call = prepare_forward(input, weight, bias, output_size, layer);
-  check(call.problem.type == ScalarType::Float64 || call.problem.type == ScalarType::Float32,
-        "the CPU kernels take float64 and float32, not float16 or bfloat16");
   if (call.output.numel() > 0) {
-    cpu_forward(call.problem, input.const_data_ptr(), call.weight.const_data_ptr(), call.bias_data(),
-                call.output.mutable_data_ptr(), torch_threads());
+    cpu_forward(call.problem, layer.soft(), input.const_data_ptr(), call.weight.const_data_ptr(),
+                call.bias_data(), call.output.mutable_data_ptr(), torch_threads());
   }
   return call.output;
+}
+
+Tensor fused_backward_input_cpu(const Tensor& grad_output, const Tensor& weight, Numbers input_size,
+                                bool channels_last, Numbers split, Numbers stride, Numbers origin,
+                                Numbers dilation, int64_t groups) {
+  const Layer layer{split, stride, origin, dilation, groups};
+  BackwardInput call = prepare_backward_input(grad_output, weight, input_size, channels_last, layer);
+  if (call.grad_input.numel() > 0) {
+    cpu_backward_input(call.problem, layer.soft(), grad_output.const_data_ptr(), call.weight.const_data_ptr(),
+                       call.grad_input.mutable_data_ptr(), torch_threads());
+  }
+  return call.grad_input;
 }
 
 #endif
@@ -298,30 +331,18 @@ Tensor fused_backward_input_cuda(const Tensor& grad_output, const Tensor& weight
                                  Numbers dilation, int64_t groups) {
   const Launch launch(grad_output);
   const Layer layer{split, stride, origin, dilation, groups};
-  check_volume("grad_output", grad_output);
-  check_companion("weight", weight, "grad_output", grad_output, layer.soft() ? 5 : 4);
-  check(!layer.soft() || weight.size(0) == kViews, "the kernels of three views are needed");
-  const int first = layer.soft() ? 1 : 0;
-  const Sizes sizes{grad_output.size(0),      weight.size(first + 1) * groups,
-                    weight.size(first),       input_size,
-                    volume_size(grad_output), {weight.size(first + 2), weight.size(first + 3)}};
-  Problem p = describe(grad_output, sizes, layer);
-  check(grad_output.size(1) == p.out_channels, "grad_output must have ", p.out_channels, " channels, got ",
-        grad_output.size(1));
-  Tensor grad_input = new_volume(grad_output, p.batch, p.in_channels, p.in_size, channels_last);
-  if (grad_input.numel() == 0) return grad_input;
-  p.input = strides(grad_input);
-  p.output = strides(grad_output);
-  const Tensor packed = torch::stable::contiguous(weight);
-  const void *g = grad_output.const_data_ptr(), *w = packed.const_data_ptr();
-  void* grad = grad_input.mutable_data_ptr();
+  BackwardInput call = prepare_backward_input(grad_output, weight, input_size, channels_last, layer);
+  if (call.grad_input.numel() == 0) return call.grad_input;
+  const Problem& p = call.problem;
+  const void *g = grad_output.const_data_ptr(), *w = call.weight.const_data_ptr();
+  void* grad = call.grad_input.mutable_data_ptr();
   if (layer.soft()) {
     Tensor workspace = new_workspace(grad_output, simt_soft_workspace(p, Pass::BackwardInput));
     check_launch(simt_soft_backward_input(p, g, w, grad, workspace.mutable_data_ptr(), launch.stream()));
   } else {
     check_launch(simt_backward_input(p, g, w, grad, launch.stream()));
   }
-  return grad_input;
+  return call.grad_input;
 }
 
 // (grad_weight, shaped as the weight; grad_bias [C_out], empty unless asked for).
@@ -364,6 +385,7 @@ std::tuple<Tensor, Tensor> fused_backward_weight_cuda(const Tensor& grad_output,
 #ifdef ACSCONV_WITH_CPU
 STABLE_TORCH_LIBRARY_IMPL(acsconv, CPU, m) {
   m.impl("fused_forward", TORCH_BOX(&acsconv::fused_forward_cpu));
+  m.impl("fused_backward_input", TORCH_BOX(&acsconv::fused_backward_input_cpu));
 }
 #endif
 

@@ -6,9 +6,17 @@
 
 namespace acsconv {
 
-#define ACSCONV_DECLARE(isa)                \
-  namespace isa {                           \
-  extern const WalkKernels kFloat, kDouble; \
+#define ACSCONV_DECLARE(isa)                                                                         \
+  namespace isa {                                                                                    \
+  extern const Conversion kConvertFloat64, kConvertFloat32, kConvertFloat16, kConvertBFloat16;       \
+  extern const WalkKernel kWalkFloat64, kWalkFloat32, kWalkFloat16, kWalkBFloat16;                   \
+  }                                                                                                  \
+  namespace {                                                                                        \
+  constexpr Isa k_##isa = {                                                                          \
+      #isa,                                                                                          \
+      {&isa::kConvertFloat64, &isa::kConvertFloat32, &isa::kConvertFloat16, &isa::kConvertBFloat16}, \
+      {&isa::kWalkFloat64, &isa::kWalkFloat32, &isa::kWalkFloat16, &isa::kWalkBFloat16},             \
+  };                                                                                                 \
   }
 ACSCONV_DECLARE(portable)
 #ifdef ACSCONV_X86
@@ -20,23 +28,22 @@ ACSCONV_DECLARE(avx512)
 namespace {
 
 struct Candidate {
-  Isa isa;
+  const Isa& isa;
   bool (*available)();
 };
 
 // Each tests for every feature that its compile options name (CMakeLists.txt).
 const Candidate kCandidates[] = {
 #ifdef ACSCONV_X86
-    {{"avx512", &avx512::kFloat, &avx512::kDouble},
+    {k_avx512,
      [] {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
               __builtin_cpu_supports("fma");
      }},
-    {{"avx2", &avx2::kFloat, &avx2::kDouble},
-     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+    {k_avx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif
-    {{"portable", &portable::kFloat, &portable::kDouble}, [] { return true; }},
+    {k_portable, [] { return true; }},
 };
 
 }  // namespace

@@ -1,14 +1,16 @@
 // Which instruction set the CPU kernels use: the best that was compiled and that the processor has.
 #pragma once
 
+#include "convert.h"
 #include "walk.h"
 
 namespace acsconv {
 
+// The arrays are indexed by ScalarType.
 struct Isa {
   const char* name;  // "avx512", "avx2" or "portable"
-  const WalkKernels* float32;
-  const WalkKernels* float64;
+  const Conversion* conversion[4];
+  const WalkKernel* walk[4];
 };
 
 // The environment variable ACSCONV_CPU_ISA names a lesser one to use instead; it is read at every call.

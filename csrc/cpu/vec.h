@@ -1,5 +1,5 @@
 // Vectors of numbers in the compiler's own extension, so that one source serves every instruction set.
-// Included only by walk.cpp, which is compiled once per instruction set, each time in a namespace of its own.
+// Included only by sources that are compiled once per instruction set, each time in a namespace of their own.
 //
 // ACSCONV_VECTOR_BYTES and ACSCONV_ACCUMULATORS come from the build and say what a register holds and how
 // many there are to accumulate in.
@@ -103,28 +103,16 @@ template <class T, int First, int... Lane>
 #endif
 }
 
-// to[i] = from[2 * i + First] for i < n, where `from` has `available` numbers.
-template <class T, int First>
-[[gnu::always_inline]] inline void copy_every_other(T* to, const T* from, int64_t n, int64_t available) {
-  constexpr int lanes = kLanes<T>;
-  int64_t i = 0;
-  for (; i + lanes <= n && 2 * (i + lanes) <= available; i += lanes) {
-    store<T>(to + i, every_other<T, First>(load<T>(from + 2 * i), load<T>(from + 2 * i + lanes),
-                                           typename MakeIndices<lanes>::Type{}));
-  }
-  for (; i < n; ++i) to[i] = from[2 * i + First];
-}
-
-// Copies n numbers, n often small: no call.
-template <class T>
-[[gnu::always_inline]] inline void copy_row(T* to, const T* from, int64_t n) {
-  constexpr int lanes = kLanes<T>;
-  if (n < lanes) {
-    for (int64_t i = 0; i < n; ++i) to[i] = from[i];
-    return;
-  }
-  for (int64_t i = 0; i + lanes <= n; i += lanes) store<T>(to + i, load<T>(from + i));
-  if (n % lanes != 0) store<T>(to + n - lanes, load<T>(from + n - lanes));
+// The lanes of two vectors in turns, from lane First of both on, as many as fit into one.
+template <class T, int First, int... Lane>
+[[gnu::always_inline]] inline Vec<T> interleaved(Vec<T> a, Vec<T> b, Indices<Lane...>) {
+  constexpr int lanes = sizeof...(Lane);
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, (Lane / 2 + First + (Lane % 2) * lanes)...);
+#else
+  using Integer = decltype(a < b);
+  return __builtin_shuffle(a, b, Integer{(Lane / 2 + First + (Lane % 2) * lanes)...});
+#endif
 }
 
 }  // namespace ACSCONV_ISA

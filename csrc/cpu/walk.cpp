@@ -1,27 +1,26 @@
-// The forward kernel on the CPU: vectors run over voxels, and each is multiplied by one weight per output
-// channel.
+// The gather kernel on the CPU, which computes outputs and gradients of the input: vectors run over voxels,
+// and each is multiplied by one weight per target channel.
 //
-//   accumulator[channel][16 voxels] += weight[channel] * x[16 voxels]
+//   accumulator[channel][16 voxels] += weight[channel] * source[16 voxels]
 //
 // so that no lane is lost on a view of 11 or 21 channels, and one loop serves all kernels, strides and
 // layouts: they only change the addresses. Accumulators stay in registers for kTermsPerSum products, then
-// they are added to the staged output: one long chain of float additions would lose digits. Every output is
+// they are added to the staged output: one long chain of float additions would lose digits. Every target is
 // the same sum in the same order, whatever strip, vector or thread it falls into.
 //
 // This file is compiled once per instruction set, with ACSCONV_ISA as its namespace. It includes nothing with
-// inline functions outside that namespace, see walk.h; forward.cpp calls it.
+// inline functions outside that namespace, see walk.h; gather_pass.cpp calls it.
 #include "walk.h"
 
 #include "pack.h"
-#include "vec.h"
 
 namespace acsconv {
 namespace ACSCONV_ISA {
 
-// One run of the reduction: `count` input channels of one tap.
+// One run of the reduction: `count` source channels of one tap.
 template <class T>
 struct Segment {
-  const T* x;        // the input that the strip's first output voxel reads, in the first of the channels
+  const T* x;        // the source that the strip's first target voxel reads, in the first of the channels
   const T* weights;  // [channel][out_count]
   int64_t count;
 };
@@ -29,7 +28,7 @@ struct Segment {
 // The length of one chain of additions; a segment, at most Walk::channel_slice products, is not cut.
 constexpr int64_t kTermsPerSum = 32;
 
-// Adds the segments to Vectors * lanes outputs of Channels output channels, from flat voxel index `voxel` on:
+// Adds the segments to Vectors * lanes targets of Channels target channels, from flat voxel index `voxel` on:
 // to the bias, if there is one, or to what `out` holds.
 // Single: every segment is one channel, as in a depthwise layer.
 template <class T, int Vectors, int Channels, bool Single>
@@ -87,56 +86,83 @@ struct MultiplyTable {
   }
 };
 
-// The taps of a block whose input plane lies inside the volume, as segments.
+// The taps of a block whose source plane lies inside the volume, as segments.
 template <class T>
 const Segment<T>* segments_of(const Walk& walk, const Block& block, int64_t out_plane, const T* ring,
                               const T* weights, int64_t channels, Segment<T>* segments) {
-  const Tap* begin = walk.taps + walk.tap_begin[block.view];
-  const Tap* end = walk.taps + walk.tap_begin[block.view + 1];
   const int64_t first_plane = out_plane * walk.plane_stride + walk.plane_min;
   const int64_t remainder = first_plane % walk.ring_planes;
   const int64_t first_slot = remainder < 0 ? remainder + walk.ring_planes : remainder;
-  const int64_t phase_size = channels * walk.channel_stride;
+  const int64_t channel_stride = walk.packing.channel_stride;
+  const int64_t phase_size = channels * channel_stride;
   const T* w = weights + block.weights;
-  for (int64_t c = 0; c < walk.group_channels; c += walk.channel_slice) {
-    const int64_t left = walk.group_channels - c;
-    const int64_t count = left < walk.channel_slice ? left : walk.channel_slice;
-    const T* slice = ring + (block.in_begin + c) * walk.channel_stride;
-    for (const Tap* tap = begin; tap != end; ++tap, w += count * block.out_count) {
-      const int64_t plane = first_plane + tap->plane;
-      if (plane < 0 || plane >= walk.in_planes) continue;
-      const int64_t ahead = first_slot + tap->plane;
-      const int64_t slot = ahead < walk.ring_planes ? ahead : ahead - walk.ring_planes;
-      *segments++ = {slice + (slot * walk.phase_count + tap->phase) * phase_size + tap->offset, w, count};
+  for (const Part* part = walk.parts + block.part_begin; part != walk.parts + block.part_end; ++part) {
+    for (int64_t c = 0; c < part->in_count; c += walk.channel_slice) {
+      const int64_t left = part->in_count - c;
+      const int64_t count = left < walk.channel_slice ? left : walk.channel_slice;
+      const T* slice = ring + (part->in_begin + c) * channel_stride;
+      for (const Tap* tap = walk.taps + part->tap_begin; tap != walk.taps + part->tap_end;
+           ++tap, w += count * block.out_count) {
+        const int64_t plane = first_plane + tap->plane;
+        if (plane < 0 || plane >= walk.in_planes) continue;
+        const int64_t ahead = first_slot + tap->plane;
+        const int64_t slot = ahead < walk.ring_planes ? ahead : ahead - walk.ring_planes;
+        *segments++ = {slice + (slot * walk.packing.phase_count + tap->phase) * phase_size + tap->offset, w,
+                       count};
+      }
     }
   }
   return segments;
 }
 
+// Computes a block in one target plane of a strip, `voxels` flat numbers per channel.
 template <class T>
-void run(const Walk& walk, const Task& task, const void* input_data, const void* weight_data,
-         const void* bias_data, void* output_data, const Scratch& scratch) {
+void run_block(const Walk& walk, const Block& block, const Segment<T>* segments, const Segment<T>* end,
+               int64_t voxels, const T* bias, T* to) {
   static constexpr MultiplyTable<T, false> general;
   static constexpr MultiplyTable<T, true> single;
   constexpr int lanes = kLanes<T>;
+  const bool alone = block.single && block.out_count <= kMaxSingle;
+  const int64_t channel_stride = walk.packing.channel_stride;
+  for (int64_t voxel = 0; voxel < voxels;) {
+    int vectors = block.vectors;
+    while (vectors > 1 && voxels - voxel <= (vectors - 1) * lanes) --vectors;
+    const Multiply<T> add =
+        alone ? single.entry[vectors][block.out_count] : general.entry[vectors][block.out_count];
+    const Segment<T>* cut = end_of_sum<T>(segments, end);
+    add(segments, cut, voxel, channel_stride, bias + block.out_begin, to + voxel, walk.stage_channel);
+    while (cut != end) {
+      const Segment<T>* from = cut;
+      cut = end_of_sum<T>(from, end);
+      add(from, cut, voxel, channel_stride, nullptr, to + voxel, walk.stage_channel);
+    }
+    voxel += vectors * lanes;
+  }
+}
+
+template <class S>
+void run(const Walk& walk, const Task& task, const void* source_data, const void* weight_data,
+         const void* bias_data, void* target_data, const Scratch& scratch) {
+  using T = Computed<S>;
   const Chunk& chunk = walk.chunks[task.chunk];
   const T* weights = static_cast<const T*>(weight_data);
   const T* bias = static_cast<const T*>(bias_data);
   T* ring = static_cast<T*>(scratch.ring);
   T* stage = static_cast<T*>(scratch.stage);
   auto* segments = static_cast<Segment<T>*>(scratch.segments);
-  const T* input = static_cast<const T*>(input_data) + task.sample * walk.input.batch +
-                   chunk.in_begin * walk.input.channel;
-  const Block* block_begin = walk.blocks + task.block_begin;
-  const Block* block_end = walk.blocks + task.block_end;
-  const int64_t out_begin = block_begin->out_begin;
-  const int64_t out_count = block_end[-1].out_begin + block_end[-1].out_count - out_begin;
-  T* output = static_cast<T*>(output_data) + task.sample * walk.output.batch +
-              out_begin * walk.output.channel + task.row_begin * walk.output.row;
+  const Strides5& from = walk.packing.source;
+  const S* source =
+      static_cast<const S*>(source_data) + task.sample * from.batch + chunk.in_begin * from.channel;
+  const Block* blocks = walk.blocks + chunk.block_begin;  // of one class after the other
+  const int64_t out_begin = blocks[task.block_begin].out_begin;
+  const int64_t out_count =
+      blocks[task.block_end - 1].out_begin + blocks[task.block_end - 1].out_count - out_begin;
+  S* target =
+      static_cast<S*>(target_data) + task.sample * walk.target.batch + out_begin * walk.target.channel;
 
   const int64_t rows = task.row_end - task.row_begin;
-  const int64_t voxels = (rows - 1) * walk.pitch + walk.out_columns;
-  const int64_t plane_size = walk.phase_count * chunk.in_count * walk.channel_stride;
+  const int64_t voxels = (rows - 1) * walk.packing.pitch + walk.class_columns;
+  const int64_t plane_size = walk.packing.phase_count * chunk.in_count * walk.packing.channel_stride;
   int64_t packed_end = -1;  // planes below this one have been packed, as far as any tap reads them
 
   for (int64_t first = task.plane_begin; first < task.plane_end; first += walk.step_planes) {
@@ -151,45 +177,51 @@ void run(const Walk& walk, const Task& task, const void* input_data, const void*
       end = end > walk.in_planes ? walk.in_planes : end;
       for (int64_t plane = begin; plane < end; ++plane) {
         if (!walk.plane_read[(plane - walk.plane_min) % walk.plane_stride]) continue;
-        pack_plane(walk, input + plane * walk.input.plane, chunk.in_count, walk.row_min + task.row_begin,
-                   rows + walk.halo_rows, ring + plane % walk.ring_planes * plane_size);
+        pack_plane(walk.packing, source + plane * from.plane, chunk.in_count,
+                   walk.packing.row_min + task.row_begin, rows + walk.packing.halo_rows,
+                   ring + plane % walk.ring_planes * plane_size);
       }
       packed_end = end > packed_end ? end : packed_end;
     }
 
-    for (const Block* block = block_begin; block != block_end; ++block) {
-      const bool alone = walk.group_channels == 1 && block->out_count <= kMaxSingle;
-      for (int64_t o = 0; o < planes; ++o) {
-        const Segment<T>* end = segments_of(walk, *block, first + o, ring, weights, chunk.in_count, segments);
-        T* to = stage + (block->out_begin - out_begin) * walk.stage_channel + o * walk.stage_plane;
-        for (int64_t voxel = 0; voxel < voxels;) {
-          int vectors = block->vectors;
-          while (vectors > 1 && voxels - voxel <= (vectors - 1) * lanes) --vectors;
-          const Multiply<T> add =
-              alone ? single.entry[vectors][block->out_count] : general.entry[vectors][block->out_count];
-          const Segment<T>* cut = end_of_sum<T>(segments, end);
-          add(segments, cut, voxel, walk.channel_stride, bias + block->out_begin, to + voxel,
-              walk.stage_channel);
-          while (cut != end) {
-            const Segment<T>* from = cut;
-            cut = end_of_sum<T>(from, end);
-            add(from, cut, voxel, walk.channel_stride, nullptr, to + voxel, walk.stage_channel);
+    for (int64_t k = 0; k < walk.classes[0] * walk.classes[1]; ++k) {
+      const int64_t plane_class = k / walk.classes[1], row_class = k % walk.classes[1];
+      const Block* class_blocks = blocks + k * walk.classes[2] * chunk.block_count;
+      for (int64_t column_class = 0; column_class < walk.classes[2]; ++column_class) {
+        T* class_stage = stage + column_class * out_count * walk.stage_channel;
+        const Block* begin = class_blocks + column_class * chunk.block_count;
+        for (const Block* block = begin + task.block_begin; block != begin + task.block_end; ++block) {
+          T* to = class_stage + (block->out_begin - out_begin) * walk.stage_channel;
+          for (int64_t o = 0; o < planes; ++o) {
+            const Segment<T>* end =
+                segments_of(walk, *block, first + o, ring, weights, chunk.in_count, segments);
+            run_block<T>(walk, *block, segments, end, voxels, bias, to + o * walk.stage_plane);
           }
-          voxel += vectors * lanes;
         }
       }
-    }
-
-    for (int64_t o = 0; o < planes; ++o) {
-      write_plane(walk, stage + o * walk.stage_plane, out_count, rows,
-                  output + (first + o) * walk.output.plane);
+      const int64_t row_begin = task.row_begin * walk.out_stride[1] + row_class;
+      const int64_t rows_left = (walk.out_size[1] - row_begin + walk.out_stride[1] - 1) / walk.out_stride[1];
+      for (int64_t o = 0; o < planes; ++o) {
+        const int64_t plane = (first + o) * walk.out_stride[0] + plane_class;
+        if (plane >= walk.out_size[0]) continue;
+        write_plane(walk, stage + o * walk.stage_plane, out_count, rows < rows_left ? rows : rows_left,
+                    walk.out_stride[1] * walk.target.row,
+                    target + plane * walk.target.plane + row_begin * walk.target.row);
+      }
     }
   }
 }
 
-extern const WalkKernels kFloat, kDouble;
-const WalkKernels kFloat = {kLanes<float>, ACSCONV_ACCUMULATORS, sizeof(Segment<float>), run<float>};
-const WalkKernels kDouble = {kLanes<double>, ACSCONV_ACCUMULATORS, sizeof(Segment<double>), run<double>};
+template <class S>
+constexpr WalkKernel kernel_of() {
+  return {kLanes<Computed<S>>, ACSCONV_ACCUMULATORS, sizeof(Segment<Computed<S>>), run<S>};
+}
+
+extern const WalkKernel kWalkFloat64, kWalkFloat32, kWalkFloat16, kWalkBFloat16;
+const WalkKernel kWalkFloat64 = kernel_of<double>();
+const WalkKernel kWalkFloat32 = kernel_of<float>();
+const WalkKernel kWalkFloat16 = kernel_of<Half>();
+const WalkKernel kWalkBFloat16 = kernel_of<BFloat16>();
 
 }  // namespace ACSCONV_ISA
 }  // namespace acsconv

@@ -1,14 +1,15 @@
-// What a CPU kernel is given: one forward pass cut into taps, blocks of output channels, and tasks.
+// What a CPU kernel is given: a gather (gather.h) cut into taps, blocks of target channels, and tasks.
 //
-// The kernel walks a volume in strips of rows, plane by plane, and keeps the input planes that it needs next
+// The kernel walks a volume in strips of rows, plane by plane, and keeps the source planes that it needs next
 // in a ring of packed planes. In a packed plane every channel is one flat row of numbers:
 //
 //   [phase][channel][row * pitch + column]       zeros stand for what lies outside the volume
 //
-// so that reading a neighbour is adding a constant, whatever the border. Where outputs lie `stride` inputs
-// apart, a plane is packed as up to stride * stride phases, each of which holds every stride-th row and
-// column; a tap reads one phase. Two rows share the zeros between them: the right border of one is the left
-// border of the next.
+// so that reading a neighbour is adding a constant, whatever the border. Where neighbouring targets read
+// `stride` sources apart, a plane is packed as up to stride * stride phases, each of which holds every
+// stride-th row and column; a tap reads one phase. Two rows share the zeros between them: the right border of
+// one is the left border of the next. Where sources reach targets `stride` apart, in the gradient of the
+// input, targets are computed in classes, one for each residue of their position modulo the stride.
 //
 // Plain data only, and no functions: the source that is compiled once per instruction set includes this file,
 // and an inline function here could be linked in its AVX-512 form into all of them.
@@ -18,27 +19,11 @@
 
 namespace acsconv {
 
-// One kernel position of a view, as a displacement of whole planes, and of rows and columns of one phase.
+// A displacement of whole planes, and of rows and columns of one phase.
 struct Tap {
-  int64_t plane;   // input plane = output plane * stride + Walk::plane_min + plane; not negative
-  int64_t offset;  // in a packed channel row: from an output voxel's flat index to the input that it reads
+  int64_t plane;   // source plane = target plane * plane_stride + plane_min + plane; not negative
+  int64_t offset;  // in a packed channel row: from a target voxel's flat index to the source that it reads
   int32_t phase;
-  int32_t kernel_index;  // row * K_w + column
-};
-
-// Up to 14 consecutive output channels of one view and one group, which are computed together in registers.
-struct Block {
-  int32_t out_begin, out_count;
-  int32_t vectors;   // vectors of voxels per channel in registers
-  int32_t view;      // its taps are taps[tap_begin[view]] to taps[tap_begin[view + 1]]
-  int64_t in_begin;  // first input channel of its group, counted from the chunk's
-  int64_t weights;   // its packed weights start here: [channel slice][tap][channel][out_count]
-};
-
-// Consecutive groups that are computed together. With groups = 1, all there is.
-struct Chunk {
-  int64_t in_begin, in_count;
-  int32_t block_begin, block_end;
 };
 
 struct Phase {
@@ -50,41 +35,71 @@ struct Strides5 {
   int64_t batch, channel, plane, row, column;
 };
 
-struct Walk {
-  const Tap* taps;
-  int32_t tap_begin[4];
-  const Block* blocks;
-  const Chunk* chunks;
+// How the rows of a source plane are packed.
+struct Packing {
+  Strides5 source;
+  int64_t in_rows, in_columns;
+  int64_t row_stride, column_stride;
   const Phase* phases;
   int32_t phase_count;
-
-  int64_t group_channels;  // input channels per group: what a block reduces over
-  int64_t channel_slice;   // the reduction goes through this many channels, all taps, then the next ones
-  int64_t in_planes, in_rows, in_columns;
-  int64_t out_planes, out_rows, out_columns;
-  int64_t plane_stride, row_stride, column_stride;
-  int64_t plane_min, plane_max;  // of all taps
-
-  int64_t row_min, column_min;  // first packed row and column, in units of a phase, for output row 0
-  int64_t halo_rows;            // packed rows = output rows of the strip + halo_rows
-  int64_t pitch;                // packed columns per row; also the pitch of outputs in their flat order
+  int64_t row_min, column_min;  // first packed row and column, in units of a phase, for target row 0
+  int64_t halo_rows;            // packed rows = target rows of the strip + halo_rows
+  int64_t pitch;                // packed columns per row; also the pitch of targets in their flat order
   int64_t channel_stride;       // numbers per packed channel row
-  int64_t ring_planes;          // packed planes that are kept
-  int64_t strip_rows;           // output rows per strip
-  int64_t step_planes;          // output planes that are computed between two looks at the ring
-  int64_t stage_plane;          // numbers per output plane of a strip, in the staging buffer
-  int64_t stage_channel;        // and per output channel
-  const uint8_t*
-      plane_read;  // [plane_stride]: whether taps read planes with this (plane - plane_min) % plane_stride
-
-  Strides5 input, output;
 };
 
-// A piece of the output that one thread computes: a strip, a range of planes, a range of blocks.
+// What a block sums through one set of taps.
+struct Part {
+  int32_t tap_begin, tap_end;
+  int64_t in_begin, in_count;  // source channels, counted from the chunk's
+};
+
+// Up to 14 consecutive target channels of one class, which are computed together in registers.
+struct Block {
+  int32_t out_begin, out_count;
+  int32_t vectors;  // vectors of voxels per channel in registers
+  bool single;      // all its parts have one source channel
+  int32_t part_begin, part_end;
+  int64_t weights;  // its packed weights start here: [part][channel slice][tap][channel][out_count]
+};
+
+// Consecutive groups that are computed together. With groups = 1, all there is.
+struct Chunk {
+  int64_t in_begin, in_count;
+  int32_t block_begin, block_count;  // blocks of the first class; those of the next class follow them
+};
+
+struct Walk {
+  Packing packing;
+  const Tap* taps;
+  const Part* parts;
+  const Block* blocks;
+  const Chunk* chunks;
+
+  int64_t channel_slice;  // a part goes through this many channels, all taps, then the next ones
+  int64_t in_planes;
+  int64_t plane_stride;
+  int64_t plane_min, plane_max;  // of all taps
+  // [plane_stride]: whether taps read planes with this (plane - plane_min) % plane_stride
+  const uint8_t* plane_read;
+  int64_t ring_planes;  // packed planes that are kept
+  int64_t step_planes;  // target planes that are computed between two looks at the ring
+
+  Strides5 target;
+  int64_t out_size[3];    // planes, rows, columns
+  int64_t out_stride[3];  // class + index * out_stride is the position of a target
+  int64_t classes[3];     // number of classes; columns fastest
+  int64_t class_columns;  // targets per row of the largest class
+  int64_t stage_plane;    // numbers per target plane of a strip, in the staging buffer
+  int64_t stage_channel;  // and per target channel
+};
+
+// A piece of the output that one thread computes: a strip, a range of planes, a range of blocks of every
+// class. Rows and planes are counted within a class.
 struct Task {
   int64_t sample;
   int32_t chunk;
-  int32_t block_begin, block_end;
+  int32_t block_begin, block_end;  // counted from the class's first
   int64_t row_begin, row_end;
   int64_t plane_begin, plane_end;
 };
@@ -96,14 +111,15 @@ struct Scratch {
   void* segments;
 };
 
-// The kernels of one instruction set, for one number type.
-struct WalkKernels {
+// The gather kernel of one instruction set, for one type of tensor.
+struct WalkKernel {
   int32_t lanes;         // numbers per vector
   int32_t accumulators;  // vectors that fit into registers beside what else is needed
   int32_t segment_size;  // bytes
-  // input, weights (packed), bias [C_out, never null], output: arrays of the number type.
-  void (*run)(const Walk& walk, const Task& task, const void* input, const void* weights, const void* bias,
-              void* output, const Scratch& scratch);
+  // source, target: tensors. weights (packed), bias (one for each target channel, never null): numbers of the
+  // type that sums are made in, which is float for 16-bit tensors.
+  void (*run)(const Walk& walk, const Task& task, const void* source, const void* weights, const void* bias,
+              void* target, const Scratch& scratch);
 };
 
 }  // namespace acsconv

@@ -131,4 +131,4 @@ def test_choice_of_auto_on_a_cpu(weight, groups, chosen):
         chosen = "torch"
     arguments = Arguments((2, 1, 1), resolve(weight[2:], 1, 0, 1), groups, "auto")
     assert choose("forward", torch.zeros(1, 4, 5, 5, 5), arguments) == chosen
-    assert choose("backward_input", torch.zeros(1, weight[0], 3, 3, 3), arguments) == "torch"
+    assert choose("backward_input", torch.zeros(1, weight[0], 3, 3, 3), arguments) == chosen

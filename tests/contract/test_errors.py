@@ -271,14 +271,10 @@ def test_backend_of_the_environment(monkeypatch):
 
 
 def test_explicit_backend_that_lacks_the_problem():
-    reason = (
-        why_unavailable("cpu")
-        or "the fused cpu kernels do not compute the pass forward of Soft ACS convolution"
-    )
-    with pytest.raises(RuntimeError, match=re.escape(f"backend='cpu' cannot compute this: {reason}")):
-        soft_acs_conv3d(X, W, A, backend="cpu")
+    with pytest.raises(RuntimeError, match="backend='cuda' cannot compute this: the input is on cpu"):
+        soft_acs_conv3d(X, W, A, backend="cuda")
     reason = why_unavailable("cpu") or "the fused cpu kernels take float64, float32, not bfloat16"
-    with pytest.raises(RuntimeError, match=re.escape(reason)):
+    with pytest.raises(RuntimeError, match=re.escape(f"backend='cpu' cannot compute this: {reason}")):
         acs_conv3d(X.bfloat16(), W.bfloat16(), backend="cpu")
 
 

@@ -1,0 +1,21 @@
+// ACS and Soft ACS convolution on the CPU: one function for each pass, all three views in one walk over the
+// volume. Knows nothing of torch; ops.cpp calls it.
+//
+// Tensors are those that `problem` describes, all of its type. With `soft` every output channel is computed
+// in all three views, with weights [3, C_out, C_in / groups, K_h, K_w]. Results are equal to the bit for any
+// number of threads. No tensor that a function writes may be empty.
+#pragma once
+
+#include "../problem.h"
+#include "threads.h"
+
+namespace acsconv {
+
+// `bias` [C_out] may be null.
+void cpu_forward(const Problem& problem, bool soft, const void* input, const void* weight, const void* bias,
+                 void* output, const Threads& threads);
+
+void cpu_backward_input(const Problem& problem, bool soft, const void* grad_output, const void* weight,
+                        void* grad_input, const Threads& threads);
+
+}  // namespace acsconv
