@@ -1,0 +1,161 @@
+// Whether and how the tensor-core kernel computes the gradient of the weight
+// (kernels/mma_backward_weight.cuh): a pure function of the problem and the machine. The launcher follows it;
+// csrc/ops.cpp asks it for the reason when another kernel has to take a problem.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+#include "plan.h"
+
+namespace acsconv {
+
+// What a block computes: `taps` x `taps` kernels, 16 x m_tiles x m_groups input channels, 8 x n_tiles
+// columns, which are output channels of one view. A warp has one outer tap, all inner ones, one of the
+// m_groups and one of the `shares` of every tile of voxels. `blocks` of them fit a multiprocessor.
+struct MmaWeightShape {
+  int taps, m_tiles, m_groups, shares, n_tiles, blocks;
+
+  constexpr int channels() const { return 16 * m_tiles * m_groups; }
+  constexpr int columns() const { return 8 * n_tiles; }
+  constexpr int warps() const { return taps * m_groups * shares; }
+};
+// Two columns of tiles for layers of about 32 channels, three for views of 17 to 24 channels (64 in all),
+// four for views of 32 (96, 192). Kernels of 5 and 7 leave registers for fewer input channels.
+inline constexpr MmaWeightShape kMmaWeightShapes[] = {
+    {3, 2, 1, 2, 2, 2}, {3, 2, 2, 2, 3, 1}, {3, 2, 2, 2, 4, 1}, {5, 1, 2, 1, 3, 1}, {7, 1, 1, 2, 3, 1}};
+inline constexpr int kMmaWeightShapeCount = 5;
+
+// A tile of voxels: 8 along the inner axis of the view, 4 along the pair axis, 8 along W.
+inline constexpr int kWeightTileInner = 8, kWeightTilePair = 4, kWeightTileW = 8;
+// Columns of a block start at a multiple of this channel, so that grad_output is copied in pieces of 8 bytes.
+inline constexpr int64_t kColumnAlignment = 4;
+
+// The axes a block works along: fragments of grad_output are used again along `inner`, two rows of 8 voxels
+// along W that are neighbours along `pair` make the depth of a product. W is the third axis of every tile.
+constexpr int weight_inner_axis(int view) { return view == 1 ? 0 : 1; }
+constexpr int weight_pair_axis(int view) { return view == 1 ? 1 : 0; }
+
+// Columns of a view: the output channels [first, first + width), in `units` blocks from channel `base` on.
+struct ViewColumns {
+  int64_t first, width, base, units;
+};
+inline ViewColumns view_columns(const Problem& p, bool soft, int view, int columns) {
+  ViewColumns v{};
+  for (int i = 0; i < view && !soft; ++i) v.first += p.split[i];
+  v.width = soft ? p.out_channels : p.split[view];
+  v.base = v.first / kColumnAlignment * kColumnAlignment;
+  v.units = v.width == 0 ? 0 : (v.first - v.base + v.width + columns - 1) / columns;
+  return v;
+}
+
+struct MmaWeightPlan {
+  std::string rejection;  // why the kernel cannot compute the problem; empty: it can
+  int shape = 0;          // index into kMmaWeightShapes
+  int64_t units = 0;      // of all views
+  int64_t channel_blocks = 0;
+  int64_t parts = 1;        // the tiles of voxels of a unit, cut into parts
+  int64_t weight_sums = 0;  // float32 sums of one part
+  int64_t bias_sums = 0;
+  size_t workspace_bytes = 0;
+
+  std::string describe() const;
+};
+
+// Offsets within a tile are kept in 32 bits.
+inline bool spans_fit(const VolumeStrides& s) {
+  constexpr int64_t most_voxels = 16, limit = int64_t{1} << 31;
+  int64_t span = 0;
+  for (const int64_t stride : s.axis) {
+    if (stride < 0 || stride > limit) return false;
+    span += most_voxels * stride;
+  }
+  return span < limit;
+}
+
+// `soft` problems are computed as well: all output channels in every view.
+inline std::string mma_weight_rejection(const Problem& p) {
+  if (p.type == ScalarType::Float32) {
+    return "float32: ldmatrix transposes 16-bit elements only, so TF32 would not pay here";
+  }
+  if (p.type == ScalarType::Float64) return "float64 has no tensor-core instruction of this shape";
+  if (p.groups != 1) return "groups > 1";
+  if (p.kernel_h != p.kernel_w || (p.kernel_h != 3 && p.kernel_h != 5 && p.kernel_h != 7)) {
+    return "the kernel is not 3 x 3, 5 x 5 or 7 x 7";
+  }
+  for (int axis = 0; axis < 3; ++axis) {
+    if (p.stride[axis] != 1) return "stride > 1";
+    for (int view = 0; view < kViews; ++view) {
+      if (axis != thin_axis(view) && p.dilation[view][axis] != 1) return "dilation > 1";
+    }
+  }
+  if (!spans_fit(p.input) || !spans_fit(p.output)) return "a tile of voxels spans more than 2^31 elements";
+  return gather_rejection(p);
+}
+
+inline int64_t weight_tiles(const Problem& p, int view) {
+  const auto tiles = [&](int axis, int64_t length) { return (p.out_size[axis] + length - 1) / length; };
+  return p.batch * tiles(weight_inner_axis(view), kWeightTileInner) *
+         tiles(weight_pair_axis(view), kWeightTilePair) * tiles(2, kWeightTileW);
+}
+
+// What a block costs per tile, in cycles of a multiprocessor: 2 per mma, and its bytes at 32 per cycle.
+inline int64_t weight_block_cost(const MmaWeightShape& s) {
+  constexpr int64_t voxels = kWeightTileInner * kWeightTilePair * kWeightTileW;
+  const int64_t halo = (kWeightTileInner + s.taps - 1) * kWeightTilePair * (kWeightTileW + s.taps - 1);
+  const int64_t products = s.taps * s.taps * (voxels / 16) * (s.channels() / 16) * s.n_tiles;
+  return 2 * products + 2 * (s.channels() * halo + s.columns() * voxels) / 32;
+}
+
+inline MmaWeightPlan plan_mma_backward_weight(const Problem& p, bool soft, const Machine& machine) {
+  MmaWeightPlan plan;
+  plan.rejection = mma_weight_rejection(p);
+  if (!plan.rejection.empty()) return plan;
+
+  int64_t best = INT64_MAX;
+  for (int shape = 0; shape < kMmaWeightShapeCount; ++shape) {
+    const MmaWeightShape& s = kMmaWeightShapes[shape];
+    if (s.taps != p.kernel_h) continue;
+    int64_t units = 0;
+    for (int view = 0; view < kViews; ++view) units += view_columns(p, soft, view, s.columns()).units;
+    const int64_t channel_blocks = (p.in_channels + s.channels() - 1) / s.channels();
+    const int64_t cost = units * channel_blocks * weight_block_cost(s);
+    if (cost >= best) continue;
+    best = cost;
+    plan.shape = shape;
+    plan.units = units;
+    plan.channel_blocks = channel_blocks;
+  }
+  const MmaWeightShape& s = kMmaWeightShapes[plan.shape];
+  plan.weight_sums = plan.units * plan.channel_blocks * s.taps * s.taps * s.channels() * s.columns();
+  plan.bias_sums = plan.units * s.warps() * s.columns();
+
+  // As many parts as fill the machine once; more where a part would be so long that its float32 sums lose
+  // accuracy, and as few as the workspace holds.
+  constexpr int64_t kMostTiles = 64;
+  int64_t tiles = 1;
+  for (int view = 0; view < kViews; ++view) tiles = std::max(tiles, weight_tiles(p, view));
+  const int64_t blocks = std::max<int64_t>(1, plan.units * plan.channel_blocks);
+  const int64_t wave = std::max<int64_t>(1, s.blocks * machine.multiprocessors / blocks);
+  const int64_t waves = (tiles + kMostTiles * wave - 1) / (kMostTiles * wave);
+  const int64_t part_bytes = 4 * (plan.weight_sums + plan.bias_sums);
+  if (part_bytes > kLargestWorkspace) {
+    plan.rejection = "the sums of one part exceed 64 MiB";
+    return plan;
+  }
+  plan.parts = std::min({wave * waves, tiles, kLargestWorkspace / std::max<int64_t>(1, part_bytes)});
+  plan.workspace_bytes = static_cast<size_t>(plan.parts * part_bytes);
+  return plan;
+}
+
+inline std::string MmaWeightPlan::describe() const {
+  if (!rejection.empty()) return "gradient of the weight on tensor cores: " + rejection;
+  const MmaWeightShape& s = kMmaWeightShapes[shape];
+  return "gradient of the weight on tensor cores: " + std::to_string(s.channels()) + " x " +
+         std::to_string(s.columns()) + " channels, " + std::to_string(32 * s.warps()) + " threads, " +
+         std::to_string(units) + " x " + std::to_string(channel_blocks) + " blocks, " +
+         std::to_string(parts) + " parts, workspace " + std::to_string(workspace_bytes) + " bytes";
+}
+
+}  // namespace acsconv
