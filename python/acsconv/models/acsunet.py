@@ -5,16 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..operators import ACSConv
+from ._layers import Conv, convolution
 
 
 class _EncoderBlock(nn.Module):
     """Two convolutions and a pooling: [N, in_channels, D, H, W] -> [N, out_channels, D/2, H/2, W/2]."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, conv: Conv) -> None:
         super().__init__()
         self.encode = nn.Sequential(
-            *_convolutions(in_channels, out_channels, out_channels), nn.MaxPool3d(kernel_size=2, stride=2)
+            *_convolutions(in_channels, out_channels, out_channels, conv),
+            nn.MaxPool3d(kernel_size=2, stride=2),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -24,22 +25,24 @@ class _EncoderBlock(nn.Module):
 class _DecoderBlock(nn.Module):
     """Two convolutions: [N, in_channels, D, H, W] -> [N, out_channels, D, H, W]."""
 
-    def __init__(self, in_channels: int, middle_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, middle_channels: int, out_channels: int, conv: Conv) -> None:
         super().__init__()
-        self.decode = nn.Sequential(*_convolutions(in_channels, middle_channels, out_channels))
+        self.decode = nn.Sequential(*_convolutions(in_channels, middle_channels, out_channels, conv))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decode(x)
 
 
 class ACSUNet(nn.Module):
-    """A U-Net of two levels, for segmentation of volumes with one channel.
+    """A U-Net of two levels, for segmentation.
 
     Args:
         num_classes: channels of the output.
+        in_channels: channels of the input.
+        conv: ``'acs'``, ``'soft'``, ``'mean'``, ``'2.5d'``, ``'3d'``, or a class to build the convolutions of.
 
     Shape:
-        input [N, 1, D, H, W] with D, H, W divisible by 4; output [N, num_classes, D, H, W].
+        input [N, in_channels, D, H, W] with D, H, W divisible by 4; output [N, num_classes, D, H, W].
 
     Raises:
         ValueError: an input that is not of that shape.
@@ -47,28 +50,32 @@ class ACSUNet(nn.Module):
     Parameters, their names and outputs are those of acsconv 0.1.1's ``models/acsunet.py``, so its checkpoints load.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, in_channels: int = 1, conv: Conv = "acs") -> None:
         super().__init__()
-        self.enc1 = _EncoderBlock(1, 64)
-        self.enc2 = _EncoderBlock(64, 128)
-        self.dec1 = _DecoderBlock(192, 64, 32)
+        self.enc1 = _EncoderBlock(in_channels, 64, conv)
+        self.enc2 = _EncoderBlock(64, 128, conv)
+        self.dec1 = _DecoderBlock(192, 64, 32, conv)
         self.interpolate = nn.Upsample(scale_factor=2, mode="trilinear")
-        self.final = ACSConv(32, num_classes, kernel_size=1)
+        self.final = convolution(conv)(32, num_classes, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 5 or x.shape[1] != 1 or any(size % 4 or size == 0 for size in x.shape[2:]):
-            raise ValueError(f"x: expected [N, 1, D, H, W] with D, H, W divisible by 4, got {list(x.shape)}")
+        channels = self.enc1.encode[0].in_channels
+        sizes_fit = x.dim() == 5 and not any(size % 4 or size == 0 for size in x.shape[2:])
+        if not sizes_fit or x.shape[1] != channels:
+            raise ValueError(
+                f"x: expected [N, {channels}, D, H, W] with D, H, W divisible by 4, got {list(x.shape)}"
+            )
         half = self.enc1(x)
         quarter = self.enc2(half)
         half = self.dec1(torch.cat([half, self.interpolate(quarter)], 1))
         return self.final(self.interpolate(half))
 
 
-def _convolutions(in_channels: int, middle_channels: int, out_channels: int) -> list[nn.Module]:
+def _convolutions(in_channels: int, middle_channels: int, out_channels: int, conv: Conv) -> list[nn.Module]:
     layers = []
     for inputs, outputs in ((in_channels, middle_channels), (middle_channels, out_channels)):
         layers += [
-            ACSConv(inputs, outputs, kernel_size=3, padding=1),
+            convolution(conv)(inputs, outputs, kernel_size=3, padding=1),
             nn.BatchNorm3d(outputs),
             nn.ReLU(inplace=True),
         ]
