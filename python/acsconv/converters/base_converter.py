@@ -1,0 +1,45 @@
+"""The converters by their names of acsconv 0.1.1: classes whose "instances" are the converted networks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from torch import nn
+
+from .convert import convert
+
+
+class BaseConverter:
+    """Base of the converters: ``Converter(model)`` converts ``model`` in place and returns it.
+
+    What comes back is the network itself, a ``torch.nn.Module``; ``.model`` gives it once more, as acsconv 0.1.1 did.
+    :func:`convert` has more to offer.
+
+    A subclass sets ``to``, or, as in 0.1.1, ``target_conv``: a class for volumes with the arguments of ``nn.Conv2d``, of
+    which :meth:`convert_conv_kwargs` is given the 2D layer's and returns the new layer's. Its weights are loaded from the
+    2D layer.
+    """
+
+    to: ClassVar[str | Callable[[nn.Conv2d], nn.Module] | None] = None
+    target_conv: ClassVar[type[nn.Module] | None] = None
+
+    def __new__(cls, model: nn.Module) -> nn.Module:
+        if cls.to is None and cls.target_conv is None:
+            raise TypeError(f"{cls.__name__}: a converter sets `to` or `target_conv`")
+        return convert(model, cls.to or cls._layer, inplace=True)
+
+    def convert_conv_kwargs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of ``target_conv`` from those of an ``nn.Conv2d`` (``bias``: True or False)."""
+        return kwargs
+
+    @classmethod
+    def _layer(cls, conv: nn.Conv2d) -> nn.Module:
+        names = inspect.signature(nn.Conv2d).parameters
+        kwargs = {name: getattr(conv, name) for name in names if name not in ("device", "dtype", "bias")}
+        kwargs["bias"] = conv.bias is not None
+        converter = object.__new__(cls)
+        layer = cls.target_conv(**converter.convert_conv_kwargs(kwargs))
+        layer.load_state_dict(conv.state_dict(), strict=False)
+        return layer.to(device=conv.weight.device, dtype=conv.weight.dtype).train(conv.training)

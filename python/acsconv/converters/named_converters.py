@@ -1,0 +1,68 @@
+"""The four converters of acsconv 0.1.1."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .base_converter import BaseConverter
+from .convert import convert
+
+
+class ACSConverter(BaseConverter):
+    """Converts a 2D network in place to ACS convolutions: ``model_3d = ACSConverter(model_2d)``.
+
+    Args:
+        model: a network that takes images [N, C, H, W].
+
+    Returns:
+        The same module, which now takes volumes [N, C, D, H, W]; see :func:`acsconv.converters.convert`.
+
+    Raises:
+        ConversionError: names every module that cannot be converted; nothing has been changed.
+
+    Example:
+        >>> model = ACSConverter(torchvision.models.resnet18(weights="DEFAULT"))
+        >>> model(torch.rand(1, 3, 64, 64, 64)).shape
+        torch.Size([1, 1000])
+    """
+
+    to = "acs"
+
+
+class SoftACSConverter(BaseConverter):
+    """Converts a 2D network in place to Soft ACS convolutions, or, with ``mean=True``, to mean ACS convolutions.
+
+    Arguments, result and errors otherwise as :class:`ACSConverter`. Layers of Soft ACS have a parameter ``soft_w_core`` more
+    than the 2D layers; a checkpoint without it loads, and leaves it as it is.
+    """
+
+    def __new__(cls, model: nn.Module, mean: bool = False) -> nn.Module:
+        return convert(model, "mean" if mean else "soft", inplace=True)
+
+
+class Conv2_5dConverter(BaseConverter):
+    """Converts a 2D network in place to one that convolves slices.
+
+    Args:
+        unsqueeze_axis: the axis across which the slices lie: -3 (D), -2 (H) or -1 (W).
+
+    On a volume made by repeating one image, the network gives the 2D network's output. Other arguments, the result and
+    errors as :class:`ACSConverter`; weights are 5D, and 2D checkpoints load.
+    """
+
+    def __new__(cls, model: nn.Module, unsqueeze_axis: int = -3) -> nn.Module:
+        return convert(model, "2.5d", inplace=True, unsqueeze_axis=unsqueeze_axis)
+
+
+class Conv3dConverter(BaseConverter):
+    """Converts a 2D network in place to ``nn.Conv3d``.
+
+    Args:
+        i3d_repeat_axis: the axis (-3, -2 or -1) along which the 2D kernels are repeated, and divided by the repetitions;
+            None, as in acsconv 0.1.1, gives the convolutions new weights.
+
+    Other arguments, the result and errors as :class:`ACSConverter`; weights are 5D, and 2D checkpoints load.
+    """
+
+    def __new__(cls, model: nn.Module, i3d_repeat_axis: int | None = None) -> nn.Module:
+        return convert(model, "3d", inplace=True, i3d_repeat_axis=i3d_repeat_axis)

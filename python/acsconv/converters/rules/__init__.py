@@ -1,0 +1,53 @@
+"""Rules: what torch functions, and a few modules, do on a folded volume. One line registers another.
+
+A function's rule takes its place inside a fold. It is given the :class:`~acsconv.converters.fold.Volume`, the function, and
+the call's arguments; ``volume.unfold(tensor, name)`` gives [N, C, D, H, W], ``volume.fold(result)`` goes back:
+
+    >>> @rule(torch.roll)
+    ... def roll(volume, function, input, shifts, dims=None):
+    ...     return volume.fold(function(volume.unfold(input, "roll"), shifts, [d + 1 for d in dims]))
+
+A module's rule takes the place of ``forward`` of all modules whose class has the given name; classes are named, not
+imported, so that no other package has to be there:
+
+    >>> @module_rule("SpaceToDepth")
+    ... def space_to_depth(volume, module, forward, input):
+    ...     return volume.fold(forward_of_a_volume(volume.unfold(input, "SpaceToDepth")))
+
+Register rules before the conversion. A function's rule runs with all rules off, ``with volume:`` turns them on; a module's
+runs with all rules on, ``with volume.off():`` turns them off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..fold import RULES
+
+__all__ = ["MODULE_RULES", "RULES", "module_rule", "rule"]
+
+#: What to do in place of a module's ``forward`` inside a fold, by the name of its class.
+MODULE_RULES: dict[str, Callable] = {}
+
+
+def rule(*functions: Callable) -> Callable[[Callable], Callable]:
+    """Registers ``rule(volume, function, *arguments)`` for torch functions; the last registration holds."""
+
+    def register(rule: Callable) -> Callable:
+        RULES.update(dict.fromkeys(functions, rule))
+        return rule
+
+    return register
+
+
+def module_rule(*class_names: str) -> Callable[[Callable], Callable]:
+    """Registers ``rule(volume, module, forward, *arguments)`` for modules by the names of their classes."""
+
+    def register(rule: Callable) -> Callable:
+        MODULE_RULES.update(dict.fromkeys(class_names, rule))
+        return rule
+
+    return register
+
+
+from . import convolution, modules, pooling, refused, resampling, shape  # noqa: E402, F401

@@ -1,0 +1,161 @@
+"""Refusals: functions that would accept a folded map and compute something that has no meaning on a volume.
+
+On a folded map [N, C, D * H, W], what treats the last two axes alike is right; what treats one of them alone would run
+through the boundaries between slices. It is refused, never passed. A rule of one's own (:func:`.rule`) takes precedence.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..fold import ConversionError, Volume
+from . import rule
+
+_POINT = (1, 1, 1)
+_HELP = "register a rule for it with acsconv.converters.rule or acsconv.converters.module_rule"
+
+
+def _is_map(volume: Volume, input) -> bool:
+    return volume.find(input) not in (None, _POINT)
+
+
+def _refuse(volume: Volume, function, input):
+    raise ConversionError(
+        f"{function.__name__}: works along one axis of a feature map {tuple(input.shape)}, which has no counterpart in a "
+        f"volume; {_HELP}"
+    )
+
+
+def _whole(volume: Volume, function, input, *args, **kwargs):
+    if _is_map(volume, input):
+        _refuse(volume, function, input)
+    return function(input, *args, **kwargs)
+
+
+def _tensors(volume: Volume, function, tensors, *args, **kwargs):
+    dim = args[0] if args else kwargs.get("dim", 0)
+    for tensor in tensors:
+        if _is_map(volume, tensor) and dim in (2, 3, -1, -2):
+            _refuse(volume, function, tensor)
+    return function(tensors, *args, **kwargs)
+
+
+def _single_axis(position: int, name: str = "dim"):
+    """A rule that refuses the function where its argument ``name``, at ``position``, is one of the last two axes alone."""
+
+    def checked(volume: Volume, function, input, *args, **kwargs):
+        if _is_map(volume, input):
+            dims = args[position] if len(args) > position else kwargs.get(name, kwargs.get("dims"))
+            if isinstance(dims, int):
+                dims = args[position:] if all(type(a) is int for a in args[position:]) else (dims,)
+                dims = dims or (kwargs.get(name),)
+            if isinstance(dims, (tuple, list)) and all(type(d) is int for d in dims):
+                spatial = {d % 4 for d in dims} & {2, 3}
+                if len(spatial) == 1:
+                    _refuse(volume, function, input)
+        return function(input, *args, **kwargs)
+
+    return checked
+
+
+def _first_dim(volume: Volume, function, input, dim=None, *args, **kwargs):
+    """As :func:`_single_axis`, for functions whose later arguments are no axes."""
+    if isinstance(dim, int) and not isinstance(dim, bool) and dim % 4 in (2, 3) and _is_map(volume, input):
+        _refuse(volume, function, input)
+    if dim is None:
+        return function(input, *args, **kwargs)
+    return function(input, dim, *args, **kwargs)
+
+
+def _swap(volume: Volume, function, input, *args, **kwargs):
+    dims = [d for d in (*args, *kwargs.values()) if type(d) is int]
+    if len(dims) == 2 and {d % 4 for d in dims} == {2, 3} and _is_map(volume, input):
+        _refuse(volume, function, input)
+    return function(input, *args, **kwargs)
+
+
+def _assign(volume: Volume, function, input, index, value):
+    if _is_map(volume, input) and isinstance(index, tuple):
+        spatial = index[-2:] if any(i is Ellipsis for i in index) else index[2:]
+        if any(not (isinstance(i, slice) and i == slice(None)) and i is not Ellipsis for i in spatial):
+            _refuse(volume, function, input)
+    return function(input, index, value)
+
+
+rule(
+    F.unfold,
+    F.fold,
+    F.grid_sample,
+    torch.grid_sampler,
+    torch.rot90,
+    torch.fft.fft2,
+    torch.fft.rfft2,
+    torch.fft.ifft2,
+    torch.fft.irfft2,
+    F.fractional_max_pool2d,
+    F.fractional_max_pool2d_with_indices,
+    Tensor.tril,
+    Tensor.triu,
+    torch.tril,
+    torch.triu,
+)(_whole)
+rule(torch.cat, torch.concat)(_tensors)
+rule(torch.roll, Tensor.roll)(_single_axis(1, "dims"))
+rule(torch.flip, Tensor.flip)(_single_axis(0, "dims"))
+rule(
+    torch.mean,
+    Tensor.mean,
+    torch.sum,
+    Tensor.sum,
+    torch.amax,
+    Tensor.amax,
+    torch.amin,
+    Tensor.amin,
+    torch.std,
+    Tensor.std,
+    torch.var,
+    Tensor.var,
+    torch.var_mean,
+    torch.logsumexp,
+    Tensor.logsumexp,
+)(_single_axis(0))
+rule(
+    F.softmax,
+    F.log_softmax,
+    torch.softmax,
+    Tensor.softmax,
+    torch.cumsum,
+    Tensor.cumsum,
+    torch.cumprod,
+    Tensor.cumprod,
+    torch.max,
+    Tensor.max,
+    torch.min,
+    Tensor.min,
+    torch.argmax,
+    Tensor.argmax,
+    torch.sort,
+    Tensor.sort,
+    torch.unbind,
+    Tensor.unbind,
+    torch.select,
+    Tensor.select,
+    torch.narrow,
+    Tensor.narrow,
+    Tensor.unfold,
+    torch.fft.fft,
+    torch.fft.rfft,
+)(_first_dim)
+rule(torch.transpose, Tensor.transpose, torch.swapaxes, Tensor.swapaxes)(_swap)
+rule(Tensor.__setitem__)(_assign)
+
+
+def _split(volume: Volume, function, input, sizes, dim=0):
+    if dim in (2, 3, -1, -2) and _is_map(volume, input):
+        _refuse(volume, function, input)
+    return function(input, sizes, dim)
+
+
+rule(torch.chunk, Tensor.chunk, torch.split, Tensor.split, torch.tensor_split)(_split)
