@@ -17,14 +17,14 @@ namespace acsconv {
 struct MmaWeightShape {
   int taps, m_tiles, m_groups, shares, n_tiles, blocks;
 
-  constexpr int channels() const { return 16 * m_tiles * m_groups; }
-  constexpr int columns() const { return 8 * n_tiles; }
-  constexpr int warps() const { return taps * m_groups * shares; }
+  ACSCONV_HD constexpr int channels() const { return 16 * m_tiles * m_groups; }
+  ACSCONV_HD constexpr int columns() const { return 8 * n_tiles; }
+  ACSCONV_HD constexpr int warps() const { return taps * m_groups * shares; }
 };
 // Two columns of tiles for layers of about 32 channels, three for views of 17 to 24 channels (64 in all),
 // four for views of 32 (96, 192). Kernels of 5 and 7 leave registers for fewer input channels.
 inline constexpr MmaWeightShape kMmaWeightShapes[] = {
-    {3, 2, 1, 2, 2, 2}, {3, 2, 2, 2, 3, 1}, {3, 2, 2, 2, 4, 1}, {5, 1, 2, 1, 3, 1}, {7, 1, 1, 2, 3, 1}};
+    {3, 2, 1, 2, 2, 2}, {3, 2, 2, 2, 3, 1}, {3, 2, 2, 2, 4, 1}, {5, 1, 2, 1, 3, 1}, {7, 1, 1, 2, 2, 1}};
 inline constexpr int kMmaWeightShapeCount = 5;
 
 // A tile of voxels: 8 along the inner axis of the view, 4 along the pair axis, 8 along W.
@@ -34,14 +34,14 @@ inline constexpr int64_t kColumnAlignment = 4;
 
 // The axes a block works along: fragments of grad_output are used again along `inner`, two rows of 8 voxels
 // along W that are neighbours along `pair` make the depth of a product. W is the third axis of every tile.
-constexpr int weight_inner_axis(int view) { return view == 1 ? 0 : 1; }
-constexpr int weight_pair_axis(int view) { return view == 1 ? 1 : 0; }
+ACSCONV_HD constexpr int weight_inner_axis(int view) { return view == 1 ? 0 : 1; }
+ACSCONV_HD constexpr int weight_pair_axis(int view) { return view == 1 ? 1 : 0; }
 
 // Columns of a view: the output channels [first, first + width), in `units` blocks from channel `base` on.
 struct ViewColumns {
   int64_t first, width, base, units;
 };
-inline ViewColumns view_columns(const Problem& p, bool soft, int view, int columns) {
+ACSCONV_HD inline ViewColumns view_columns(const Problem& p, bool soft, int view, int columns) {
   ViewColumns v{};
   for (int i = 0; i < view && !soft; ++i) v.first += p.split[i];
   v.width = soft ? p.out_channels : p.split[view];
@@ -94,7 +94,7 @@ inline std::string mma_weight_rejection(const Problem& p) {
   return gather_rejection(p);
 }
 
-inline int64_t weight_tiles(const Problem& p, int view) {
+ACSCONV_HD inline int64_t weight_tiles(const Problem& p, int view) {
   const auto tiles = [&](int axis, int64_t length) { return (p.out_size[axis] + length - 1) / length; };
   return p.batch * tiles(weight_inner_axis(view), kWeightTileInner) *
          tiles(weight_pair_axis(view), kWeightTilePair) * tiles(2, kWeightTileW);

@@ -1,0 +1,451 @@
+// Gradients of weight and bias on tensor cores, stride 1:
+//   grad_weight[o][i][p][q] = sum over voxels of grad_output[o][voxel] * x[i][voxel + origin + tap(p, q)]
+//   grad_bias[o]            = sum over voxels of grad_output[o][voxel]
+// for float16 and bfloat16 volumes of any strides, summed in float32. Launched by mma_backward_weight.cu.
+//
+// One product of matrices per tap: M = input channels, N = output channels of one view, depth = voxels. M is
+// the input channel because views have odd widths: N pads to 8, M would pad to 16. Both operands lie in
+// shared memory as [plane of 8 channels][voxel][8 channels] and go through ldmatrix.trans; 8 voxels along W
+// are 128 contiguous bytes wherever a tap shifts them, so that no ldmatrix has a bank conflict.
+//
+// A block takes one unit (8 n_tiles columns of a view), one block of input channels and one part of the
+// view's tiles of voxels. Its halo lies only in the view's plane and its tiles along the view's own axes:
+//     view  inner axis (8 long)  pair axis (4; two rows make a depth of 16)  outer tap
+//      a          H                             D                            along W
+//      c          D                             H                            along W
+//      s          H                             D                            along D, the pair axis
+// A warp has one outer tap, all inner taps, m_tiles x 16 input channels, and one share of the tile's stacks;
+// a stack is 8 pairs of rows along the inner axis. Fragments of grad_output stay in registers for as many
+// rows as there are taps, so that every fragment of x serves all inner taps. The accumulators of a part leave
+// the block once, in the order of the fragments; mma_add_parts_kernel adds the parts in order.
+#pragma once
+
+#include "../common/ptx.cuh"
+#include "../mma_weight_plan.h"
+
+namespace acsconv {
+
+struct MmaWeightWork {
+  Problem problem;
+  bool soft, weight, bias;  // Soft ACS; which gradients are wanted
+  MmaWeightShape shape;
+  int64_t units, channel_blocks, parts;
+  float *weight_sums, *bias_sums;
+};
+
+// A block's axes: those of its view, in the order in which tiles follow each other.
+enum WeightAxis { kAlongW, kAlongInner, kAlongPair, kWeightAxes };
+
+struct WeightGeometry {
+  int64_t input_stride[kWeightAxes], output_stride[kWeightAxes];
+  int origin[kWeightAxes];                                   // of the read positions
+  int input_end[kWeightAxes];                                // positions that some output reads lie before it
+  int output_size[kWeightAxes];                              //
+  int halo[kWeightAxes];                                     // extents of x for a tile
+  int halo_voxels, outer_step, view, first_column, columns;  // `columns` ends the tensor's channels
+};
+
+struct WeightTile {
+  int at[kWeightAxes], sample;
+};
+
+// kAsync: channels lie side by side in both tensors, 8 input channels aligned to 16 bytes and 4 output
+// channels to 8, so that cp.async copies them. Otherwise threads gather 8 channels of a voxel each.
+template <class Scalar_, int kShape, bool kAsync_>
+struct MmaBackwardWeight {
+  using Scalar = Scalar_;
+  static constexpr MmaWeightShape kS = kMmaWeightShapes[kShape];
+  static constexpr bool kAsync = kAsync_;
+  static constexpr int kTaps = kS.taps, kM = kS.m_tiles, kGroups = kS.m_groups, kShares = kS.shares,
+                       kN = kS.n_tiles, kBlocks = kS.blocks;
+  static constexpr int kThreads = 32 * kS.warps(), kStages = 2;
+  static constexpr int kInner = kWeightTileInner, kPair = kWeightTilePair, kW = kWeightTileW;
+  static constexpr int kStacks = kPair / 2;
+  static_assert(kW == 8 && kPair % 2 == 0 && kStacks % kShares == 0 && kShares <= 2);
+
+  // A voxel's 16 bytes in a plane; planes are so far apart that the copies of neighbouring pieces of
+  // neighbouring voxels fall into different banks.
+  static constexpr int padded(int bytes, int residue) {
+    return (bytes - residue + 127) / 128 * 128 + residue;
+  }
+  static constexpr int kXPlanes = kS.channels() / 8, kVoxels = kInner * kPair * kW;
+  static constexpr int kMostHalo = (kInner + kTaps - 1) * (kPair + kTaps - 1) * kW;  // of view s
+  static_assert(kMostHalo >= (kInner + kTaps - 1) * kPair * (kW + kTaps - 1));
+  static_assert(kInner + kPair + kW + 2 * (kTaps - 1) <= 32, "a bit per coordinate of the halo");
+  static constexpr int kXPlane = padded(kMostHalo * 16, 128 / kXPlanes);
+  static constexpr int kGPlane = padded(kVoxels * 16, kN == 2 ? 64 : kN == 3 ? 48 : 32);
+  static constexpr int round_up(int bytes) { return (bytes + 127) / 128 * 128; }
+  static constexpr int kGBegin = round_up(kXPlanes * kXPlane);
+  static constexpr int kStage = kGBegin + round_up(kN * kGPlane);
+  static constexpr int kXTable = round_up(static_cast<int>(sizeof(WeightGeometry)));
+  static constexpr int kGTable = kXTable + kMostHalo * static_cast<int>(sizeof(uint2));
+  static constexpr int kFirstStage = round_up(kGTable + kVoxels * static_cast<int>(sizeof(uint2)));
+  static constexpr int kSharedBytes = kFirstStage + kStages * kStage;
+
+  static constexpr int kFragments = kTaps * kM * kN;  // of a warp: the 16 x 8 tiles of all inner taps
+  static constexpr int kUnitWarps = kTaps * kGroups;  // with sums of their own
+  static constexpr int kSums = kUnitWarps * kFragments * 128;
+  static_assert(kUnitWarps * kM * kN * 512 <= kStages * kStage, "the shares meet in the stages");
+};
+
+__device__ inline void describe_block(const MmaWeightWork& work, int64_t unit, int columns,
+                                      WeightGeometry& to) {
+  const Problem& p = work.problem;
+  int view = 0;
+  ViewColumns v = view_columns(p, work.soft, view, columns);
+  while (unit >= v.units) {
+    unit -= v.units;
+    v = view_columns(p, work.soft, ++view, columns);
+  }
+  const int axes[kWeightAxes] = {2, weight_inner_axis(view), weight_pair_axis(view)};
+  for (int i = 0; i < kWeightAxes; ++i) {
+    const int axis = axes[i];
+    const int extent = static_cast<int>(kernel_extent(view, axis, p.kernel_h, p.kernel_w));
+    const int tile = i == kAlongW ? kWeightTileW : i == kAlongInner ? kWeightTileInner : kWeightTilePair;
+    to.input_stride[i] = p.input.axis[axis];
+    to.output_stride[i] = p.output.axis[axis];
+    to.origin[i] = static_cast<int>(p.origin[view][axis]);
+    const int64_t read = p.out_size[axis] + p.origin[view][axis] + extent - 1;
+    to.input_end[i] = static_cast<int>(read < p.in_size[axis] ? read : p.in_size[axis]);
+    to.output_size[i] = static_cast<int>(p.out_size[axis]);
+    to.halo[i] = tile + extent - 1;
+  }
+  to.halo_voxels = to.halo[kAlongW] * to.halo[kAlongInner] * to.halo[kAlongPair];
+  to.outer_step = view == 2 ? to.halo[kAlongW] * to.halo[kAlongInner] : 1;
+  to.view = view;
+  to.first_column = static_cast<int>(v.base + unit * columns);
+  to.columns = static_cast<int>(p.out_channels);
+}
+
+// A table entry of a voxel of a box: its offset from the box's corner, and a bit for each of its coordinates.
+__device__ __forceinline__ void describe_voxel(int voxel, const int (&extent)[kWeightAxes],
+                                               const int64_t (&stride)[kWeightAxes], uint2& to) {
+  const int w = voxel % extent[kAlongW], row = voxel / extent[kAlongW];
+  const int inner = row % extent[kAlongInner], pair = row / extent[kAlongInner];
+  to.x = static_cast<unsigned>(w * stride[kAlongW] + inner * stride[kAlongInner] + pair * stride[kAlongPair]);
+  to.y = 1u << w | 1u << (extent[kAlongW] + inner) | 1u << (extent[kAlongW] + extent[kAlongInner] + pair);
+}
+
+// Bits [0, length) of the coordinates that, from `begin` on, lie outside [0, end).
+__device__ __forceinline__ uint32_t outside_bits(int begin, int end, int length) {
+  const int first = min(max(-begin, 0), length), last = min(max(end - begin, first), length);
+  const auto low_bits = [](int count) { return static_cast<uint32_t>((uint64_t{1} << count) - 1); };
+  return low_bits(length) & ~(low_bits(last) & ~low_bits(first));
+}
+__device__ __forceinline__ uint32_t outside_box(const int (&begin)[kWeightAxes],
+                                                const int (&end)[kWeightAxes],
+                                                const int (&extent)[kWeightAxes]) {
+  uint32_t bits = 0;
+  int position = 0;
+#pragma unroll
+  for (int i = 0; i < kWeightAxes; ++i) {
+    bits |= outside_bits(begin[i], end[i], extent[i]) << position;
+    position += extent[i];
+  }
+  return bits;
+}
+
+template <class Config>
+__device__ __forceinline__ int tile_length(int axis) {
+  return axis == kAlongW ? Config::kW : axis == kAlongInner ? Config::kInner : Config::kPair;
+}
+template <class Config>
+__device__ __forceinline__ WeightTile tile_at(const WeightGeometry& geometry, int64_t index) {
+  WeightTile tile;
+#pragma unroll
+  for (int i = 0; i < kWeightAxes; ++i) {
+    const int length = tile_length<Config>(i), count = (geometry.output_size[i] + length - 1) / length;
+    tile.at[i] = static_cast<int>(index % count) * length;
+    index /= count;
+  }
+  tile.sample = static_cast<int>(index);
+  return tile;
+}
+template <class Config>
+__device__ __forceinline__ void next_tile(const WeightGeometry& geometry, WeightTile& tile) {
+#pragma unroll
+  for (int i = 0; i < kWeightAxes; ++i) {
+    tile.at[i] += tile_length<Config>(i);
+    if (tile.at[i] < geometry.output_size[i]) return;
+    tile.at[i] = 0;
+  }
+  ++tile.sample;
+}
+
+// A box of voxels of one tensor, and where it goes.
+template <class Scalar>
+struct Box {
+  const Scalar *tensor, *corner;  // of the box, at channel 0; may lie outside the tensor
+  int64_t channel_stride;
+  int first_channel, channels, voxels;
+  uint32_t outside;
+  const uint2* table;
+  unsigned char* stage;
+};
+
+// Threads hold a piece of kPiece bytes of the planes' channels each and walk the voxels.
+template <class Config, int kPlanes, int kPlane, int kPiece>
+__device__ __forceinline__ void copy_box(const Box<typename Config::Scalar>& box) {
+  constexpr int kParts = 16 / kPiece, kPieces = kPlanes * kParts, kStep = Config::kThreads / kPieces,
+                kBatch = 4;
+  const int thread = ptx::thread_x(), piece = thread % kPieces, start = thread / kPieces;
+  if (Config::kThreads % kPieces != 0 && start >= kStep) return;
+  const int channel = box.first_channel + piece * (kPiece / 2);
+  const bool exists = channel < box.channels;
+  const typename Config::Scalar* corner = box.corner + channel;
+  const uint32_t to = ptx::shared_address(box.stage) + piece / kParts * kPlane + piece % kParts * kPiece;
+#pragma unroll 1
+  for (int voxel = start; voxel < box.voxels; voxel += kBatch * kStep) {
+    uint2 entry[kBatch];  // no load passes a cp.async: first the entries, then the copies
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (voxel + i * kStep < box.voxels) entry[i] = box.table[voxel + i * kStep];
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (voxel + i * kStep >= box.voxels) break;
+      const bool inside = exists && (entry[i].y & box.outside) == 0;
+      ptx::cp_async<kPiece>(to + (voxel + i * kStep) * 16,
+                            inside ? corner + static_cast<int>(entry[i].x) : box.tensor, inside ? kPiece : 0);
+    }
+  }
+}
+
+// Neighbouring threads take neighbouring voxels, and 8 channels of them.
+template <class Config, int kPlanes, int kPlane>
+__device__ __forceinline__ void gather_box(const Box<typename Config::Scalar>& box) {
+  const int rounds = (kPlanes * box.voxels + Config::kThreads - 1) / Config::kThreads;
+  int voxel = ptx::thread_x(), plane = 0;
+#pragma unroll 1
+  for (int round = 0; round < rounds; ++round, voxel += Config::kThreads) {
+    while (voxel >= box.voxels) voxel -= box.voxels, ++plane;
+    if (plane >= kPlanes) return;
+    const uint2 entry = box.table[voxel];
+    const int channel = box.first_channel + plane * 8;
+    const int channels = (entry.y & box.outside) == 0 ? box.channels - channel : 0;
+    const typename Config::Scalar* from =
+        box.corner + static_cast<int>(entry.x) + channel * box.channel_stride;
+    uint32_t words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t low = 2 * i < channels ? from[2 * i * box.channel_stride].bits : 0;
+      const uint32_t high = 2 * i + 1 < channels ? from[(2 * i + 1) * box.channel_stride].bits : 0;
+      words[i] = low | high << 16;
+    }
+    *reinterpret_cast<uint4*>(box.stage + plane * kPlane + voxel * 16) =
+        make_uint4(words[0], words[1], words[2], words[3]);
+  }
+}
+
+template <class Config>
+__device__ __forceinline__ void load_stage(const MmaWeightWork& work, const WeightGeometry& geometry,
+                                           const WeightTile& tile, int first_channel,
+                                           const typename Config::Scalar* grad_output,
+                                           const typename Config::Scalar* input, unsigned char* memory,
+                                           unsigned char* stage) {
+  using Scalar = typename Config::Scalar;
+  const Problem& p = work.problem;
+  constexpr int kTile[kWeightAxes] = {Config::kW, Config::kInner, Config::kPair};
+  const Scalar *x = input + tile.sample * p.input.batch, *g = grad_output + tile.sample * p.output.batch;
+  int read[kWeightAxes];
+#pragma unroll
+  for (int i = 0; i < kWeightAxes; ++i) {
+    read[i] = tile.at[i] + geometry.origin[i];
+    x += read[i] * geometry.input_stride[i];
+    g += tile.at[i] * geometry.output_stride[i];
+  }
+  const Box<Scalar> x_box{input,
+                          x,
+                          p.input.channel,
+                          first_channel,
+                          static_cast<int>(p.in_channels),
+                          geometry.halo_voxels,
+                          outside_box(read, geometry.input_end, geometry.halo),
+                          reinterpret_cast<const uint2*>(memory + Config::kXTable),
+                          stage};
+  const Box<Scalar> g_box{grad_output,
+                          g,
+                          p.output.channel,
+                          geometry.first_column,
+                          geometry.columns,
+                          Config::kVoxels,
+                          outside_box(tile.at, geometry.output_size, kTile),
+                          reinterpret_cast<const uint2*>(memory + Config::kGTable),
+                          stage + Config::kGBegin};
+  if constexpr (Config::kAsync) {
+    copy_box<Config, Config::kXPlanes, Config::kXPlane, 16>(x_box);
+    copy_box<Config, Config::kN, Config::kGPlane, 8>(g_box);
+  } else {
+    gather_box<Config, Config::kXPlanes, Config::kXPlane>(x_box);
+    gather_box<Config, Config::kN, Config::kGPlane>(g_box);
+  }
+}
+
+// The columns' fragments of one pair of rows of grad_output. `pairs`: this lane's row of two columns of tiles
+// at once; `single`: of one.
+template <class Config>
+__device__ __forceinline__ void load_columns(uint32_t (&fragment)[Config::kN][2], uint32_t pairs,
+                                             uint32_t single) {
+#pragma unroll
+  for (int n = 0; n + 1 < Config::kN; n += 2) {
+    uint32_t r[4];
+    ptx::ldmatrix_x4_trans(r, pairs + n * Config::kGPlane);
+    fragment[n][0] = r[0], fragment[n][1] = r[1];
+    fragment[n + 1][0] = r[2], fragment[n + 1][1] = r[3];
+  }
+  if constexpr (Config::kN % 2 == 1) {
+    ptx::ldmatrix_x2_trans(fragment[Config::kN - 1], single + (Config::kN - 1) * Config::kGPlane);
+  }
+}
+
+template <class Scalar>
+__device__ __forceinline__ float sum_of_halves(uint32_t word) {
+  return widen(Scalar{static_cast<uint16_t>(word & 0xffff)}) +
+         widen(Scalar{static_cast<uint16_t>(word >> 16)});
+}
+
+template <class Config>
+__global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
+    mma_backward_weight_kernel(const MmaWeightWork work,
+                               const typename Config::Scalar* __restrict__ grad_output,
+                               const typename Config::Scalar* __restrict__ input) {
+  using Scalar = typename Config::Scalar;
+  constexpr int kTaps = Config::kTaps, kM = Config::kM, kN = Config::kN, kRows = Config::kInner + kTaps - 1;
+  constexpr int kGRow = Config::kW * 16, kGPair = Config::kInner * kGRow;  // bytes from row to row
+  DYNAMIC_SHARED(memory);
+  auto& geometry = *reinterpret_cast<WeightGeometry*>(memory);
+
+  int64_t index = blockIdx.x;
+  const int64_t unit = index % work.units;
+  index /= work.units;
+  const int64_t channel_block = index % work.channel_blocks, part = index / work.channel_blocks;
+  if (threadIdx.x == 0) describe_block(work, unit, 8 * kN, geometry);
+  __syncthreads();
+  const int view = geometry.view;
+  for (int i = threadIdx.x; i < geometry.halo_voxels; i += Config::kThreads) {
+    describe_voxel(i, geometry.halo, geometry.input_stride,
+                   reinterpret_cast<uint2*>(memory + Config::kXTable)[i]);
+  }
+  for (int i = threadIdx.x; i < Config::kVoxels; i += Config::kThreads) {
+    constexpr int kTile[kWeightAxes] = {Config::kW, Config::kInner, Config::kPair};
+    describe_voxel(i, kTile, geometry.output_stride, reinterpret_cast<uint2*>(memory + Config::kGTable)[i]);
+  }
+  __syncthreads();
+
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int outer = warp % kTaps, group = warp / kTaps % Config::kGroups;
+  const int share = warp / (kTaps * Config::kGroups);
+  const int64_t tiles = weight_tiles(work.problem, view);
+  const int64_t first_tile = tiles * part / work.parts, last_tile = tiles * (part + 1) / work.parts;
+  const int first_channel = static_cast<int>(channel_block) * Config::kS.channels();
+  const bool sums_bias = work.bias && channel_block == 0;
+
+  // Matrices of a fragment of x: lane bit 3 is the upper 8 channels, bit 4 the second row of the pair; of two
+  // columns of tiles of grad_output: bit 3 the second row, bit 4 the second column of tiles.
+  const int row_step = geometry.halo[kAlongW] * 16, pair_step = row_step * geometry.halo[kAlongInner];
+  const int upper = lane >> 3 & 1, second = lane >> 4;
+  const uint32_t x_lane = (group * kM * 2 + upper) * Config::kXPlane + second * pair_step +
+                          ((lane & 7) + outer * geometry.outer_step) * 16;
+  const uint32_t g_lane = Config::kGBegin + upper * kGPair + (lane & 7) * 16;
+
+  float sum[kTaps][kM][kN][4] = {}, bias[kN] = {};
+  WeightTile ahead = tile_at<Config>(geometry, first_tile);
+  const auto load_next = [&](int64_t tile, int stage) {
+    if (tile < last_tile) {
+      load_stage<Config>(work, geometry, ahead, first_channel, grad_output, input, memory,
+                         memory + Config::kFirstStage + stage * Config::kStage);
+      next_tile<Config>(geometry, ahead);
+    }
+    ptx::cp_async_commit();
+  };
+  load_next(first_tile, 0);
+  int stage = 0;
+#pragma unroll 1
+  for (int64_t tile = first_tile; tile < last_tile; ++tile, stage ^= 1) {
+    ptx::cp_async_wait<0>();
+    __syncthreads();
+    load_next(tile + 1, stage ^ 1);
+    const uint32_t shared = ptx::shared_address(memory) + Config::kFirstStage + stage * Config::kStage;
+#pragma unroll 1
+    for (int k = 0; k < Config::kStacks / Config::kShares; ++k) {
+      const int pair = 2 * (k * Config::kShares + share);
+      const uint32_t x_stack = shared + x_lane + pair * pair_step;
+      const uint32_t single = shared + g_lane + pair * kGPair, pairs = single + second * Config::kGPlane;
+      if (sums_bias) {  // apart from the unrolled rows, whose schedule a branch would cut
+#pragma unroll 1
+        for (int row = group * kTaps + outer; row < Config::kInner; row += Config::kUnitWarps) {
+          uint32_t fragment[kN][2];
+          load_columns<Config>(fragment, pairs + row * kGRow, single + row * kGRow);
+#pragma unroll
+          for (int n = 0; n < kN; ++n) {
+            bias[n] += sum_of_halves<Scalar>(fragment[n][0]) + sum_of_halves<Scalar>(fragment[n][1]);
+          }
+        }
+      }
+      uint32_t columns[kTaps][kN][2];  // row r of grad_output in columns[r % kTaps]
+#pragma unroll
+      for (int row = 0; row < kRows; ++row) {
+        if (row < Config::kInner) {
+          load_columns<Config>(columns[row % kTaps], pairs + row * kGRow, single + row * kGRow);
+        }
+        uint32_t x[kM][4];
+#pragma unroll
+        for (int m = 0; m < kM; ++m) {
+          ptx::ldmatrix_x4_trans(x[m], x_stack + row * row_step + m * 2 * Config::kXPlane);
+        }
+#pragma unroll
+        for (int tap = 0; tap < kTaps; ++tap) {
+          const int meets = row - tap;
+          if (meets < 0 || meets >= Config::kInner) continue;
+          ptx::mma_tiles<Scalar>(sum[tap], x, 0, columns[meets % kTaps]);
+        }
+      }
+    }
+  }
+  ptx::cp_async_wait<0>();
+
+  if (work.weight) {
+    float* to = work.weight_sums +
+                ((part * work.units + unit) * work.channel_blocks + channel_block) * Config::kSums +
+                (group * kTaps + outer) * Config::kFragments * 128 + lane * 4;
+    auto* exchange = reinterpret_cast<float4*>(memory + Config::kFirstStage) +
+                     (group * kTaps + outer) * kM * kN * 32 + lane;
+#pragma unroll
+    for (int tap = 0; tap < kTaps; ++tap) {
+      if constexpr (Config::kShares > 1) {
+        __syncthreads();
+        if (share == 1) {
+#pragma unroll
+          for (int i = 0; i < kM * kN; ++i) {
+            const float (&f)[4] = sum[tap][i / kN][i % kN];
+            exchange[i * 32] = make_float4(f[0], f[1], f[2], f[3]);
+          }
+        }
+        __syncthreads();
+      }
+      if (share == 0) {
+#pragma unroll
+        for (int i = 0; i < kM * kN; ++i) {
+          const float (&f)[4] = sum[tap][i / kN][i % kN];
+          float4 total = make_float4(f[0], f[1], f[2], f[3]);
+          if constexpr (Config::kShares > 1) {
+            const float4 other = exchange[i * 32];
+            total.x += other.x, total.y += other.y, total.z += other.z, total.w += other.w;
+          }
+          *reinterpret_cast<float4*>(to + (tap * kM * kN + i) * 128) = total;
+        }
+      }
+    }
+  }
+  if (sums_bias) {
+    float* to = work.bias_sums + ((part * work.units + unit) * Config::kS.warps() + warp) * (8 * kN);
+#pragma unroll
+    for (int n = 0; n < kN; ++n) {
+      float total = bias[n] + __shfl_xor_sync(0xffffffffu, bias[n], 1);
+      total += __shfl_xor_sync(0xffffffffu, total, 2);
+      if (lane % 4 == 0) to[n * 8 + lane / 4] = total;
+    }
+  }
+}
+
+}  // namespace acsconv
