@@ -331,7 +331,9 @@ def _convolve(
         _slice_input(input, piece, axes).to(dtype), weight.to(dtype), piece.view, geometry, axes, guard
     )
     inner_bias = None if border or bias is None else bias.to(dtype)
-    out = F.conv3d(x, kernel, inner_bias, stride, padding, dilation, piece.groups).transpose(2, front)
+    out = F.conv3d(x, kernel, inner_bias, stride, padding, dilation, piece.groups)
+    if front != 2:  # else no view: autograd forbids changing a view in place that an operator returned
+        out = out.transpose(2, front)
     out = out.to(input.dtype)
     if any(a.skip or a.excess for a in axes):
         out = F.pad(out, [-n for a in axes[::-1] for n in (a.skip, a.excess)])

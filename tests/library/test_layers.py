@@ -230,3 +230,10 @@ def test_unet_trains():
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     assert all(parameter.grad is not None for parameter in unet.parameters())
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_in_place_activation_behind_a_layer(kernel_size):
+    layers = nn.Sequential(ACSConv(2, 6, kernel_size, padding=kernel_size // 2), nn.ReLU(inplace=True))
+    layers(torch.randn(1, 2, 4, 5, 6)).sum().backward()
+    assert layers[0].weight.grad.abs().max() > 0
