@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <string>
 
+#include "few_channels_plan.h"
 #include "problem.h"
 
 namespace acsconv {
@@ -60,6 +61,7 @@ struct GatherPlan {
   int warps = 0, rows = 0;
   bool channels_inner = false;
   std::string not_depthwise;  // why not by the kernel for that; empty: by it
+  FewChannelsPlan few;        // and its rejection: why not by the kernel for few input channels
   std::string not_folded;     // Soft ACS: why its kernels are not folded (kernels/fold_soft.h)
   int64_t tiles = 0;
   size_t workspace_bytes = 0;  // for the folded kernels; 0 without
@@ -102,8 +104,8 @@ inline std::string depthwise_rejection(const Problem& p, bool soft) {
   return {};
 }
 
-// Whether tap (1, 1) of a 3x3 kernel reads the same voxel in all views, and a step along an axis is the same in
-// both views whose plane it lies in.
+// Whether tap (1, 1) of a 3x3 kernel reads the same voxel in all views, and a step along an axis is the same
+// in both views whose plane it lies in.
 inline bool views_share_centre(const Problem& p) {
   for (int axis = 0; axis < 3; ++axis) {
     const int other = (axis + 1) % 3, last = (axis + 2) % 3;  // views in whose plane the axis lies
@@ -146,6 +148,14 @@ inline GatherPlan plan_gather(const Problem& p, Pass pass, bool soft, const Mach
     plan.channels_inner = p.input.channel == 1 && p.output.channel == 1;
     return plan;
   }
+
+  // The gather kernel pads 9 products to 16 and 1 channel of x to 8, and loads x for every tap.
+  if (forward) {
+    plan.few = plan_few_channels(p, soft, machine.multiprocessors);
+  } else {
+    plan.few.rejection = "gradient of the input";
+  }
+  if (plan.few.rejection.empty()) return plan;
 
   if (soft) plan.not_folded = fold_rejection(p);
   if (soft && plan.not_folded.empty()) {
@@ -195,9 +205,10 @@ inline std::string GatherPlan::describe() const {
   if (!rejection.empty()) return "gather: " + rejection;
   const std::string order = channels_inner ? "channels along a warp" : "voxels along a warp";
   if (not_depthwise.empty()) return "depthwise: " + order;
+  if (few.rejection.empty()) return few.describe();
   return "gather: tile " + std::to_string(32 * rows) + " voxels x " + std::to_string(kGatherColumns * warps) +
          " channels, " + std::to_string(32 * warps) + " threads, about " + std::to_string(tiles) +
-         " tiles, " + order + "; not depthwise: " + not_depthwise +
+         " tiles, " + order + "; not few channels: " + few.rejection + "; not depthwise: " + not_depthwise +
          (workspace_bytes > 0 ? "; 19 folded taps" : "") +
          (not_folded.empty() ? "" : "; not folded: " + not_folded);
 }

@@ -6,6 +6,7 @@
 #include "report.h"
 #include "simt_backward_input.h"
 #include "simt_depthwise.h"
+#include "simt_few_channels.h"
 #include "simt_forward.h"
 
 namespace acsconv {
@@ -53,6 +54,9 @@ const char* gather(const Problem& problem, Pass pass, bool soft, const void* sou
   if (const char* reason = report_plan(plan.rejection, plan.describe())) return reason;
   if (plan.not_depthwise.empty()) {
     return simt_depthwise(problem, pass, plan.channels_inner, source, weight, bias, destination, stream);
+  }
+  if (plan.few.rejection.empty()) {
+    return simt_few_channels(problem, plan.few, source, weight, bias, destination, stream);
   }
   GatherWork work{problem, pass, soft, plan.workspace_bytes > 0, 0, 0};
   if (soft) {
