@@ -20,8 +20,7 @@
 // the block once, in the order of the fragments; mma_add_parts_kernel adds the parts in order.
 #pragma once
 
-#include "../common/ptx.cuh"
-#include "../mma_weight_plan.h"
+#include "mma_weight_tiles.cuh"
 
 namespace acsconv {
 
@@ -31,22 +30,6 @@ struct MmaWeightWork {
   MmaWeightShape shape;
   int64_t units, channel_blocks, parts;
   float *weight_sums, *bias_sums;
-};
-
-// A block's axes: those of its view, in the order in which tiles follow each other.
-enum WeightAxis { kAlongW, kAlongInner, kAlongPair, kWeightAxes };
-
-struct WeightGeometry {
-  int64_t input_stride[kWeightAxes], output_stride[kWeightAxes];
-  int origin[kWeightAxes];                                   // of the read positions
-  int input_end[kWeightAxes];                                // positions that some output reads lie before it
-  int output_size[kWeightAxes];                              //
-  int halo[kWeightAxes];                                     // extents of x for a tile
-  int halo_voxels, outer_step, view, first_column, columns;  // `columns` ends the tensor's channels
-};
-
-struct WeightTile {
-  int at[kWeightAxes], sample;
 };
 
 // kAsync: channels lie side by side in both tensors, 8 input channels aligned to 16 bytes and 4 output
@@ -87,155 +70,6 @@ struct MmaBackwardWeight {
   static constexpr int kSums = kUnitWarps * kFragments * 128;
   static_assert(kUnitWarps * kM * kN * 512 <= kStages * kStage, "the shares meet in the stages");
 };
-
-__device__ inline void describe_block(const MmaWeightWork& work, int64_t unit, int columns,
-                                      WeightGeometry& to) {
-  const Problem& p = work.problem;
-  int view = 0;
-  ViewColumns v = view_columns(p, work.soft, view, columns);
-  while (unit >= v.units) {
-    unit -= v.units;
-    v = view_columns(p, work.soft, ++view, columns);
-  }
-  const int axes[kWeightAxes] = {2, weight_inner_axis(view), weight_pair_axis(view)};
-  for (int i = 0; i < kWeightAxes; ++i) {
-    const int axis = axes[i];
-    const int extent = static_cast<int>(kernel_extent(view, axis, p.kernel_h, p.kernel_w));
-    const int tile = i == kAlongW ? kWeightTileW : i == kAlongInner ? kWeightTileInner : kWeightTilePair;
-    to.input_stride[i] = p.input.axis[axis];
-    to.output_stride[i] = p.output.axis[axis];
-    to.origin[i] = static_cast<int>(p.origin[view][axis]);
-    const int64_t read = p.out_size[axis] + p.origin[view][axis] + extent - 1;
-    to.input_end[i] = static_cast<int>(read < p.in_size[axis] ? read : p.in_size[axis]);
-    to.output_size[i] = static_cast<int>(p.out_size[axis]);
-    to.halo[i] = tile + extent - 1;
-  }
-  to.halo_voxels = to.halo[kAlongW] * to.halo[kAlongInner] * to.halo[kAlongPair];
-  to.outer_step = view == 2 ? to.halo[kAlongW] * to.halo[kAlongInner] : 1;
-  to.view = view;
-  to.first_column = static_cast<int>(v.base + unit * columns);
-  to.columns = static_cast<int>(p.out_channels);
-}
-
-// A table entry of a voxel of a box: its offset from the box's corner, and a bit for each of its coordinates.
-__device__ __forceinline__ void describe_voxel(int voxel, const int (&extent)[kWeightAxes],
-                                               const int64_t (&stride)[kWeightAxes], uint2& to) {
-  const int w = voxel % extent[kAlongW], row = voxel / extent[kAlongW];
-  const int inner = row % extent[kAlongInner], pair = row / extent[kAlongInner];
-  to.x = static_cast<unsigned>(w * stride[kAlongW] + inner * stride[kAlongInner] + pair * stride[kAlongPair]);
-  to.y = 1u << w | 1u << (extent[kAlongW] + inner) | 1u << (extent[kAlongW] + extent[kAlongInner] + pair);
-}
-
-// Bits [0, length) of the coordinates that, from `begin` on, lie outside [0, end).
-__device__ __forceinline__ uint32_t outside_bits(int begin, int end, int length) {
-  const int first = min(max(-begin, 0), length), last = min(max(end - begin, first), length);
-  const auto low_bits = [](int count) { return static_cast<uint32_t>((uint64_t{1} << count) - 1); };
-  return low_bits(length) & ~(low_bits(last) & ~low_bits(first));
-}
-__device__ __forceinline__ uint32_t outside_box(const int (&begin)[kWeightAxes],
-                                                const int (&end)[kWeightAxes],
-                                                const int (&extent)[kWeightAxes]) {
-  uint32_t bits = 0;
-  int position = 0;
-#pragma unroll
-  for (int i = 0; i < kWeightAxes; ++i) {
-    bits |= outside_bits(begin[i], end[i], extent[i]) << position;
-    position += extent[i];
-  }
-  return bits;
-}
-
-template <class Config>
-__device__ __forceinline__ int tile_length(int axis) {
-  return axis == kAlongW ? Config::kW : axis == kAlongInner ? Config::kInner : Config::kPair;
-}
-template <class Config>
-__device__ __forceinline__ WeightTile tile_at(const WeightGeometry& geometry, int64_t index) {
-  WeightTile tile;
-#pragma unroll
-  for (int i = 0; i < kWeightAxes; ++i) {
-    const int length = tile_length<Config>(i), count = (geometry.output_size[i] + length - 1) / length;
-    tile.at[i] = static_cast<int>(index % count) * length;
-    index /= count;
-  }
-  tile.sample = static_cast<int>(index);
-  return tile;
-}
-template <class Config>
-__device__ __forceinline__ void next_tile(const WeightGeometry& geometry, WeightTile& tile) {
-#pragma unroll
-  for (int i = 0; i < kWeightAxes; ++i) {
-    tile.at[i] += tile_length<Config>(i);
-    if (tile.at[i] < geometry.output_size[i]) return;
-    tile.at[i] = 0;
-  }
-  ++tile.sample;
-}
-
-// A box of voxels of one tensor, and where it goes.
-template <class Scalar>
-struct Box {
-  const Scalar *tensor, *corner;  // of the box, at channel 0; may lie outside the tensor
-  int64_t channel_stride;
-  int first_channel, channels, voxels;
-  uint32_t outside;
-  const uint2* table;
-  unsigned char* stage;
-};
-
-// Threads hold a piece of kPiece bytes of the planes' channels each and walk the voxels.
-template <class Config, int kPlanes, int kPlane, int kPiece>
-__device__ __forceinline__ void copy_box(const Box<typename Config::Scalar>& box) {
-  constexpr int kParts = 16 / kPiece, kPieces = kPlanes * kParts, kStep = Config::kThreads / kPieces,
-                kBatch = 4;
-  const int thread = ptx::thread_x(), piece = thread % kPieces, start = thread / kPieces;
-  if (Config::kThreads % kPieces != 0 && start >= kStep) return;
-  const int channel = box.first_channel + piece * (kPiece / 2);
-  const bool exists = channel < box.channels;
-  const typename Config::Scalar* corner = box.corner + channel;
-  const uint32_t to = ptx::shared_address(box.stage) + piece / kParts * kPlane + piece % kParts * kPiece;
-#pragma unroll 1
-  for (int voxel = start; voxel < box.voxels; voxel += kBatch * kStep) {
-    uint2 entry[kBatch];  // no load passes a cp.async: first the entries, then the copies
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      if (voxel + i * kStep < box.voxels) entry[i] = box.table[voxel + i * kStep];
-    }
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      if (voxel + i * kStep >= box.voxels) break;
-      const bool inside = exists && (entry[i].y & box.outside) == 0;
-      ptx::cp_async<kPiece>(to + (voxel + i * kStep) * 16,
-                            inside ? corner + static_cast<int>(entry[i].x) : box.tensor, inside ? kPiece : 0);
-    }
-  }
-}
-
-// Neighbouring threads take neighbouring voxels, and 8 channels of them.
-template <class Config, int kPlanes, int kPlane>
-__device__ __forceinline__ void gather_box(const Box<typename Config::Scalar>& box) {
-  const int rounds = (kPlanes * box.voxels + Config::kThreads - 1) / Config::kThreads;
-  int voxel = ptx::thread_x(), plane = 0;
-#pragma unroll 1
-  for (int round = 0; round < rounds; ++round, voxel += Config::kThreads) {
-    while (voxel >= box.voxels) voxel -= box.voxels, ++plane;
-    if (plane >= kPlanes) return;
-    const uint2 entry = box.table[voxel];
-    const int channel = box.first_channel + plane * 8;
-    const int channels = (entry.y & box.outside) == 0 ? box.channels - channel : 0;
-    const typename Config::Scalar* from =
-        box.corner + static_cast<int>(entry.x) + channel * box.channel_stride;
-    uint32_t words[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint32_t low = 2 * i < channels ? from[2 * i * box.channel_stride].bits : 0;
-      const uint32_t high = 2 * i + 1 < channels ? from[(2 * i + 1) * box.channel_stride].bits : 0;
-      words[i] = low | high << 16;
-    }
-    *reinterpret_cast<uint4*>(box.stage + plane * kPlane + voxel * 16) =
-        make_uint4(words[0], words[1], words[2], words[3]);
-  }
-}
 
 template <class Config>
 __device__ __forceinline__ void load_stage(const MmaWeightWork& work, const WeightGeometry& geometry,
@@ -319,7 +153,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
   const int64_t unit = index % work.units;
   index /= work.units;
   const int64_t channel_block = index % work.channel_blocks, part = index / work.channel_blocks;
-  if (threadIdx.x == 0) describe_block(work, unit, 8 * kN, geometry);
+  if (threadIdx.x == 0) describe_block(work.problem, work.soft, unit, 8 * kN, geometry);
   __syncthreads();
   const int view = geometry.view;
   for (int i = threadIdx.x; i < geometry.halo_voxels; i += Config::kThreads) {
@@ -349,12 +183,13 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
   const uint32_t g_lane = Config::kGBegin + upper * kGPair + (lane & 7) * 16;
 
   float sum[kTaps][kM][kN][4] = {}, bias[kN] = {};
-  WeightTile ahead = tile_at<Config>(geometry, first_tile);
+  WeightTile ahead{};
+  if (first_tile < last_tile) ahead = tile_at(geometry, first_tile);  // there may be no voxels at all
   const auto load_next = [&](int64_t tile, int stage) {
     if (tile < last_tile) {
       load_stage<Config>(work, geometry, ahead, first_channel, grad_output, input, memory,
                          memory + Config::kFirstStage + stage * Config::kStage);
-      next_tile<Config>(geometry, ahead);
+      next_tile(geometry, ahead);
     }
     ptx::cp_async_commit();
   };

@@ -1,0 +1,179 @@
+// The tiles of voxels of the gradient of the weight on tensor cores (mma_backward_weight.cuh): where a
+// block's lie, which of their voxels exist, and how they get into shared memory, as [plane of 8
+// channels][voxel][8 channels].
+//
+// A tile of grad_output is a box of 8 x 4 x 8 voxels, and that of x the same box with the view's halo around
+// it. Every voxel of a box has an entry in a table: its offset from the box's corner, and one bit for each of
+// its coordinates. A tile is then a mask of the coordinates that lie outside the volume, and a test is one
+// AND.
+#pragma once
+
+#include "../common/ptx.cuh"
+#include "../mma_weight_plan.h"
+
+namespace acsconv {
+
+// A block's axes: those of its view, in the order in which tiles follow each other.
+enum WeightAxis { kAlongW, kAlongInner, kAlongPair, kWeightAxes };
+
+ACSCONV_HD constexpr int weight_tile_length(int axis) {
+  return axis == kAlongW ? kWeightTileW : axis == kAlongInner ? kWeightTileInner : kWeightTilePair;
+}
+
+struct WeightGeometry {
+  int64_t input_stride[kWeightAxes], output_stride[kWeightAxes];
+  int origin[kWeightAxes];     // of the read positions
+  int input_end[kWeightAxes];  // behind the last position that some output reads
+  int output_size[kWeightAxes];
+  int halo[kWeightAxes];            // extents of the box of x
+  int halo_voxels, outer_step;      // voxels of that box; from one outer tap to the next
+  int view, first_column, columns;  // the block's first channel of grad_output, and how many the tensor has
+};
+
+struct WeightTile {
+  int at[kWeightAxes], sample;
+};
+
+__device__ inline void describe_block(const Problem& p, bool soft, int64_t unit, int columns,
+                                      WeightGeometry& to) {
+  int view = 0;
+  ViewColumns v = view_columns(p, soft, view, columns);
+  while (unit >= v.units) {
+    unit -= v.units;
+    v = view_columns(p, soft, ++view, columns);
+  }
+  const int axes[kWeightAxes] = {2, weight_inner_axis(view), weight_pair_axis(view)};
+  for (int i = 0; i < kWeightAxes; ++i) {
+    const int axis = axes[i];
+    const int extent = static_cast<int>(kernel_extent(view, axis, p.kernel_h, p.kernel_w));
+    to.input_stride[i] = p.input.axis[axis];
+    to.output_stride[i] = p.output.axis[axis];
+    to.origin[i] = static_cast<int>(p.origin[view][axis]);
+    const int64_t read = p.out_size[axis] + p.origin[view][axis] + extent - 1;
+    to.input_end[i] = static_cast<int>(read < p.in_size[axis] ? read : p.in_size[axis]);
+    to.output_size[i] = static_cast<int>(p.out_size[axis]);
+    to.halo[i] = weight_tile_length(i) + extent - 1;
+  }
+  to.halo_voxels = to.halo[kAlongW] * to.halo[kAlongInner] * to.halo[kAlongPair];
+  to.outer_step = view == 2 ? to.halo[kAlongW] * to.halo[kAlongInner] : 1;
+  to.view = view;
+  to.first_column = static_cast<int>(v.base + unit * columns);
+  to.columns = static_cast<int>(p.out_channels);
+}
+
+// A table entry of a voxel of a box: its offset from the box's corner, and a bit for each of its coordinates.
+__device__ __forceinline__ void describe_voxel(int voxel, const int (&extent)[kWeightAxes],
+                                               const int64_t (&stride)[kWeightAxes], uint2& to) {
+  const int w = voxel % extent[kAlongW], row = voxel / extent[kAlongW];
+  const int inner = row % extent[kAlongInner], pair = row / extent[kAlongInner];
+  to.x = static_cast<unsigned>(w * stride[kAlongW] + inner * stride[kAlongInner] + pair * stride[kAlongPair]);
+  to.y = 1u << w | 1u << (extent[kAlongW] + inner) | 1u << (extent[kAlongW] + extent[kAlongInner] + pair);
+}
+
+// Bits [0, length) of the coordinates that, from `begin` on, lie outside [0, end).
+__device__ __forceinline__ uint32_t outside_bits(int begin, int end, int length) {
+  const auto clamp = [length](int value) { return value < 0 ? 0 : value > length ? length : value; };
+  const int first = clamp(-begin), last = clamp(end - begin);
+  const auto low_bits = [](int count) { return (1u << count) - 1; };
+  return low_bits(length) & ~(low_bits(last) & ~low_bits(first));
+}
+__device__ __forceinline__ uint32_t outside_box(const int (&begin)[kWeightAxes],
+                                                const int (&end)[kWeightAxes],
+                                                const int (&extent)[kWeightAxes]) {
+  uint32_t bits = 0;
+  int position = 0;
+#pragma unroll
+  for (int i = 0; i < kWeightAxes; ++i) {
+    bits |= outside_bits(begin[i], end[i], extent[i]) << position;
+    position += extent[i];
+  }
+  return bits;
+}
+
+__device__ inline WeightTile tile_at(const WeightGeometry& geometry, int64_t index) {
+  WeightTile tile;
+#pragma unroll
+  for (int i = 0; i < kWeightAxes; ++i) {
+    const int length = weight_tile_length(i), count = (geometry.output_size[i] + length - 1) / length;
+    tile.at[i] = static_cast<int>(index % count) * length;
+    index /= count;
+  }
+  tile.sample = static_cast<int>(index);
+  return tile;
+}
+__device__ __forceinline__ void next_tile(const WeightGeometry& geometry, WeightTile& tile) {
+#pragma unroll
+  for (int i = 0; i < kWeightAxes; ++i) {
+    tile.at[i] += weight_tile_length(i);
+    if (tile.at[i] < geometry.output_size[i]) return;
+    tile.at[i] = 0;
+  }
+  ++tile.sample;
+}
+
+// A box of voxels of one tensor, and where it goes.
+template <class Scalar>
+struct Box {
+  const Scalar *tensor, *corner;  // of the box, at channel 0; may lie outside the tensor
+  int64_t channel_stride;
+  int first_channel, channels, voxels;
+  uint32_t outside;
+  const uint2* table;
+  unsigned char* stage;
+};
+
+// Threads hold a piece of kPiece bytes of the planes' channels each and walk the voxels.
+template <class Config, int kPlanes, int kPlane, int kPiece>
+__device__ __forceinline__ void copy_box(const Box<typename Config::Scalar>& box) {
+  constexpr int kParts = 16 / kPiece, kPieces = kPlanes * kParts, kStep = Config::kThreads / kPieces,
+                kBatch = 4;
+  const int thread = ptx::thread_x(), piece = thread % kPieces, start = thread / kPieces;
+  if (Config::kThreads % kPieces != 0 && start >= kStep) return;
+  const int channel = box.first_channel + piece * (kPiece / 2);
+  const bool exists = channel < box.channels;
+  const typename Config::Scalar* corner = box.corner + channel;
+  const uint32_t to = ptx::shared_address(box.stage) + piece / kParts * kPlane + piece % kParts * kPiece;
+#pragma unroll 1
+  for (int voxel = start; voxel < box.voxels; voxel += kBatch * kStep) {
+    uint2 entry[kBatch];  // no load passes a cp.async: first the entries, then the copies
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (voxel + i * kStep < box.voxels) entry[i] = box.table[voxel + i * kStep];
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (voxel + i * kStep >= box.voxels) break;
+      const bool inside = exists && (entry[i].y & box.outside) == 0;
+      ptx::cp_async<kPiece>(to + (voxel + i * kStep) * 16,
+                            inside ? corner + static_cast<int>(entry[i].x) : box.tensor, inside ? kPiece : 0);
+    }
+  }
+}
+
+// Neighbouring threads take neighbouring voxels, and 8 channels of them.
+template <class Config, int kPlanes, int kPlane>
+__device__ __forceinline__ void gather_box(const Box<typename Config::Scalar>& box) {
+  const int rounds = (kPlanes * box.voxels + Config::kThreads - 1) / Config::kThreads;
+  int voxel = ptx::thread_x(), plane = 0;
+#pragma unroll 1
+  for (int round = 0; round < rounds; ++round, voxel += Config::kThreads) {
+    while (voxel >= box.voxels) voxel -= box.voxels, ++plane;
+    if (plane >= kPlanes) return;
+    const uint2 entry = box.table[voxel];
+    const int channel = box.first_channel + plane * 8;
+    const int channels = (entry.y & box.outside) == 0 ? box.channels - channel : 0;
+    const typename Config::Scalar* from =
+        box.corner + static_cast<int>(entry.x) + channel * box.channel_stride;
+    uint32_t words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t low = 2 * i < channels ? from[2 * i * box.channel_stride].bits : 0;
+      const uint32_t high = 2 * i + 1 < channels ? from[(2 * i + 1) * box.channel_stride].bits : 0;
+      words[i] = low | high << 16;
+    }
+    *reinterpret_cast<uint4*>(box.stage + plane * kPlane + voxel * 16) =
+        make_uint4(words[0], words[1], words[2], words[3]);
+  }
+}
+
+}  // namespace acsconv
