@@ -42,11 +42,21 @@ const char* launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
-// Of the current device; 1 where there is none, since a launch is about to say so.
-inline int multiprocessors() {
-  int device = 0, count = 1;
-  if (cudaGetDevice(&device) != cudaSuccess) return 1;
-  return cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess ? count : 1;
+// Of the current device; `missing` where there is none, since a launch is about to say so.
+inline int device_attribute(cudaDeviceAttr attribute, int missing) {
+  int device = 0, value = missing;
+  if (cudaGetDevice(&device) != cudaSuccess) return missing;
+  return cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess ? value : missing;
+}
+inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount, 1); }
+// 10 * major + minor.
+inline int compute_capability() {
+  return 10 * device_attribute(cudaDevAttrComputeCapabilityMajor, 0) +
+         device_attribute(cudaDevAttrComputeCapabilityMinor, 0);
+}
+// Most shared memory that a block may ask for.
+inline size_t block_shared_bytes() {
+  return static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, kDefaultSharedBytes));
 }
 
 }  // namespace acsconv
@@ -66,6 +76,8 @@ const char* launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
 }
 
 inline int multiprocessors() { return ::emulator::options.multiprocessors; }
+inline int compute_capability() { return ::emulator::options.compute_capability; }
+inline size_t block_shared_bytes() { return ::emulator::options.block_shared_bytes; }
 
 }  // namespace acsconv
 

@@ -10,9 +10,13 @@
 #include <map>
 #include <stdexcept>
 
+#include "../kernels/machine.cuh"
+#include "../kernels/mma_backward_weight.h"
+#include "../kernels/mma_convolve.h"
 #include "../kernels/simt_backward_input.h"
 #include "../kernels/simt_backward_weight.h"
 #include "../kernels/simt_forward.h"
+#include "../mma_weight_plan.h"
 #include "../plan.h"
 #include "cuda.h"
 
@@ -98,6 +102,14 @@ class DeviceTensor {
   void *buffer_ = nullptr, *data_ = nullptr;
 };
 
+const char* mma_backward_weight(const Problem& p, bool soft, const std::vector<void*>& t) {
+  void* workspace = emulator::allocate_device(acsconv::mma_backward_weight_workspace(p, soft));
+  const char* error =
+      acsconv::mma_backward_weight(p, soft, t.at(0), t.at(1), t.at(2), t.at(3), workspace, nullptr);
+  emulator::release_device(workspace);
+  return error;
+}
+
 const char* backward_weight(const Problem& p, bool soft, const std::vector<void*>& t) {
   const size_t bytes = acsconv::simt_backward_weight_workspace(p, soft);
   void* workspace = bytes > 0 ? emulator::allocate_device(bytes) : nullptr;
@@ -113,6 +125,25 @@ const char* with_soft_workspace(const Problem& p, acsconv::Pass pass, Function&&
   const size_t bytes = acsconv::simt_soft_workspace(p, pass);
   void* workspace = bytes > 0 ? emulator::allocate_device(bytes) : nullptr;
   const char* error = function(workspace);
+  emulator::release_device(workspace);
+  return error;
+}
+
+// The tensor-core kernels, float32 as TF32; tensors as those of the simt launchers.
+template <acsconv::Pass kPass, bool kSoft>
+const char* mma(const Problem& p, const std::vector<void*>& t) {
+  const acsconv::MmaPlan plan =
+      acsconv::plan_mma(p, kPass, kSoft, /*allow_tf32=*/true, acsconv::this_machine());
+  if (!plan.rejection.empty()) {
+    static std::string reason;
+    reason = plan.rejection;
+    return reason.c_str();
+  }
+  void* workspace = emulator::allocate_device(plan.workspace_bytes());
+  const bool forward = kPass == acsconv::Pass::Forward;
+  const char* error =
+      acsconv::mma_convolve(p, plan, kPass, kSoft, t.at(0), t.at(1), forward ? t.at(2) : nullptr, p.type,
+                            t.at(forward ? 3 : 2), workspace, nullptr);
   emulator::release_device(workspace);
   return error;
 }
@@ -141,10 +172,18 @@ const std::map<std::string, Launcher>& launchers() {
            return acsconv::simt_soft_backward_input(p, t.at(0), t.at(1), t.at(2), workspace, nullptr);
          });
        }},
+      {"mma_forward", mma<acsconv::Pass::Forward, false>},
+      {"mma_soft_forward", mma<acsconv::Pass::Forward, true>},
+      {"mma_backward_input", mma<acsconv::Pass::BackwardInput, false>},
+      {"mma_soft_backward_input", mma<acsconv::Pass::BackwardInput, true>},
       {"simt_backward_weight",  // grad_output, input, grad_weight, grad_bias
        [](const Problem& p, const std::vector<void*>& t) { return backward_weight(p, false, t); }},
       {"simt_soft_backward_weight",  // grad_output, input, gradient of the kernels, grad_bias
        [](const Problem& p, const std::vector<void*>& t) { return backward_weight(p, true, t); }},
+      {"mma_backward_weight",  // as simt_backward_weight
+       [](const Problem& p, const std::vector<void*>& t) { return mma_backward_weight(p, false, t); }},
+      {"mma_soft_backward_weight",
+       [](const Problem& p, const std::vector<void*>& t) { return mma_backward_weight(p, true, t); }},
   };
   return table;
 }
@@ -167,6 +206,10 @@ std::pair<std::string, size_t> plan(const std::string& pass, const py::dict& pro
                                     int multiprocessors) {
   const Problem p = read_problem(problem);
   const acsconv::Machine machine{multiprocessors};
+  if (pass == "mma_backward_weight") {
+    const acsconv::MmaWeightPlan plan = acsconv::plan_mma_backward_weight(p, soft, machine);
+    return {plan.describe(), plan.workspace_bytes};
+  }
   if (pass == "backward_weight") {
     const acsconv::WeightPlan plan = acsconv::plan_backward_weight(p, soft, machine);
     return {plan.describe(), plan.workspace_bytes};
@@ -176,8 +219,8 @@ std::pair<std::string, size_t> plan(const std::string& pass, const py::dict& pro
   return {plan.describe(), plan.workspace_bytes};
 }
 
-void configure(const std::string& schedule, uint64_t seed, bool detect_races, int multiprocessors,
-               const std::string& async_copies) {
+void configure(const std::string& schedule, uint64_t seed, bool detect_races, const std::string& async_copies,
+               int multiprocessors, int compute_capability, size_t block_shared_bytes) {
   static const std::map<std::string, emulator::Schedule> schedules = {
       {"warp-first", emulator::Schedule::WarpFirst},
       {"round-robin", emulator::Schedule::RoundRobin},
@@ -187,7 +230,10 @@ void configure(const std::string& schedule, uint64_t seed, bool detect_races, in
       {"late", emulator::AsyncCopies::Late},
       {"early", emulator::AsyncCopies::Early},
       {"random", emulator::AsyncCopies::Random}};
-  emulator::options = {schedules.at(schedule), seed, detect_races, multiprocessors, moments.at(async_copies)};
+  emulator::options = {schedules.at(schedule), seed,
+                       detect_races,           moments.at(async_copies),
+                       multiprocessors,        compute_capability,
+                       block_shared_bytes};
 }
 
 }  // namespace
@@ -200,6 +246,7 @@ PYBIND11_MODULE(acsconv_emulator, module) {
              py::arg("multiprocessors") = 132,
              "The plan of csrc/plan.h: its description and its workspace in bytes.");
   module.def("configure", &configure, py::arg("schedule") = "warp-first", py::arg("seed") = 1,
-             py::arg("detect_races") = true, py::arg("multiprocessors") = 1, py::arg("async_copies") = "late",
+             py::arg("detect_races") = true, py::arg("async_copies") = "late", py::arg("multiprocessors") = 1,
+             py::arg("compute_capability") = 90, py::arg("block_shared_bytes") = size_t{227} << 10,
              "Settings of the launches that follow.");
 }

@@ -59,8 +59,11 @@ struct Options {
   Schedule schedule = Schedule::WarpFirst;
   uint64_t seed = 1;
   bool detect_races = true;  // false: bounds only, about twice as fast
-  int multiprocessors = 1;   // what launchers are told; nothing else depends on it
   AsyncCopies async_copies = AsyncCopies::Late;
+  // What launchers are told of the device; nothing else depends on it.
+  int multiprocessors = 1;
+  int compute_capability = 90;
+  size_t block_shared_bytes = 227 << 10;
 };
 extern Options options;
 

@@ -1,0 +1,146 @@
+// Packs and rounds weights (mma_pack.h), one register of a lane's fragment per thread.
+#include "mma_pack.h"
+
+#include "channel_tiles.h"
+#include "report.h"
+
+namespace acsconv {
+namespace {
+
+constexpr int kThreads = 256;
+
+struct PackWork {
+  MmaWork work;
+  int64_t registers;  // of all fragments
+  int units, tiles;   // taps (of all views) of a step, and tiles of 8 channels of each
+  bool view_per_warp, backward;
+  int64_t in_channels, out_channels;
+};
+
+template <class Weight>
+struct Kernels {
+  const Weight* data;  // [C_out, C_in, 3, 3]; Soft ACS: [3, C_out, C_in, 3, 3]
+  int64_t view_elements;
+
+  __device__ float at(int view, int64_t pair, int row, int column) const {
+    return widen(data[view * view_elements + pair * 9 + row * 3 + column]);
+  }
+  // Soft ACS: what two views read of one voxel is added up in the first one's kernel.
+  __device__ float folded(int view, int64_t pair, int row, int column) const {
+    float sum = at(view, pair, row, column);
+    if (view == 0 && row == 1) sum += at(1, pair, 1, column);
+    if (view == 0 && column == 1) sum += at(2, pair, 1, row);
+    if (view == 1 && column == 1) sum += at(2, pair, row, 1);
+    return sum;
+  }
+};
+
+// Outer and inner tap of unit `unit` of a view.
+__device__ __forceinline__ void tap_of_unit(bool soft, int view, int unit, int* outer, int* inner) {
+  for (int tap = 0; tap < 9; ++tap) {
+    *outer = tap / 3, *inner = tap % 3;
+    if (tap_is_read(soft, view, *outer, *inner) && tap_index(soft, view, *outer, *inner) == unit) return;
+  }
+  *outer = -1;  // Soft ACS reads fewer taps of the later views
+}
+
+template <class T, class Weight>
+__global__ void __launch_bounds__(kThreads)
+    pack_kernel(PackWork pack, const Weight* weight, const Weight* bias, uint32_t* packed,
+                float* packed_bias) {
+  const MmaWork& work = pack.work;
+  const int64_t first = blockIdx.x * int64_t{blockDim.x} + threadIdx.x,
+                threads = int64_t{gridDim.x} * blockDim.x;
+  if (bias != nullptr) {
+    for (int64_t i = first; i < work.columns; i += threads) packed_bias[i] = widen(bias[i]);
+  }
+  const Kernels<Weight> kernels{weight, pack.out_channels * pack.in_channels * 9};
+  for (int64_t index = first; index < pack.registers; index += threads) {
+    // From the innermost: register, tile of a pair, lane, pair of tiles; an odd last tile stands alone.
+    int in_unit = static_cast<int>(index % (pack.tiles * 64));
+    const int64_t unit_index = index / (pack.tiles * 64);
+    const int paired = pack.tiles / 2 * 128;
+    int tile, lane;
+    if (in_unit < paired) {
+      tile = in_unit / 128 * 2 + in_unit % 4 / 2;
+      lane = in_unit % 128 / 4;
+    } else {
+      tile = pack.tiles - 1;
+      lane = (in_unit - paired) / 2;
+    }
+    const int half = in_unit % 2, unit = static_cast<int>(unit_index % pack.units);
+    const int step = static_cast<int>(unit_index / pack.units % work.steps);
+    const int block = static_cast<int>(unit_index / pack.units / work.steps);
+
+    int view, column, outer, inner;
+    MmaStep reduced;
+    if (pack.view_per_warp) {
+      view = unit / 9;
+      reduced = {view, 2 * step * kGranule<T>, {0, work.reduced}};
+      const ChannelRange range = view_columns(work, view, block);
+      column = range.begin - column_slack(range, 8 * pack.tiles) + 8 * tile + lane / 4;
+      if (column < range.begin || column >= range.end) column = -1;
+      outer = unit % 9 / 3, inner = unit % 3;
+    } else {
+      reduced = view_step<T>(work, step);
+      view = reduced.view;
+      column = (block * pack.tiles + tile) * 8 + lane / 4;
+      if (column >= work.columns) column = -1;
+      tap_of_unit(work.soft, view, unit, &outer, &inner);
+    }
+    uint32_t word = 0;
+    constexpr int kElements = 4 / static_cast<int>(sizeof(T));
+#pragma unroll
+    for (int element = 0; element < kElements; ++element) {
+      const int channel = reduced.channel + half * kGranule<T> + lane % 4 * kElements + element;
+      if (column < 0 || outer < 0 || channel < reduced.valid.begin || channel >= reduced.valid.end) continue;
+      int tap = tap_of_kernel(view, outer, inner);
+      if (pack.backward) tap = 8 - tap;
+      const int64_t pair =
+          pack.backward ? channel * pack.in_channels + column : column * pack.in_channels + channel;
+      const float value =
+          work.soft ? kernels.folded(view, pair, tap / 3, tap % 3) : kernels.at(0, pair, tap / 3, tap % 3);
+      if constexpr (sizeof(T) == 4) {
+        word = ptx::to_tf32(value);
+      } else {
+        T rounded;
+        narrow(value, rounded);
+        word |= uint32_t{rounded.bits} << (16 * element);
+      }
+    }
+    packed[index] = word;
+  }
+}
+
+template <class T, class Weight>
+const char* launch_pack(const PackWork& pack, const void* weight, const void* bias, void* packed,
+                        float* packed_bias, void* stream) {
+  const int64_t items = pack.registers > pack.work.columns ? pack.registers : pack.work.columns;
+  return launch(pack_kernel<T, Weight>, dim3(grid_size(ceil_div(items, kThreads))), dim3(kThreads), 0, stream,
+                pack, static_cast<const Weight*>(weight), static_cast<const Weight*>(bias),
+                static_cast<uint32_t*>(packed), packed_bias);
+}
+
+}  // namespace
+
+const char* pack_weights(const Problem& problem, const MmaPlan& plan, const MmaWork& work, Pass pass,
+                         const void* weight, const void* bias, ScalarType weight_type, void* packed,
+                         float* packed_bias, void* stream) {
+  PackWork pack{};
+  pack.work = work;
+  pack.registers = static_cast<int64_t>(plan.packed_bytes / 4);
+  pack.tiles = plan.chosen().columns;
+  pack.units = plan.view_per_warp ? 9 * kViews : 9;
+  pack.view_per_warp = plan.view_per_warp;
+  pack.backward = pass == Pass::BackwardInput;
+  pack.in_channels = problem.in_channels;
+  pack.out_channels = problem.out_channels;
+  const bool wide = weight_type == ScalarType::Float32;
+  const auto launch_as = problem.type == ScalarType::Float32 ? launch_pack<float, float>
+                         : problem.type == ScalarType::BFloat16
+                             ? (wide ? launch_pack<BFloat16, float> : launch_pack<BFloat16, BFloat16>)
+                             : (wide ? launch_pack<Float16, float> : launch_pack<Float16, Float16>);
+  return launch_as(pack, weight, bias, packed, packed_bias, stream);
+}
+
+}  // namespace acsconv

@@ -1,0 +1,16 @@
+// Packs a layer's weights in the order of the tensor-core kernels' fragments.
+#pragma once
+
+#include "mma_work.cuh"
+
+namespace acsconv {
+
+// `weight` as csrc/ops.cpp has it, in dtype `weight_type`, becomes, in the problem's dtype (float32: rounded
+// to TF32), [block of channels][step][view (one view per warp)][tap][tile][lane][2 registers], two tiles
+// interleaved so that a lane loads 16 bytes. `bias` becomes float32. Called by mma_convolve.cu; returns as
+// the launchers do.
+const char* pack_weights(const Problem& problem, const MmaPlan& plan, const MmaWork& work, Pass pass,
+                         const void* weight, const void* bias, ScalarType weight_type, void* packed,
+                         float* packed_bias, void* stream);
+
+}  // namespace acsconv

@@ -1,0 +1,223 @@
+// Gradient of the input, and Soft ACS forward and backward, on tensor cores, one view per step:
+// result[n, m, r] = bias[m] + sum over views, k and taps.
+//
+// A block computes a tile of voxels times a block of the result's channels. A step of the reduction belongs
+// to one view, and reads no more of the source than lies in that view's plane: in the gradient of the input
+// the channels of grad_output that the view has computed, in Soft ACS all channels, view after view. The
+// voxels of a warp stay the same in all views: tiles are neighbours along H and paired along D, so the axial
+// and the sagittal view use a fragment for three taps; the coronal view, whose taps do not move along H, for
+// one. Soft ACS adds up what several views read of one voxel in the first one's weights, which leaves the
+// later views 6 and 4 taps. Launched by mma_convolve.cu.
+#pragma once
+
+#include "mma_launch.h"
+#include "mma_store.cuh"
+#include "mma_view.cuh"
+
+namespace acsconv {
+
+template <class T, int kIndex, bool kSoft_>
+struct ViewPerStep {
+  using Scalar = T;
+  static constexpr bool kSoft = kSoft_;
+  static constexpr MmaShape kShape = kViewPerStepShapes[kIndex];
+  static constexpr int kRows = kShape.rows, kColumns = kShape.columns,
+                       kThreads = view_per_step_threads(kShape);
+  static constexpr int kStepBytes = 9 * kColumns * kMmaUnitBytes;
+  static constexpr MmaShared kShared = view_per_step_shared(kShape);
+  template <int kView>
+  using HaloOf = Halo<kShape.depth, kShape.height, 1, kView != 0, kView != 1, kView != 2>;
+  // The sagittal view's arrangement of warps and tiles for all views.
+  template <int kView>
+  using Walk = ViewWalk<HaloOf<kView>, 2, kRows, kShape.depth, kShape.height>;
+  static_assert(kShape.height % kRows == 0, "tiles of a warp are neighbours along H");
+};
+
+template <class Config, int kView>
+__device__ __forceinline__ void load_view(const MmaWork& work, const typename Config::Scalar* source,
+                                          const unsigned char* packed, const int* table, unsigned char* to,
+                                          const MmaStep& step) {
+  using T = typename Config::Scalar;
+  using HaloOf = typename Config::template HaloOf<kView>;
+  const int thread = ptx::thread_x();
+  const uint32_t address = ptx::shared_address(to);
+  if (work.copies) {
+    copy_voxels<T, HaloOf, Config::kThreads>(source, table, address, step.channel, work.reduced, thread);
+  } else {
+    gather_voxels<T, HaloOf, Config::kThreads>(source, table, to, step.channel, work.reduced,
+                                               work.source.channel, thread);
+  }
+  constexpr int kBytes = tap_index(Config::kSoft, kView, 3, 0) * Config::kColumns * kMmaUnitBytes;
+  copy_weights<kBytes, Config::kThreads>(
+      packed, address + static_cast<uint32_t>(Config::kShared.stage - Config::kStepBytes), thread);
+}
+
+template <class Config>
+__device__ __forceinline__ void load_view_per_step(const MmaWork& work, const typename Config::Scalar* source,
+                                                   const unsigned char* packed, unsigned char* shared,
+                                                   int index, int stage) {
+  const MmaStep step = view_step<typename Config::Scalar>(work, index);
+  unsigned char* to = shared + Config::kShared.table + stage * Config::kShared.stage;
+  const int* table = reinterpret_cast<const int*>(shared);
+  packed += index * int64_t{Config::kStepBytes};
+  constexpr int kFirst = Config::template HaloOf<0>::kVoxels, kSecond = Config::template HaloOf<1>::kVoxels;
+  if (step.view == 0) {
+    load_view<Config, 0>(work, source, packed, table, to, step);
+  } else if (step.view == 1) {
+    load_view<Config, 1>(work, source, packed, table + kFirst, to, step);
+  } else {
+    load_view<Config, 2>(work, source, packed, table + kFirst + kSecond, to, step);
+  }
+}
+
+// sum += the taps of outer index kOuter and above of a view whose inner taps move along H.
+template <class Config, int kView, int kOuter = 0>
+__device__ __forceinline__ void walk_along_height(float (&sum)[Config::kRows][Config::kColumns][4],
+                                                  uint32_t a, const unsigned char* b, int lane) {
+  if constexpr (kOuter < 3) {
+    using T = typename Config::Scalar;
+    using Walk = typename Config::template Walk<kView>;
+    using HaloOf = typename Config::template HaloOf<kView>;
+    if constexpr (tap_is_read(Config::kSoft, kView, kOuter, 0)) {
+      constexpr int kOrigin = (kView == 2 ? HaloOf::voxel(kOuter, 0, 0) : HaloOf::voxel(0, 0, kOuter)) * 16;
+      uint32_t fragments[Config::kRows + 2][4];
+#pragma unroll
+      for (int row = 0; row < Config::kRows + 2; ++row) {
+        load_fragment<T>(fragments[row], a + kOrigin + row * Walk::kRowStep);
+      }
+#pragma unroll
+      for (int inner = 0; inner < 3; ++inner) {
+        if (tap_is_read(Config::kSoft, kView, kOuter, inner)) {
+          uint32_t weights[Config::kColumns][2];
+          load_weights<Config::kColumns>(
+              weights, b + tap_index(Config::kSoft, kView, kOuter, inner) * Config::kColumns * kMmaUnitBytes,
+              lane);
+          ptx::mma_tiles<T, Config::kRows, Config::kColumns>(sum, fragments, inner, weights);
+        }
+      }
+    }
+    walk_along_height<Config, kView, kOuter + 1>(sum, a, b, lane);
+  }
+}
+// The coronal view: every tap has fragments of its own.
+template <class Config, int kTap = 0>
+__device__ __forceinline__ void walk_coronal(float (&sum)[Config::kRows][Config::kColumns][4], uint32_t a,
+                                             const unsigned char* b, int lane) {
+  if constexpr (kTap < 9) {
+    using T = typename Config::Scalar;
+    using HaloOf = typename Config::template HaloOf<1>;
+    constexpr int kOuter = kTap / 3, kInner = kTap % 3;
+    if constexpr (tap_is_read(Config::kSoft, 1, kOuter, kInner)) {
+      constexpr int kOrigin = HaloOf::voxel(kInner, 0, kOuter) * 16;
+      uint32_t fragments[Config::kRows][4], weights[Config::kColumns][2];
+#pragma unroll
+      for (int row = 0; row < Config::kRows; ++row) {
+        load_fragment<T>(fragments[row], a + kOrigin + row * Config::template Walk<1>::kRowStep);
+      }
+      load_weights<Config::kColumns>(
+          weights, b + tap_index(Config::kSoft, 1, kOuter, kInner) * Config::kColumns * kMmaUnitBytes, lane);
+      ptx::mma_tiles<T, Config::kRows, Config::kColumns>(sum, fragments, 0, weights);
+    }
+    walk_coronal<Config, kTap + 1>(sum, a, b, lane);
+  }
+}
+
+template <class Config>
+__global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
+    view_per_step_kernel(MmaWork work, const typename Config::Scalar* source, const unsigned char* packed,
+                         const float* bias, typename Config::Scalar* result, float4* partials) {
+  using T = typename Config::Scalar;
+  DYNAMIC_SHARED(shared);
+  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+  packed += blockIdx.y * (work.steps * int64_t{Config::kStepBytes});
+  const MmaSteps steps = steps_of_part(work, blockIdx.z);
+
+  {
+    const MmaPlace place = mma_place(work, Config::kShape, ptx::block_x());
+    int* table = reinterpret_cast<int*>(shared);
+    constexpr int kFirst = Config::template HaloOf<0>::kVoxels, kSecond = Config::template HaloOf<1>::kVoxels;
+    fill_table<typename Config::template HaloOf<0>, Config::kThreads>(work, place, table, thread);
+    fill_table<typename Config::template HaloOf<1>, Config::kThreads>(work, place, table + kFirst, thread);
+    fill_table<typename Config::template HaloOf<2>, Config::kThreads>(work, place, table + kFirst + kSecond,
+                                                                      thread);
+    source += halo_offset(work, place, 1);
+  }
+  __syncthreads();
+#pragma unroll
+  for (int s = 0; s < kMmaStages - 1; ++s) {
+    if (steps.begin + s < steps.end)
+      load_view_per_step<Config>(work, source, packed, shared, steps.begin + s, s);
+    ptx::cp_async_commit();
+  }
+
+  float sum[Config::kRows][Config::kColumns][4] = {};
+  int stage = 0;
+#pragma unroll 1
+  for (int step = steps.begin; step < steps.end; ++step) {
+    ptx::cp_async_wait<kMmaStages - 2>();
+    __syncthreads();
+    const int ahead = step + kMmaStages - 1;
+    const int other = stage == 0 ? kMmaStages - 1 : stage - 1;
+    if (ahead < steps.end) load_view_per_step<Config>(work, source, packed, shared, ahead, other);
+    ptx::cp_async_commit();
+
+    const unsigned char* data = shared + Config::kShared.table + stage * Config::kShared.stage;
+    const uint32_t a = ptx::shared_address(data);
+    const unsigned char* b = data + Config::kShared.stage - Config::kStepBytes;
+    const int view = view_step<T>(work, step).view;
+    if (view == 0) {
+      walk_along_height<Config, 0>(sum, a + Config::template Walk<0>::lane_byte(warp, lane), b, lane);
+    } else if (view == 1) {
+      walk_coronal<Config>(sum, a + Config::template Walk<1>::lane_byte(warp, lane), b, lane);
+    } else {
+      walk_along_height<Config, 2>(sum, a + Config::template Walk<2>::lane_byte(warp, lane), b, lane);
+    }
+    if (++stage == kMmaStages) stage = 0;
+  }
+  ptx::cp_async_wait<0>();
+  __syncthreads();
+
+  const int late = ptx::thread_x();
+  if (!combine_parts<Config::kThreads>(sum, work, partials, late)) return;
+  const MmaPlace place = mma_place(work, Config::kShape, ptx::block_x());
+  const int first = static_cast<int>(blockIdx.y) * 8 * Config::kColumns;
+  const int last = first + 8 * Config::kColumns < work.columns ? first + 8 * Config::kColumns : work.columns;
+  const StagedColumns columns = StagedColumns::of({first, last}, {0, 0}, {0, 0});
+  const ResultTile<T> tile(work, Config::kShape, place, result, shared, columns);
+  using Walk = typename Config::template Walk<2>;
+#pragma unroll
+  for (int n = 0; n < Config::kColumns; ++n) {
+    const int channel = first + 8 * n + late % 4 * 2;
+    const bool one = channel < last, two = channel + 1 < last;
+    const float bias_one = bias != nullptr && one ? bias[channel] : 0.0f;
+    const float bias_two = bias != nullptr && two ? bias[channel + 1] : 0.0f;
+#pragma unroll
+    for (int m = 0; m < Config::kRows; ++m) {
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        tile.put(Walk::depth(late / 32) + Walk::tile_depth(m, row),
+                 Walk::height(late / 32) + Walk::tile_height(m, row), late % 32 / 4, channel, channel - first,
+                 one, two, sum[m][n][2 * row] + bias_one, sum[m][n][2 * row + 1] + bias_two);
+      }
+    }
+  }
+  __syncthreads();
+  tile.template store<Config::kThreads>(columns, late);
+}
+
+template <class T, int kIndex = 0>
+MmaLauncher view_per_step_from(int shape, bool soft) {
+  if constexpr (kIndex + 1 < shape_count(kViewPerStepShapes)) {
+    if (shape != kIndex) return view_per_step_from<T, kIndex + 1>(shape, soft);
+  }
+  using Plain = ViewPerStep<T, kIndex, false>;
+  using Soft = ViewPerStep<T, kIndex, true>;
+  if (soft) return [](const MmaLaunch& call) { return launch_mma<Soft>(view_per_step_kernel<Soft>, call); };
+  return [](const MmaLaunch& call) { return launch_mma<Plain>(view_per_step_kernel<Plain>, call); };
+}
+template <class T>
+MmaLauncher view_per_step_instance(int shape, bool soft) {
+  return view_per_step_from<T>(shape, soft);
+}
+
+}  // namespace acsconv

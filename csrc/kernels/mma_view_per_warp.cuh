@@ -1,0 +1,162 @@
+// ACS convolution forward on tensor cores, one view per warp: result[n, o, r] = bias[o] + sum over k and
+// taps.
+//
+// A block computes a tile of voxels times a block of every view's channels. Its warps take turns among the
+// views (warp % 3), so each stage of shared memory, one step of the reduction, serves all of them: the whole
+// halo is read once. Launched by mma_convolve.cu.
+#pragma once
+
+#include "mma_launch.h"
+#include "mma_store.cuh"
+#include "mma_view.cuh"
+
+namespace acsconv {
+
+template <class T, int kIndex>
+struct ViewPerWarp {
+  using Scalar = T;
+  static constexpr MmaShape kShape = kViewPerWarpShapes[kIndex];
+  static constexpr int kRows = kShape.rows, kColumns = kShape.columns,
+                       kThreads = view_per_warp_threads(kShape);
+  static constexpr int kViewBytes = 9 * kColumns * kMmaUnitBytes, kStepBytes = kViews * kViewBytes;
+  static constexpr MmaShared kShared = view_per_warp_shared(kShape);
+  using HaloOf = Halo<kShape.depth, kShape.height, kShape.stride, 1, 1, 1>;
+  static_assert(kShared.plane == HaloOf::kPlane && kShared.weights == kStepBytes);
+  template <int kView>
+  using Walk = ViewWalk<HaloOf, kView, kRows, kShape.depth, kShape.height>;
+};
+
+template <class Config>
+__device__ __forceinline__ void load_view_per_warp(const MmaWork& work, const typename Config::Scalar* source,
+                                                   const unsigned char* packed, unsigned char* shared,
+                                                   int step, int stage) {
+  using T = typename Config::Scalar;
+  using HaloOf = typename Config::HaloOf;
+  const int thread = ptx::thread_x(), channel = 2 * step * kGranule<T>;
+  const int* table = reinterpret_cast<const int*>(shared);
+  unsigned char* to = shared + Config::kShared.table + stage * Config::kShared.stage;
+  const uint32_t address = ptx::shared_address(to);
+  if (work.copies) {
+    copy_voxels<T, HaloOf, Config::kThreads>(source, table, address, channel, work.reduced, thread);
+  } else {
+    gather_voxels<T, HaloOf, Config::kThreads>(source, table, to, channel, work.reduced, work.source.channel,
+                                               thread);
+  }
+  copy_weights<Config::kStepBytes, Config::kThreads>(
+      packed + step * int64_t{Config::kStepBytes},
+      address + static_cast<uint32_t>(Config::kShared.stage - Config::kStepBytes), thread);
+}
+
+template <class Config, int kView>
+__device__ __forceinline__ void put_view(const float (&sum)[Config::kRows][Config::kColumns][4],
+                                         const ResultTile<typename Config::Scalar>& tile,
+                                         const StagedColumns& columns, const float* bias, int warp,
+                                         int lane) {
+  using Walk = typename Config::template Walk<kView>;
+  const ChannelRange range = columns.range[kView];
+  const int first = range.begin - column_slack(range, 8 * Config::kColumns);
+#pragma unroll
+  for (int n = 0; n < Config::kColumns; ++n) {
+    const int channel = first + 8 * n + lane % 4 * 2;
+    const bool one = channel >= range.begin && channel < range.end, two = channel + 1 < range.end;
+    const float bias_one = bias != nullptr && one ? bias[channel] : 0.0f;
+    const float bias_two = bias != nullptr && two ? bias[channel + 1] : 0.0f;
+#pragma unroll
+    for (int m = 0; m < Config::kRows; ++m) {
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        tile.put(Walk::depth(warp) + Walk::tile_depth(m, row), Walk::height(warp) + Walk::tile_height(m, row),
+                 lane / 4, channel, channel - columns.shift[kView], one, two, sum[m][n][2 * row] + bias_one,
+                 sum[m][n][2 * row + 1] + bias_two);
+      }
+    }
+  }
+}
+
+template <class Config>
+__global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
+    view_per_warp_kernel(MmaWork work, const typename Config::Scalar* source, const unsigned char* packed,
+                         const float* bias, typename Config::Scalar* result, float4* partials) {
+  using T = typename Config::Scalar;
+  using HaloOf = typename Config::HaloOf;
+  DYNAMIC_SHARED(shared);
+  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, view = warp % kViews;
+  packed += blockIdx.y * (work.steps * int64_t{Config::kStepBytes});
+  const MmaSteps steps = steps_of_part(work, blockIdx.z);
+
+  {
+    const MmaPlace place = mma_place(work, Config::kShape, ptx::block_x());
+    fill_table<HaloOf, Config::kThreads>(work, place, reinterpret_cast<int*>(shared), thread);
+    source += halo_offset(work, place, Config::kShape.stride);
+  }
+  __syncthreads();
+#pragma unroll
+  for (int s = 0; s < kMmaStages - 1; ++s) {
+    if (steps.begin + s < steps.end)
+      load_view_per_warp<Config>(work, source, packed, shared, steps.begin + s, s);
+    ptx::cp_async_commit();
+  }
+
+  float sum[Config::kRows][Config::kColumns][4] = {};
+  const int lane_byte = view == 0   ? Config::template Walk<0>::lane_byte(warp / kViews, lane)
+                        : view == 1 ? Config::template Walk<1>::lane_byte(warp / kViews, lane)
+                                    : Config::template Walk<2>::lane_byte(warp / kViews, lane);
+  int stage = 0;
+#pragma unroll 1
+  for (int step = steps.begin; step < steps.end; ++step) {
+    ptx::cp_async_wait<kMmaStages - 2>();
+    __syncthreads();
+    const int ahead = step + kMmaStages - 1;
+    const int other = stage == 0 ? kMmaStages - 1 : stage - 1;
+    if (ahead < steps.end) load_view_per_warp<Config>(work, source, packed, shared, ahead, other);
+    ptx::cp_async_commit();
+
+    unsigned char* data = shared + Config::kShared.table + stage * Config::kShared.stage;
+    const uint32_t a = ptx::shared_address(data) + lane_byte;
+    const unsigned char* b = data + Config::kShared.stage - Config::kStepBytes;
+    if (view == 0) {
+      walk_view<T, typename Config::template Walk<0>, Config::kRows, Config::kColumns>(sum, a, b, lane);
+    } else if (view == 1) {
+      b += Config::kViewBytes;
+      walk_view<T, typename Config::template Walk<1>, Config::kRows, Config::kColumns>(sum, a, b, lane);
+    } else {
+      b += 2 * Config::kViewBytes;
+      walk_view<T, typename Config::template Walk<2>, Config::kRows, Config::kColumns>(sum, a, b, lane);
+    }
+    if (++stage == kMmaStages) stage = 0;
+  }
+  ptx::cp_async_wait<0>();
+  __syncthreads();
+
+  const int late = ptx::thread_x();
+  if (!combine_parts<Config::kThreads>(sum, work, partials, late)) return;
+  const MmaPlace place = mma_place(work, Config::kShape, ptx::block_x());
+  const int block = blockIdx.y;
+  const StagedColumns columns = StagedColumns::of(view_columns(work, 0, block), view_columns(work, 1, block),
+                                                  view_columns(work, 2, block));
+  const ResultTile<T> tile(work, Config::kShape, place, result, shared, columns);
+  if (view == 0) {
+    put_view<Config, 0>(sum, tile, columns, bias, late / 32 / kViews, late % 32);
+  } else if (view == 1) {
+    put_view<Config, 1>(sum, tile, columns, bias, late / 32 / kViews, late % 32);
+  } else {
+    put_view<Config, 2>(sum, tile, columns, bias, late / 32 / kViews, late % 32);
+  }
+  __syncthreads();
+  tile.template store<Config::kThreads>(columns, late);
+}
+
+template <class T, int kIndex = 0>
+MmaLauncher view_per_warp_from(int shape) {
+  if constexpr (kIndex + 1 < shape_count(kViewPerWarpShapes)) {
+    if (shape != kIndex) return view_per_warp_from<T, kIndex + 1>(shape);
+  }
+  using Config = ViewPerWarp<T, kIndex>;
+  return [](const MmaLaunch& call) { return launch_mma<Config>(view_per_warp_kernel<Config>, call); };
+}
+template <class T>
+MmaLauncher view_per_warp_instance(int shape) {
+  return view_per_warp_from<T>(shape);
+}
+
+}  // namespace acsconv

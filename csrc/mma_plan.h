@@ -1,0 +1,258 @@
+// Which tensor-core kernel computes a pass, with which tile: like plan.h a pure function of the problem and
+// the machine. Two arrangements (csrc/kernels/mma_view.cuh has the terms):
+//
+//   one view per warp   ACS forward. A third of the warps computes each view's channels, `columns` tiles of 8
+//                       of them; every step of the reduction serves the three views.
+//   one view per step   gradient of the input, and Soft ACS. All warps compute all channels of the result; a
+//                       step of the reduction belongs to one view and reads only what lies in its plane.
+//
+// A step is 32 bytes of every voxel of the halo: 16 channels of 16 bits or 8 of float32. In shared memory it
+// is two planes [voxel][16 bytes], so that 8 voxels along W are 128 bytes: ldmatrix has no bank conflict at
+// any shift, and a shift is an immediate. Planes lie 64 bytes apart modulo 128, so that 8 lanes copying 4
+// voxels x 2 planes have none either. Weights lie in the order of the fragments: lanes read neighbouring 16
+// bytes.
+#pragma once
+
+#include "plan.h"
+
+namespace acsconv {
+
+inline constexpr int kMmaTileWidth = 8;  // voxels along W of every tile: the rows of an ldmatrix
+inline constexpr int kMmaStages = 2;
+inline constexpr int kMmaStepBytes = 32;   // of a voxel
+inline constexpr int kMmaUnitBytes = 256;  // the weights of 8 output channels, a step and a tap
+
+// A tile is depth x height x 8 voxels of the result; a warp holds `rows` x 16 of them times `columns` x 8
+// channels, in rows * columns * 4 registers. Two blocks of 4 to 6 warps on a multiprocessor are better than
+// one of 12, since one computes while the other loads or stores; but from 4 tiles of columns up their sums
+// need more registers than two blocks have.
+struct MmaShape {
+  int columns, rows, depth, height, stride, blocks;
+};
+inline constexpr MmaShape kViewPerWarpShapes[] = {
+    {1, 8, 4, 8, 1, 2}, {2, 8, 4, 8, 1, 2}, {3, 8, 4, 8, 1, 2}, {4, 4, 4, 8, 1, 1},
+    {6, 4, 4, 8, 1, 1}, {2, 4, 4, 4, 2, 1}, {4, 4, 4, 4, 2, 1},
+};
+inline constexpr MmaShape kViewPerStepShapes[] = {{4, 4, 4, 8, 1, 2}, {8, 4, 4, 8, 1, 2}};
+
+template <size_t kCount>
+constexpr int shape_count(const MmaShape (&)[kCount]) {
+  return static_cast<int>(kCount);
+}
+
+ACSCONV_HD constexpr int mma_tile_voxels(const MmaShape& shape) {
+  return shape.depth * shape.height * kMmaTileWidth;
+}
+constexpr int view_per_warp_threads(const MmaShape& shape) {
+  return kViews * mma_tile_voxels(shape) / (16 * shape.rows) * 32;
+}
+constexpr int view_per_step_threads(const MmaShape& shape) {
+  return mma_tile_voxels(shape) / (16 * shape.rows) * 32;
+}
+
+// Voxels of the input that a 3x3 kernel reads for a tile: a voxel more on either side of the axes in
+// `padded`.
+constexpr int mma_halo_voxels(const MmaShape& shape, bool depth, bool height, bool width) {
+  const int s = shape.stride;
+  return (s * (shape.depth - 1) + 1 + 2 * depth) * (s * (shape.height - 1) + 1 + 2 * height) *
+         (s * (kMmaTileWidth - 1) + 1 + 2 * width);
+}
+constexpr int mma_halo_of_view(const MmaShape& shape, int view) {
+  return mma_halo_voxels(shape, view != 0, view != 1, view != 2);
+}
+ACSCONV_HD constexpr int mma_plane_bytes(int voxels) { return (voxels * 16 - 64 + 127) / 128 * 128 + 64; }
+constexpr size_t mma_round(size_t bytes) { return (bytes + 127) / 128 * 128; }
+
+// Shared memory: tables of where the halo's voxels lie, then stages of two planes and the step's weights. The
+// epilogue stages 16-bit results in the same place; pitches are odd multiples of 16 bytes, so that neither
+// order of writing has a bank conflict.
+struct MmaShared {
+  size_t table, plane, weights, stage, total;
+};
+constexpr MmaShared mma_shared(size_t table_voxels, size_t halo_voxels, size_t units, size_t staged) {
+  MmaShared s{};
+  s.table = mma_round(table_voxels * 4);
+  s.plane = static_cast<size_t>(mma_plane_bytes(static_cast<int>(halo_voxels)));
+  s.weights = units * kMmaUnitBytes;
+  s.stage = mma_round(2 * s.plane) + s.weights;
+  s.total = s.table + kMmaStages * s.stage;
+  if (staged > s.total) s.total = staged;
+  return s;
+}
+// Bytes of the staged result of a tile: `channels` of 16 bits per voxel, or the voxels of each channel.
+ACSCONV_HD constexpr int mma_channel_pitch(int channels) { return ((channels + 7) / 8 | 1) * 16; }
+ACSCONV_HD constexpr int mma_voxel_pitch(const MmaShape& shape) { return mma_tile_voxels(shape) * 2 + 16; }
+constexpr size_t mma_staged_bytes(const MmaShape& shape, int channels) {
+  const size_t by_voxel = size_t(mma_tile_voxels(shape)) * mma_channel_pitch(channels);
+  const size_t by_channel = size_t(channels) * mma_voxel_pitch(shape);
+  return by_voxel > by_channel ? by_voxel : by_channel;
+}
+// Every view's channels begin at a group of 8 of their own where they are not the whole result.
+constexpr int view_per_warp_staged_channels(const MmaShape& shape) {
+  return kViews * (8 * shape.columns + 16);
+}
+constexpr int view_per_step_staged_channels(const MmaShape& shape) { return 8 * shape.columns; }
+
+constexpr MmaShared view_per_warp_shared(const MmaShape& shape) {
+  const size_t halo = mma_halo_voxels(shape, true, true, true);
+  return mma_shared(halo, halo, 27 * shape.columns,
+                    mma_staged_bytes(shape, view_per_warp_staged_channels(shape)));
+}
+constexpr MmaShared view_per_step_shared(const MmaShape& shape) {
+  size_t most = 0, all = 0;
+  for (int view = 0; view < kViews; ++view) {
+    const size_t voxels = mma_halo_of_view(shape, view);
+    all += voxels;
+    if (voxels > most) most = voxels;
+  }
+  return mma_shared(all, most, 9 * shape.columns,
+                    mma_staged_bytes(shape, view_per_step_staged_channels(shape)));
+}
+// Two blocks of the usual shapes on an A100 (164 KiB, of which every block takes 1 KiB more), one everywhere.
+static_assert(2 * (view_per_warp_shared(kViewPerWarpShapes[2]).total + 1024) <= 164 * 1024);
+static_assert(2 * (view_per_step_shared(kViewPerStepShapes[1]).total + 1024) <= 164 * 1024);
+static_assert(view_per_warp_shared(kViewPerWarpShapes[3]).total <= 99 * 1024);
+
+struct MmaPlan {
+  std::string rejection;  // why the tensor cores do not compute the pass; empty: they do
+  bool view_per_warp = false;
+  int shape = 0;                  // index into the arrangement's shapes
+  int column_blocks = 1;          // the channels of the result are cut into so many blocks
+  int view_columns[kViews] = {};  // one view per warp: channels of each view in a block
+  int view_steps[kViews] = {};    // one view per step: steps of each view
+  int steps = 0;                  // of the reduction
+  int64_t tiles = 0;              // of voxels
+  int64_t axis_tiles[3] = {};     // tiles along each axis of the result, of one residue class of its dilation
+  int parts = 1;                  // of the reduction, summed in order by a second launch
+  size_t packed_bytes = 0, bias_bytes = 0, partial_bytes = 0;
+
+  const MmaShape& chosen() const {
+    return view_per_warp ? kViewPerWarpShapes[shape] : kViewPerStepShapes[shape];
+  }
+  // The workspace: packed weights, the bias in float32, then the parts' sums.
+  size_t workspace_bytes() const { return packed_bytes + bias_bytes + partial_bytes; }
+  std::string describe() const;
+};
+
+// What keeps the tensor cores from a problem in any pass.
+inline std::string mma_rejection(const Problem& p, bool allow_tf32, const Machine& machine) {
+  const std::string other = gather_rejection(p);
+  if (!other.empty()) return other;
+  if (p.type == ScalarType::Float64) return "float64";
+  if (p.type == ScalarType::Float32 && !allow_tf32) return "float32 without TF32";
+  if (machine.capability < 80) return "the GPU is older than compute capability 8.0";
+  if (p.groups != 1) return "groups";
+  if (p.kernel_h != 3 || p.kernel_w != 3) return "the kernel is not 3 x 3";
+  if (!views_share_centre(p)) return "the views have no common centre";
+  return {};
+}
+
+inline int64_t steps_of_channels(const Problem& p, int64_t begin, int64_t end) {
+  const int64_t granule = p.type == ScalarType::Float32 ? 4 : 8;  // channels in 16 bytes
+  if (begin == end) return 0;
+  return ((end + granule - 1) / granule - begin / granule + 1) / 2;
+}
+
+inline MmaPlan plan_mma(const Problem& p, Pass pass, bool soft, bool allow_tf32, const Machine& machine) {
+  constexpr int64_t kLeastChannels = 5;  // with fewer, a step of the reduction is mostly zeros
+  MmaPlan plan;
+  plan.rejection = mma_rejection(p, allow_tf32, machine);
+  if (!plan.rejection.empty()) return plan;
+  const bool forward = pass == Pass::Forward;
+  const int64_t reduced = forward ? p.in_channels : p.out_channels;
+  const int64_t results = forward ? p.out_channels : p.in_channels;
+  const int stride = static_cast<int>(p.stride[0]);
+  if (p.stride[1] != stride || p.stride[2] != stride) {
+    plan.rejection = "strides differ between axes";
+  } else if (stride != 1 && !(stride == 2 && forward && !soft)) {
+    plan.rejection = stride == 2 ? "stride 2 outside the forward pass of ACS" : "a stride above 2";
+  } else if (reduced < kLeastChannels || results < kLeastChannels) {
+    plan.rejection = "4 channels or fewer";
+  }
+  if (!plan.rejection.empty()) return plan;
+
+  // The narrowest tile that takes a view's (one view per step: all) channels at once, else the one that pads
+  // least; ties go to the wider, which reads the input less often.
+  plan.view_per_warp = forward && !soft;
+  int64_t widest = results;
+  if (plan.view_per_warp) widest = std::max({p.split[0], p.split[1], p.split[2]});
+  const int count = plan.view_per_warp ? shape_count(kViewPerWarpShapes) : shape_count(kViewPerStepShapes);
+  int64_t least = INT64_MAX;
+  for (int shape = 0; shape < count; ++shape) {
+    const MmaShape& s = plan.view_per_warp ? kViewPerWarpShapes[shape] : kViewPerStepShapes[shape];
+    const MmaShared shared = plan.view_per_warp ? view_per_warp_shared(s) : view_per_step_shared(s);
+    if (s.stride != stride || shared.total > machine.block_shared_bytes) continue;
+    const int64_t blocks = (widest + 8 * s.columns - 1) / (8 * s.columns);
+    const int64_t padded = blocks * 8 * s.columns;
+    if (padded <= least) least = padded, plan.shape = shape, plan.column_blocks = static_cast<int>(blocks);
+  }
+  if (least == INT64_MAX) {
+    plan.rejection = "the tiles need more shared memory than a block has";
+    return plan;
+  }
+  const MmaShape& shape = plan.chosen();
+
+  const VolumeStrides& source = forward ? p.input : p.output;
+  const int64_t* size = forward ? p.out_size : p.in_size;
+  const int64_t extent[3] = {shape.depth, shape.height, kMmaTileWidth};
+  int64_t reach = 0;
+  plan.tiles = p.batch;
+  for (int axis = 0; axis < 3; ++axis) {
+    const int64_t dilation = p.dilation[(axis + 1) % 3][axis];
+    plan.axis_tiles[axis] = ((size[axis] + dilation - 1) / dilation + extent[axis] - 1) / extent[axis];
+    plan.tiles *= plan.axis_tiles[axis] * dilation;
+    reach += (stride * (extent[axis] - 1) + 2) * dilation * source.axis[axis];
+  }
+  if (reach >= int64_t{1} << 31) {
+    plan.rejection = "a tile's voxels lie further apart than 2^31 elements";
+  } else if (plan.tiles >= int64_t{1} << 31 || plan.column_blocks > 65535) {
+    plan.rejection = "more tiles than a grid has blocks";
+  }
+  if (!plan.rejection.empty()) return plan;
+
+  if (plan.view_per_warp) {
+    for (int view = 0; view < kViews; ++view) {
+      const int64_t even = (p.split[view] + plan.column_blocks - 1) / plan.column_blocks;
+      plan.view_columns[view] = static_cast<int>(
+          plan.column_blocks == 1 ? even : std::min<int64_t>((even + 7) / 8 * 8, 8 * shape.columns));
+    }
+    plan.steps = static_cast<int>(steps_of_channels(p, 0, reduced));
+  } else {
+    int64_t begin = 0;
+    for (int view = 0; view < kViews; ++view) {
+      const int64_t end = soft ? reduced : begin + p.split[view];
+      plan.view_steps[view] = static_cast<int>(steps_of_channels(p, begin, end));
+      plan.steps += plan.view_steps[view];
+      if (!soft) begin = end;
+    }
+  }
+  const int units = (plan.view_per_warp ? 27 : 9) * shape.columns;
+  plan.bias_bytes = mma_round(static_cast<size_t>(results) * 4);
+  plan.packed_bytes = static_cast<size_t>(plan.column_blocks) * plan.steps * units * kMmaUnitBytes;
+
+  // Too few tiles for the machine: several blocks share the reduction of each.
+  const int64_t blocks = plan.tiles * plan.column_blocks;
+  const int64_t tile_bytes =
+      int64_t{mma_tile_voxels(shape)} * 8 * shape.columns * 4 * (plan.view_per_warp ? kViews : 1);
+  const int64_t wanted =
+      std::min<int64_t>(plan.steps / 2, 2 * machine.multiprocessors / (2 * std::max<int64_t>(1, blocks)));
+  if (wanted >= 2 && wanted * blocks * tile_bytes <= kLargestWorkspace) {
+    plan.parts = static_cast<int>(wanted);
+    plan.partial_bytes = static_cast<size_t>(wanted * blocks * tile_bytes);
+  }
+  return plan;
+}
+
+inline std::string MmaPlan::describe() const {
+  if (!rejection.empty()) return "not on tensor cores: " + rejection;
+  const MmaShape& s = chosen();
+  const int threads = view_per_warp ? view_per_warp_threads(s) : view_per_step_threads(s);
+  return std::string("tensor cores, one view per ") + (view_per_warp ? "warp" : "step") + ": tile " +
+         std::to_string(s.depth) + " x " + std::to_string(s.height) + " x " + std::to_string(kMmaTileWidth) +
+         " voxels x " + std::to_string(8 * s.columns) + " channels" + (view_per_warp ? " of a view" : "") +
+         ", " + std::to_string(threads) + " threads, " + std::to_string(tiles) + " tiles, " +
+         std::to_string(column_blocks) + " blocks of channels, " + std::to_string(steps) + " steps" +
+         (parts > 1 ? " in " + std::to_string(parts) + " parts" : "");
+}
+
+}  // namespace acsconv
