@@ -146,7 +146,7 @@ class ConvNeXt(nn.Module):
                     layer(inputs, outputs, kernel_size=2, stride=2),
                 )
             )
-        rates = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
+        rates = iter(drop_path_rate * index / max(1, sum(depths) - 1) for index in range(sum(depths)))
         self.stages = nn.ModuleList(
             nn.Sequential(*[Block(dim, next(rates), layer_scale_init_value, conv) for _ in range(depth)])
             for depth, dim in zip(depths, dims)

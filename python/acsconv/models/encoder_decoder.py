@@ -56,7 +56,7 @@ class EncoderDecoder(nn.Module):
             resolution the last module that puts it out, found by one run in eval mode; a list of features that the
             encoder returns takes precedence.
         in_channels: channels of the input of that run; default: those of the encoder's first convolution.
-        size: (D, H, W) of that run; its deepest features must be larger than one voxel along some axis.
+        size: (D, H, W) of that run; at that size the deepest features must be of more than one voxel.
         conv: what the decoder is made of: ``'acs'``, ``'soft'``, ``'mean'``, ``'2.5d'``, ``'3d'`` or a class.
 
     Attributes:
@@ -169,11 +169,14 @@ def _probe(encoder: nn.Module, volume: Tensor, names: Sequence[str] | None) -> t
         places = [i for i, value in enumerate(returned) if _is_map(value) and not _is_same(value, volume)]
         if places:
             return [], sorted(places, key=lambda i: -returned[i].shape[2:].numel())
-    last, smallest = {}, tuple(volume.shape[2:])
+    full = tuple(volume.shape[2:])
+    last, smallest = {}, full
     for name, value in once.items():
         size = tuple(value.shape[2:])
-        # A size that grows again belongs to a head, or to a decoder.
-        if size != tuple(volume.shape[2:]) and all(n <= most for n, most in zip(size, smallest)):
+        strides = [n / m for n, m in zip(full, size)]
+        # A size that grows again belongs to a decoder; one unlike the volume's, or of a single voxel, to a pooling.
+        is_level = size != full and value.shape[2:].numel() > 1 and max(strides) <= 2 * min(strides)
+        if is_level and all(n <= most for n, most in zip(size, smallest)):
             last[size], smallest = name, size
     if not last:
         raise ValueError(
@@ -183,10 +186,8 @@ def _probe(encoder: nn.Module, volume: Tensor, names: Sequence[str] | None) -> t
 
 
 def _is_map(value: object) -> bool:
-    """Whether ``value`` is a map of features [N, C, D, H, W] of more than one voxel."""
-    return (
-        isinstance(value, Tensor) and value.dim() == 5 and value.shape[1] > 0 and value.shape[2:].numel() > 1
-    )
+    """Whether ``value`` is a map of features [N, C, D, H, W]."""
+    return isinstance(value, Tensor) and value.dim() == 5 and value.shape[1] > 0
 
 
 def _is_same(value: Tensor, other: Tensor) -> bool:
