@@ -121,7 +121,6 @@ inline bool views_share_centre(const Problem& p) {
 // Why the kernels of Soft ACS cannot be folded; empty: they can.
 inline std::string fold_rejection(const Problem& p) {
   if (p.kernel_h != 3 || p.kernel_w != 3) return "the kernel is not 3 x 3";
-  if (p.type != ScalarType::Float64 && p.type != ScalarType::Float32) return "16-bit sums would be rounded";
   if (!views_share_centre(p)) return "the views have no common centre";
   return {};
 }

@@ -14,40 +14,38 @@ constexpr int kThreads = 128;
 // H.
 template <class Scalar>
 __global__ void __launch_bounds__(kThreads)
-    fold_soft_kernel(int64_t pairs, const Scalar* kernels, Scalar* folded) {
+    fold_soft_kernel(int64_t pairs, const Scalar* kernels, Accumulator<Scalar>* folded) {
   for (int64_t pair = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; pair < pairs;
        pair += int64_t{gridDim.x} * blockDim.x) {
     const Scalar *axial = kernels + pair * 9, *coronal = axial + pairs * 9, *sagittal = coronal + pairs * 9;
-    Scalar* to = folded + pair * 9;
+    Accumulator<Scalar>* to = folded + pair * 9;
     for (int row = 0; row < 3; ++row) {
       for (int column = 0; column < 3; ++column) {
         const int tap = row * 3 + column;
-        Scalar in_axial = axial[tap], in_coronal = coronal[tap];
-        if (row == 1) in_axial += coronal[3 + column];
+        Accumulator<Scalar> in_axial = widen(axial[tap]), in_coronal = widen(coronal[tap]);
+        if (row == 1) in_axial += widen(coronal[3 + column]);
         if (column == 1) {
-          in_axial += sagittal[3 + row];
-          in_coronal += sagittal[tap];
+          in_axial += widen(sagittal[3 + row]);
+          in_coronal += widen(sagittal[tap]);
         }
         to[tap] = in_axial;
         to[pairs * 9 + tap] = in_coronal;
-        to[pairs * 18 + tap] = sagittal[tap];
+        to[pairs * 18 + tap] = widen(sagittal[tap]);
       }
     }
   }
-}
-
-template <class Scalar>
-const char* launch_fold(int64_t pairs, const void* kernels, void* folded, void* stream) {
-  return launch(fold_soft_kernel<Scalar>, dim3(grid_size(ceil_div(pairs, kThreads))), dim3(kThreads), 0,
-                stream, pairs, static_cast<const Scalar*>(kernels), static_cast<Scalar*>(folded));
 }
 
 }  // namespace
 
 const char* fold_soft_kernels(const Problem& p, const void* kernels, void* folded, void* stream) {
   const int64_t pairs = p.out_channels * (p.in_channels / p.groups);
-  return (p.type == ScalarType::Float64 ? launch_fold<double> : launch_fold<float>)(pairs, kernels, folded,
-                                                                                    stream);
+  return with_scalar(p.type, [&](auto scalar) {
+    using Scalar = decltype(scalar);
+    return launch(fold_soft_kernel<Scalar>, dim3(grid_size(ceil_div(pairs, kThreads))), dim3(kThreads), 0,
+                  stream, pairs, static_cast<const Scalar*>(kernels),
+                  static_cast<Accumulator<Scalar>*>(folded));
+  });
 }
 
 }  // namespace acsconv

@@ -29,7 +29,7 @@ struct GatherWork {
   Problem problem;
   Pass pass;
   bool soft;
-  bool folded;  // the kernels are those of fold_soft_kernels()
+  bool folded;  // the kernels are those of fold_soft_kernels(), of the accumulator's type
   int64_t voxel_tiles, item_tiles;
 };
 

@@ -52,6 +52,7 @@ struct SegmentLoop {
   int64_t channel_step, row_step, column_step;  // elements of the source
   int64_t source_base, weight_base;             // of the first channel, first taps and first item
   int64_t weight_item, weight_channel, weight_row, weight_column;
+  bool wide_weight;  // weights are of the accumulator's type
 
   template <bool ChannelsInner>
   __device__ __forceinline__ bool contains(const ReductionCursor<ChannelsInner>& at) const {
@@ -187,6 +188,7 @@ __device__ inline void segment_loop(const GatherWork& work, const GatherTile& ti
   loop.weight_channel = s.weight_channel;
   loop.weight_row = s.weight_row;
   loop.weight_column = s.weight_column;
+  loop.wide_weight = work.folded;
 }
 
 template <class Scalar>
@@ -197,6 +199,11 @@ __device__ __forceinline__ Accumulator<Scalar> load_source(const Scalar* source,
   const bool inside = static_cast<unsigned>(row) < static_cast<unsigned>(loop.row_size) &&
                       static_cast<unsigned>(column) < static_cast<unsigned>(loop.column_size);
   return inside ? widen(source[voxel.offset + shift.offset]) : Accumulator<Scalar>(0);
+}
+
+template <class Scalar>
+__device__ __forceinline__ Accumulator<Scalar> load_weight(const Scalar* weight, int64_t index, bool wide) {
+  return wide ? reinterpret_cast<const Accumulator<Scalar>*>(weight)[index] : widen(weight[index]);
 }
 
 template <class Config>
@@ -224,7 +231,6 @@ __device__ inline void add_segment(const SegmentLoop& loop, const typename Confi
                                    typename Config::Sum (&sum)[Config::kRows][Config::kColumns]) {
   using Sum = typename Config::Sum;
   source += loop.source_base;
-  weight += loop.weight_base;
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   // This thread's share of a slice. Weights, and channels-last sources: one value of k, which `at` follows,
   // of every kItemStep-th item or voxel. Other sources: all values of k of kThreadVoxels voxels; the first
@@ -261,12 +267,13 @@ __device__ inline void add_segment(const SegmentLoop& loop, const typename Confi
       }
     }
     const bool inside = loop.contains(at);
-    const int64_t weight_offset = loop.weight_offset(at);
+    const int64_t weight_offset = loop.weight_base + loop.weight_offset(at);
 #pragma unroll
     for (int i = 0; i < Config::kWeightLoads; ++i) {
       const int item = own_item + i * kItemStep;
-      next_weight[i] =
-          inside && item < loop.items ? widen(weight[item * loop.weight_item + weight_offset]) : Sum(0);
+      next_weight[i] = inside && item < loop.items
+                           ? load_weight(weight, item * loop.weight_item + weight_offset, loop.wide_weight)
+                           : Sum(0);
     }
     loop.advance(at, Config::kSlice);
     if (!Config::kChannelsInner && thread < Config::kSlice) later.shift[thread] = own_shift();

@@ -66,6 +66,7 @@ def test_expanded_gradient(emulator):
         *generated_layers(35, seed=13, split=(0, 0, 0)),
         *generated_layers(15, seed=63, split=(0, 0, 0), kernel=(3, 3), dtype="float32"),  # folded
         *generated_layers(5, seed=64, split=(0, 0, 0), kernel=(3, 3), dtype="float64"),
+        *generated_layers(8, seed=65, split=(0, 0, 0), kernel=(3, 3), dtype="float16"),
     ],
     ids=str,
 )

@@ -136,6 +136,7 @@ def test_numbers_beyond_32_bits_are_refused(emulator, field, value, reason):
         *generated_layers(45, seed=5, split=(0, 0, 0)),
         *generated_layers(15, seed=55, split=(0, 0, 0), kernel=(3, 3), dtype="float32"),  # folded
         *generated_layers(5, seed=56, split=(0, 0, 0), kernel=(3, 3), dtype="float64"),
+        *generated_layers(8, seed=57, split=(0, 0, 0), kernel=(3, 3), dtype="bfloat16"),
     ],
     ids=str,
 )
