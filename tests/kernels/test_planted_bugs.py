@@ -73,7 +73,8 @@ class Bug:
 
 
 GATHER, WALK, WEIGHT = "simt_gather.cuh", "gather_walk.cuh", "simt_backward_weight.cuh"
-DEPTHWISE = "simt_depthwise_weight.cuh"
+DEPTHWISE, FEW = "simt_depthwise_weight.cuh", "simt_few_channels.cuh"
+FIRST = Layer(2, 20, (5, 9, 40), batch=2)  # a first layer: several tiles, octets of two views
 LINES = Layer(5, 5, (11, 12, 13), groups=5, kernel=(5, 5), padding=(2, 2, 2))
 BUGS = [
     Bug("no bounds check along columns", GATHER,
@@ -143,6 +144,20 @@ BUGS = [
     Bug("tap step of a stride forgotten", DEPTHWISE, "tile.tap_step = stride / divisor;", "tile.tap_step = 1;",
         "device read|" + WRONG, check_backward_weight,
         replace(LINES, stride=(2, 2, 2))),
+    Bug("box of the next view loaded too early", FEW, "if (loaded) __syncthreads();", "", "RACE", layer=FIRST),
+    Bug("next tile's voxels described too early", FEW, "    __syncthreads();  // tables, weights", "    // tables",
+        "RACE|uninitialised", layer=FIRST),
+    Bug("rows of the box not checked", FEW, "h >= 0 && h < p.in_size[1]", "true", "device read|" + WRONG,
+        layer=FIRST),
+    Bug("rows of the box skipped", FEW, "if (++plane == v.extent[0]) plane = 0, ++channel;",
+        "if (++plane == v.extent[0] - 1) plane = 0, ++channel;", "uninitialised|" + WRONG, layer=FIRST),
+    Bug("octet stored by its first view", FEW, "if (more) continue;", "", WRONG, layer=FIRST),
+    Bug("sums of the last octet kept", FEW, "sum[i][j] = 0;", "sum[i][j] += 0;", WRONG, layer=FIRST),
+    Bug("weights of the other view's channels", FEW, "channel >= begin && channel < end ?",
+        "channel < p.out_channels ?", WRONG, layer=FIRST),
+    Bug("voxels past the volume are stored", FEW, "if (destination >= 0) {", "{", "device write|RACE", layer=FIRST),
+    Bug("vectors where they are not aligned", "simt_few_channels.cu", "p.out_channels % kFewOctet == 0 &&", "",
+        "misaligned|device write|RACE", layer=replace(FIRST, layout="channels_last")),
 ]  # fmt: skip
 
 
