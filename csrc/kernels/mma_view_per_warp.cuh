@@ -48,6 +48,15 @@ __device__ __forceinline__ void load_view_per_warp(const MmaWork& work, const ty
 }
 
 template <class Config, int kView>
+__device__ __forceinline__ void multiply_view(float (&sum)[Config::kRows][Config::kColumns][4],
+                                              const unsigned char* stage, const unsigned char* weights,
+                                              int warp, int lane) {
+  using Walk = typename Config::template Walk<kView>;
+  walk_view<typename Config::Scalar, Walk, Config::kRows, Config::kColumns>(
+      sum, ptx::shared_address(stage) + Walk::lane_byte(warp, lane), weights, lane);
+}
+
+template <class Config, int kView>
 __device__ __forceinline__ void put_view(const float (&sum)[Config::kRows][Config::kColumns][4],
                                          const ResultTile<typename Config::Scalar>& tile,
                                          const StagedColumns& columns, const float* bias, int warp,
@@ -80,13 +89,12 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
   using T = typename Config::Scalar;
   using HaloOf = typename Config::HaloOf;
   DYNAMIC_SHARED(shared);
-  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, view = warp % kViews;
   packed += blockIdx.y * (work.steps * int64_t{Config::kStepBytes});
   const MmaSteps steps = steps_of_part(work, blockIdx.z);
 
   {
     const MmaPlace place = mma_place(work, Config::kShape, ptx::block_x());
-    fill_table<HaloOf, Config::kThreads>(work, place, reinterpret_cast<int*>(shared), thread);
+    fill_table<HaloOf, Config::kThreads>(work, place, reinterpret_cast<int*>(shared), threadIdx.x);
     source += halo_offset(work, place, Config::kShape.stride);
   }
   __syncthreads();
@@ -98,9 +106,6 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
   }
 
   float sum[Config::kRows][Config::kColumns][4] = {};
-  const int lane_byte = view == 0   ? Config::template Walk<0>::lane_byte(warp / kViews, lane)
-                        : view == 1 ? Config::template Walk<1>::lane_byte(warp / kViews, lane)
-                                    : Config::template Walk<2>::lane_byte(warp / kViews, lane);
   int stage = 0;
 #pragma unroll 1
   for (int step = steps.begin; step < steps.end; ++step) {
@@ -111,17 +116,17 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
     if (ahead < steps.end) load_view_per_warp<Config>(work, source, packed, shared, ahead, other);
     ptx::cp_async_commit();
 
+    // What depends on the thread is computed anew in every step, which costs less than keeping it in
+    // registers.
+    const int again = ptx::thread_x(), warp = again / 32 / kViews;
     unsigned char* data = shared + Config::kShared.table + stage * Config::kShared.stage;
-    const uint32_t a = ptx::shared_address(data) + lane_byte;
     const unsigned char* b = data + Config::kShared.stage - Config::kStepBytes;
-    if (view == 0) {
-      walk_view<T, typename Config::template Walk<0>, Config::kRows, Config::kColumns>(sum, a, b, lane);
-    } else if (view == 1) {
-      b += Config::kViewBytes;
-      walk_view<T, typename Config::template Walk<1>, Config::kRows, Config::kColumns>(sum, a, b, lane);
+    if (again / 32 % kViews == 0) {
+      multiply_view<Config, 0>(sum, data, b, warp, again % 32);
+    } else if (again / 32 % kViews == 1) {
+      multiply_view<Config, 1>(sum, data, b + Config::kViewBytes, warp, again % 32);
     } else {
-      b += 2 * Config::kViewBytes;
-      walk_view<T, typename Config::template Walk<2>, Config::kRows, Config::kColumns>(sum, a, b, lane);
+      multiply_view<Config, 2>(sum, data, b + 2 * Config::kViewBytes, warp, again % 32);
     }
     if (++stage == kMmaStages) stage = 0;
   }
@@ -135,6 +140,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
   const StagedColumns columns = StagedColumns::of(view_columns(work, 0, block), view_columns(work, 1, block),
                                                   view_columns(work, 2, block));
   const ResultTile<T> tile(work, Config::kShape, place, result, shared, columns);
+  const int view = late / 32 % kViews;
   if (view == 0) {
     put_view<Config, 0>(sum, tile, columns, bias, late / 32 / kViews, late % 32);
   } else if (view == 1) {
