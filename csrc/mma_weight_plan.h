@@ -11,6 +11,10 @@
 
 namespace acsconv {
 
+// A tile of voxels: 8 along the inner axis of the view, 4 along the pair axis, 8 along W.
+inline constexpr int kWeightTileInner = 8, kWeightTilePair = 4, kWeightTileW = 8;
+inline constexpr int kWeightTileVoxels = kWeightTileInner * kWeightTilePair * kWeightTileW;
+inline constexpr int kWeightStages = 2, kWeightGeometryBytes = 128;
 // What a block computes: `taps` x `taps` kernels, 16 x m_tiles x m_groups input channels, 8 x n_tiles
 // columns, which are output channels of one view. A warp has one outer tap, all inner ones, one of the
 // m_groups and one of the `shares` of every tile of voxels. `blocks` of them fit a multiprocessor.
@@ -20,6 +24,23 @@ struct MmaWeightShape {
   ACSCONV_HD constexpr int channels() const { return 16 * m_tiles * m_groups; }
   ACSCONV_HD constexpr int columns() const { return 8 * n_tiles; }
   ACSCONV_HD constexpr int warps() const { return taps * m_groups * shares; }
+
+  // Shared memory, in bytes: a voxel has 16 in each plane of 8 channels, and planes are so far apart that the
+  // copies of neighbouring pieces of neighbouring voxels fall into different banks
+  // (test_mma_backward_weight.py counts them). `halo` is that of view s, the largest.
+  static constexpr int up_to(int bytes, int residue) { return (bytes - residue + 127) / 128 * 128 + residue; }
+  constexpr int x_planes() const { return channels() / 8; }
+  constexpr int halo() const {
+    return (kWeightTileInner + taps - 1) * (kWeightTilePair + taps - 1) * kWeightTileW;
+  }
+  constexpr int x_plane() const { return up_to(16 * halo(), 128 / x_planes()); }
+  constexpr int g_plane() const {
+    return up_to(16 * kWeightTileVoxels, n_tiles == 2 ? 64 : n_tiles == 3 ? 48 : 32);
+  }
+  constexpr int g_begin() const { return up_to(x_planes() * x_plane(), 0); }
+  constexpr int stage() const { return g_begin() + up_to(n_tiles * g_plane(), 0); }
+  constexpr int tables() const { return up_to(kWeightGeometryBytes + 8 * (halo() + kWeightTileVoxels), 0); }
+  constexpr int shared_bytes() const { return tables() + kWeightStages * stage(); }
 };
 // Two columns of tiles for layers of about 32 channels, three for views of 17 to 24 channels (64 in all),
 // four for views of 32 (96, 192). Kernels of 5 and 7 leave registers for fewer input channels.
@@ -27,8 +48,6 @@ inline constexpr MmaWeightShape kMmaWeightShapes[] = {
     {3, 2, 1, 2, 2, 2}, {3, 2, 2, 2, 3, 1}, {3, 2, 2, 2, 4, 1}, {5, 1, 2, 1, 3, 1}, {7, 1, 1, 2, 2, 1}};
 inline constexpr int kMmaWeightShapeCount = 5;
 
-// A tile of voxels: 8 along the inner axis of the view, 4 along the pair axis, 8 along W.
-inline constexpr int kWeightTileInner = 8, kWeightTilePair = 4, kWeightTileW = 8;
 // Columns of a block start at a multiple of this channel, so that grad_output is copied in pieces of 8 bytes.
 inline constexpr int64_t kColumnAlignment = 4;
 
@@ -75,7 +94,8 @@ inline bool spans_fit(const VolumeStrides& s) {
 }
 
 // `soft` problems are computed as well: all output channels in every view.
-inline std::string mma_weight_rejection(const Problem& p) {
+inline std::string mma_weight_rejection(const Problem& p, const Machine& machine) {
+  if (machine.capability < 80) return "tensor cores of compute capability 8.0 are needed";
   if (p.type == ScalarType::Float32) {
     return "float32: ldmatrix transposes 16-bit elements only, so TF32 would not pay here";
   }
@@ -102,21 +122,19 @@ ACSCONV_HD inline int64_t weight_tiles(const Problem& p, int view) {
 
 // What a block costs per tile, in cycles of a multiprocessor: 2 per mma, and its bytes at 32 per cycle.
 inline int64_t weight_block_cost(const MmaWeightShape& s) {
-  constexpr int64_t voxels = kWeightTileInner * kWeightTilePair * kWeightTileW;
-  const int64_t halo = (kWeightTileInner + s.taps - 1) * kWeightTilePair * (kWeightTileW + s.taps - 1);
-  const int64_t products = s.taps * s.taps * (voxels / 16) * (s.channels() / 16) * s.n_tiles;
-  return 2 * products + 2 * (s.channels() * halo + s.columns() * voxels) / 32;
+  const int64_t products = s.taps * s.taps * (kWeightTileVoxels / 16) * (s.channels() / 16) * s.n_tiles;
+  return 2 * products + 2 * (s.channels() * s.halo() + s.columns() * kWeightTileVoxels) / 32;
 }
 
 inline MmaWeightPlan plan_mma_backward_weight(const Problem& p, bool soft, const Machine& machine) {
   MmaWeightPlan plan;
-  plan.rejection = mma_weight_rejection(p);
+  plan.rejection = mma_weight_rejection(p, machine);
   if (!plan.rejection.empty()) return plan;
 
   int64_t best = INT64_MAX;
   for (int shape = 0; shape < kMmaWeightShapeCount; ++shape) {
     const MmaWeightShape& s = kMmaWeightShapes[shape];
-    if (s.taps != p.kernel_h) continue;
+    if (s.taps != p.kernel_h || static_cast<size_t>(s.shared_bytes()) > machine.block_shared_bytes) continue;
     int64_t units = 0;
     for (int view = 0; view < kViews; ++view) units += view_columns(p, soft, view, s.columns()).units;
     const int64_t channel_blocks = (p.in_channels + s.channels() - 1) / s.channels();
@@ -126,6 +144,10 @@ inline MmaWeightPlan plan_mma_backward_weight(const Problem& p, bool soft, const
     plan.shape = shape;
     plan.units = units;
     plan.channel_blocks = channel_blocks;
+  }
+  if (best == INT64_MAX) {
+    plan.rejection = "a block needs more shared memory than this GPU has";
+    return plan;
   }
   const MmaWeightShape& s = kMmaWeightShapes[plan.shape];
   plan.weight_sums = plan.units * plan.channel_blocks * s.taps * s.taps * s.channels() * s.columns();
@@ -137,7 +159,11 @@ inline MmaWeightPlan plan_mma_backward_weight(const Problem& p, bool soft, const
   int64_t tiles = 1;
   for (int view = 0; view < kViews; ++view) tiles = std::max(tiles, weight_tiles(p, view));
   const int64_t blocks = std::max<int64_t>(1, plan.units * plan.channel_blocks);
-  const int64_t wave = std::max<int64_t>(1, s.blocks * machine.multiprocessors / blocks);
+  constexpr int64_t reserved = 1024;  // of a multiprocessor's shared memory, for each block
+  const auto fitting =
+      static_cast<int64_t>((machine.block_shared_bytes + reserved) / (s.shared_bytes() + reserved));
+  const int64_t resident = std::min<int64_t>(s.blocks, fitting);
+  const int64_t wave = std::max<int64_t>(1, resident * machine.multiprocessors / blocks);
   const int64_t waves = (tiles + kMostTiles * wave - 1) / (kMostTiles * wave);
   const int64_t part_bytes = 4 * (plan.weight_sums + plan.bias_sums);
   if (part_bytes > kLargestWorkspace) {

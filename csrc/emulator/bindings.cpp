@@ -102,10 +102,11 @@ class DeviceTensor {
   void *buffer_ = nullptr, *data_ = nullptr;
 };
 
-const char* mma_backward_weight(const Problem& p, bool soft, const std::vector<void*>& t) {
+const char* mma_backward_weight(const Problem& p, bool soft, acsconv::ScalarType gradient_type,
+                                const std::vector<void*>& t) {
   void* workspace = emulator::allocate_device(acsconv::mma_backward_weight_workspace(p, soft));
-  const char* error =
-      acsconv::mma_backward_weight(p, soft, t.at(0), t.at(1), t.at(2), t.at(3), workspace, nullptr);
+  const char* error = acsconv::mma_backward_weight(p, soft, t.at(0), t.at(1), t.at(2), t.at(3), gradient_type,
+                                                   workspace, nullptr);
   emulator::release_device(workspace);
   return error;
 }
@@ -181,9 +182,15 @@ const std::map<std::string, Launcher>& launchers() {
       {"simt_soft_backward_weight",  // grad_output, input, gradient of the kernels, grad_bias
        [](const Problem& p, const std::vector<void*>& t) { return backward_weight(p, true, t); }},
       {"mma_backward_weight",  // as simt_backward_weight
-       [](const Problem& p, const std::vector<void*>& t) { return mma_backward_weight(p, false, t); }},
+       [](const Problem& p, const std::vector<void*>& t) {
+         return mma_backward_weight(p, false, p.type, t);
+       }},
+      {"mma_backward_weight_float32",  // float32 gradients of 16-bit tensors
+       [](const Problem& p, const std::vector<void*>& t) {
+         return mma_backward_weight(p, false, acsconv::ScalarType::Float32, t);
+       }},
       {"mma_soft_backward_weight",
-       [](const Problem& p, const std::vector<void*>& t) { return mma_backward_weight(p, true, t); }},
+       [](const Problem& p, const std::vector<void*>& t) { return mma_backward_weight(p, true, p.type, t); }},
   };
   return table;
 }

@@ -2,6 +2,7 @@
 // csrc/mma_weight_plan.h decides, and instantiates the kernel for every dtype, shape and way of copying.
 #include "mma_backward_weight.cuh"
 
+#include "machine.cuh"
 #include "mma_backward_weight.h"
 #include "mma_weight_parts.cuh"
 #include "report.h"
@@ -46,11 +47,7 @@ const char* launch_shape(int shape, const MmaWeightWork& work, const void* grad_
 }
 
 template <class Scalar>
-const char* launch_both(int shape, const MmaWeightWork& work, const void* grad_output, const void* input,
-                        void* grad_weight, void* grad_bias, void* stream) {
-  const auto run =
-      can_copy(work.problem, grad_output, input) ? launch_shape<Scalar, true> : launch_shape<Scalar, false>;
-  if (const char* error = run(shape, work, grad_output, input, stream)) return error;
+const char* add_weight_parts(const MmaWeightWork& work, void* grad_weight, void* grad_bias, void* stream) {
   const MmaWeightShape& s = work.shape;
   const int64_t weight_quads =
       work.units * work.channel_blocks * s.taps * s.taps * s.channels() * s.columns() / 4;
@@ -63,12 +60,13 @@ const char* launch_both(int shape, const MmaWeightWork& work, const void* grad_o
 }  // namespace
 
 size_t mma_backward_weight_workspace(const Problem& problem, bool soft) {
-  return plan_mma_backward_weight(problem, soft, Machine{multiprocessors()}).workspace_bytes;
+  return plan_mma_backward_weight(problem, soft, this_machine()).workspace_bytes;
 }
 
 const char* mma_backward_weight(const Problem& problem, bool soft, const void* grad_output, const void* input,
-                                void* grad_weight, void* grad_bias, void* workspace, void* stream) {
-  const MmaWeightPlan plan = plan_mma_backward_weight(problem, soft, Machine{multiprocessors()});
+                                void* grad_weight, void* grad_bias, ScalarType gradient_type, void* workspace,
+                                void* stream) {
+  const MmaWeightPlan plan = plan_mma_backward_weight(problem, soft, this_machine());
   if (const char* reason = report_plan(plan.rejection, plan.describe())) return reason;
   if (plan.units * plan.channel_blocks == 0) return nullptr;
   float* sums = static_cast<float*>(workspace);
@@ -82,8 +80,15 @@ const char* mma_backward_weight(const Problem& problem, bool soft, const void* g
                            plan.parts,
                            sums,
                            sums + plan.parts * plan.weight_sums};
-  const auto run = problem.type == ScalarType::Float16 ? launch_both<Float16> : launch_both<BFloat16>;
-  return run(plan.shape, work, grad_output, input, grad_weight, grad_bias, stream);
+  const bool copies = can_copy(problem, grad_output, input);
+  const auto multiply = problem.type == ScalarType::Float16
+                            ? (copies ? launch_shape<Float16, true> : launch_shape<Float16, false>)
+                            : (copies ? launch_shape<BFloat16, true> : launch_shape<BFloat16, false>);
+  if (const char* error = multiply(plan.shape, work, grad_output, input, stream)) return error;
+  const auto add = gradient_type == ScalarType::Float32   ? add_weight_parts<float>
+                   : gradient_type == ScalarType::Float16 ? add_weight_parts<Float16>
+                                                          : add_weight_parts<BFloat16>;
+  return add(work, grad_weight, grad_bias, stream);
 }
 
 }  // namespace acsconv

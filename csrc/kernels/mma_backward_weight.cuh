@@ -41,34 +41,24 @@ struct MmaBackwardWeight {
   static constexpr bool kAsync = kAsync_;
   static constexpr int kTaps = kS.taps, kM = kS.m_tiles, kGroups = kS.m_groups, kShares = kS.shares,
                        kN = kS.n_tiles, kBlocks = kS.blocks;
-  static constexpr int kThreads = 32 * kS.warps(), kStages = 2;
-  static constexpr int kInner = kWeightTileInner, kPair = kWeightTilePair, kW = kWeightTileW;
-  static constexpr int kStacks = kPair / 2;
-  static_assert(kW == 8 && kPair % 2 == 0 && kStacks % kShares == 0 && kShares <= 2);
+  static constexpr int kThreads = 32 * kS.warps();
+  static constexpr int kInner = kWeightTileInner, kW = kWeightTileW, kVoxels = kWeightTileVoxels;
+  static constexpr int kStacks = kWeightTilePair / 2;
+  static_assert(kW == 8 && kWeightTilePair % 2 == 0 && kStacks % kShares == 0 && kShares <= 2);
+  static_assert(kS.halo() >= (kInner + kTaps - 1) * kWeightTilePair * (kW + kTaps - 1), "of views a and c");
+  static_assert(kInner + kWeightTilePair + kW + 2 * (kTaps - 1) <= 32, "a bit per coordinate of the halo");
 
-  // A voxel's 16 bytes in a plane; planes are so far apart that the copies of neighbouring pieces of
-  // neighbouring voxels fall into different banks.
-  static constexpr int padded(int bytes, int residue) {
-    return (bytes - residue + 127) / 128 * 128 + residue;
-  }
-  static constexpr int kXPlanes = kS.channels() / 8, kVoxels = kInner * kPair * kW;
-  static constexpr int kMostHalo = (kInner + kTaps - 1) * (kPair + kTaps - 1) * kW;  // of view s
-  static_assert(kMostHalo >= (kInner + kTaps - 1) * kPair * (kW + kTaps - 1));
-  static_assert(kInner + kPair + kW + 2 * (kTaps - 1) <= 32, "a bit per coordinate of the halo");
-  static constexpr int kXPlane = padded(kMostHalo * 16, 128 / kXPlanes);
-  static constexpr int kGPlane = padded(kVoxels * 16, kN == 2 ? 64 : kN == 3 ? 48 : 32);
-  static constexpr int round_up(int bytes) { return (bytes + 127) / 128 * 128; }
-  static constexpr int kGBegin = round_up(kXPlanes * kXPlane);
-  static constexpr int kStage = kGBegin + round_up(kN * kGPlane);
-  static constexpr int kXTable = round_up(static_cast<int>(sizeof(WeightGeometry)));
-  static constexpr int kGTable = kXTable + kMostHalo * static_cast<int>(sizeof(uint2));
-  static constexpr int kFirstStage = round_up(kGTable + kVoxels * static_cast<int>(sizeof(uint2)));
-  static constexpr int kSharedBytes = kFirstStage + kStages * kStage;
+  // Shared memory: the geometry, the tables of voxels, and the stages, each x and then grad_output.
+  static_assert(sizeof(WeightGeometry) <= kWeightGeometryBytes);
+  static constexpr int kXPlanes = kS.x_planes(), kXPlane = kS.x_plane(), kGPlane = kS.g_plane();
+  static constexpr int kGBegin = kS.g_begin(), kStage = kS.stage(), kFirstStage = kS.tables();
+  static constexpr int kXTable = kWeightGeometryBytes, kGTable = kXTable + 8 * kS.halo();
+  static constexpr int kSharedBytes = kS.shared_bytes();
 
   static constexpr int kFragments = kTaps * kM * kN;  // of a warp: the 16 x 8 tiles of all inner taps
   static constexpr int kUnitWarps = kTaps * kGroups;  // with sums of their own
   static constexpr int kSums = kUnitWarps * kFragments * 128;
-  static_assert(kUnitWarps * kM * kN * 512 <= kStages * kStage, "the shares meet in the stages");
+  static_assert(kUnitWarps * kM * kN * 512 <= kWeightStages * kStage, "the shares meet in the stages");
 };
 
 template <class Config>
@@ -79,7 +69,7 @@ __device__ __forceinline__ void load_stage(const MmaWeightWork& work, const Weig
                                            unsigned char* stage) {
   using Scalar = typename Config::Scalar;
   const Problem& p = work.problem;
-  constexpr int kTile[kWeightAxes] = {Config::kW, Config::kInner, Config::kPair};
+  constexpr int kTile[kWeightAxes] = {kWeightTileW, kWeightTileInner, kWeightTilePair};
   const Scalar *x = input + tile.sample * p.input.batch, *g = grad_output + tile.sample * p.output.batch;
   int read[kWeightAxes];
 #pragma unroll
@@ -161,7 +151,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
                    reinterpret_cast<uint2*>(memory + Config::kXTable)[i]);
   }
   for (int i = threadIdx.x; i < Config::kVoxels; i += Config::kThreads) {
-    constexpr int kTile[kWeightAxes] = {Config::kW, Config::kInner, Config::kPair};
+    constexpr int kTile[kWeightAxes] = {kWeightTileW, kWeightTileInner, kWeightTilePair};
     describe_voxel(i, kTile, geometry.output_stride, reinterpret_cast<uint2*>(memory + Config::kGTable)[i]);
   }
   __syncthreads();
