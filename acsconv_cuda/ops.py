@@ -34,6 +34,7 @@ LIBRARY = torch.library.Library("acsconv", "DEF")
 
 _GEOMETRY = "int[] kernel, int[] stride, int[] origin, int[] dilation, int[] shrink, int groups, str backend"
 _FUSED = "int[] split, int[] stride, int[] origin, int[] dilation"  # empty split: Soft ACS
+_TF32 = "bool allow_tf32=False"  # float32 may be rounded to TF32; only the CUDA kernels can
 
 #: Device types whose autocast casts our operators' inputs, as it does those of the built-in convolutions.
 _AUTOCAST_DEVICES = ("cpu", "cuda", "xpu")
@@ -208,7 +209,9 @@ def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, *flat) -> Tenso
             return reference.soft_acs_conv3d(input, weight, bias, geometry, groups)
         return reference.acs_conv3d(input, weight, bias, split, geometry, groups)
     size = geometry.output_size(input.shape[2:])
-    return torch.ops.acsconv.fused_forward(input, weight, bias, *_fused(arguments), size, groups)
+    return torch.ops.acsconv.fused_forward(
+        input, weight, bias, *_fused(arguments), size, groups, tf32_is_allowed()
+    )
 
 
 def _backward_input(
@@ -221,7 +224,7 @@ def _backward_input(
             grad_output, weight, size, split, geometry, groups, _format(channels_last)
         )
     return torch.ops.acsconv.fused_backward_input(
-        grad_output, weight, size, channels_last, *_fused(arguments), groups
+        grad_output, weight, size, channels_last, *_fused(arguments), groups, tf32_is_allowed()
     )
 
 
@@ -234,6 +237,17 @@ def _backward_weight(grad_output: Tensor, input: Tensor, needs_bias: bool, *flat
     return torch.ops.acsconv.fused_backward_weight(
         grad_output, input, geometry.kernel, needs_bias, *_fused(arguments), groups
     )
+
+
+def tf32_is_allowed() -> bool:
+    """Whether PyTorch's settings let convolutions round float32 to TF32 on a GPU, as its own do by default.
+
+    ``torch.backends.cudnn.conv.fp32_precision`` ("tf32" or "ieee"; "none" leaves it to the settings above it), where
+    PyTorch has it, else ``torch.backends.cudnn.allow_tf32``. Read at every call.
+    """
+    conv = getattr(torch.backends.cudnn, "conv", None)
+    precision = getattr(conv, "fp32_precision", None)
+    return torch.backends.cudnn.allow_tf32 if precision is None else precision == "tf32"
 
 
 def _fused(arguments: Arguments) -> tuple:
@@ -387,11 +401,12 @@ _register("soft_acs_conv3d", "")
 
 # Implemented by the shared object alone; csrc/ops.cpp says what they take.
 LIBRARY.define(
-    f"fused_forward(Tensor input, Tensor weight, Tensor? bias, {_FUSED}, int[] output_size, int groups) -> Tensor"
+    f"fused_forward(Tensor input, Tensor weight, Tensor? bias, {_FUSED}, int[] output_size, int groups, "
+    f"{_TF32}) -> Tensor"
 )
 LIBRARY.define(
     f"fused_backward_input(Tensor grad_output, Tensor weight, int[] input_size, bool channels_last, {_FUSED}, "
-    "int groups) -> Tensor"
+    f"int groups, {_TF32}) -> Tensor"
 )
 LIBRARY.define(
     f"fused_backward_weight(Tensor grad_output, Tensor input, int[] kernel, bool needs_bias, {_FUSED}, "

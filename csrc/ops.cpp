@@ -27,9 +27,7 @@
 #ifdef ACSCONV_WITH_CUDA
 #include <dlfcn.h>
 
-#include "kernels/simt_backward_input.h"
-#include "kernels/simt_backward_weight.h"
-#include "kernels/simt_forward.h"
+#include "kernels/dispatch.h"
 #endif
 
 namespace acsconv {
@@ -235,7 +233,7 @@ Threads torch_threads() {
 
 Tensor fused_forward_cpu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                          Numbers split, Numbers stride, Numbers origin, Numbers dilation, Numbers output_size,
-                         int64_t groups) {
+                         int64_t groups, bool) {
   const Layer layer{split, stride, origin, dilation, groups};
   Forward call = prepare_forward(input, weight, bias, output_size, layer);
   if (call.output.numel() > 0) {
@@ -247,7 +245,7 @@ Tensor fused_forward_cpu(const Tensor& input, const Tensor& weight, const std::o
 
 Tensor fused_backward_input_cpu(const Tensor& grad_output, const Tensor& weight, Numbers input_size,
                                 bool channels_last, Numbers split, Numbers stride, Numbers origin,
-                                Numbers dilation, int64_t groups) {
+                                Numbers dilation, int64_t groups, bool) {
   const Layer layer{split, stride, origin, dilation, groups};
   BackwardInput call = prepare_backward_input(grad_output, weight, input_size, channels_last, layer);
   if (call.grad_input.numel() > 0) {
@@ -307,20 +305,15 @@ void check_launch(const char* refusal) { check(refusal == nullptr, refusal == nu
 
 Tensor fused_forward_cuda(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                           Numbers split, Numbers stride, Numbers origin, Numbers dilation,
-                          Numbers output_size, int64_t groups) {
+                          Numbers output_size, int64_t groups, bool allow_tf32) {
   const Launch launch(input);
   const Layer layer{split, stride, origin, dilation, groups};
   Forward call = prepare_forward(input, weight, bias, output_size, layer);
   if (call.output.numel() > 0) {
-    const void *x = input.const_data_ptr(), *w = call.weight.const_data_ptr(), *b = call.bias_data();
-    void* y = call.output.mutable_data_ptr();
-    if (layer.soft()) {
-      Tensor workspace = new_workspace(input, simt_soft_workspace(call.problem, Pass::Forward));
-      check_launch(
-          simt_soft_forward(call.problem, x, w, b, y, workspace.mutable_data_ptr(), launch.stream()));
-    } else {
-      check_launch(simt_forward(call.problem, x, w, b, y, launch.stream()));
-    }
+    const Convolution convolution{call.problem, Pass::Forward, layer.soft(), allow_tf32};
+    Tensor workspace = new_workspace(input, convolve_workspace(convolution));
+    check_launch(convolve(convolution, input.const_data_ptr(), call.weight.const_data_ptr(), call.bias_data(),
+                          call.output.mutable_data_ptr(), workspace.mutable_data_ptr(), launch.stream()));
   }
   return call.output;
 }
@@ -328,20 +321,15 @@ Tensor fused_forward_cuda(const Tensor& input, const Tensor& weight, const std::
 // grad_output [N, C_out, D', H', W'] -> grad_input [N, C_in, *input_size].
 Tensor fused_backward_input_cuda(const Tensor& grad_output, const Tensor& weight, Numbers input_size,
                                  bool channels_last, Numbers split, Numbers stride, Numbers origin,
-                                 Numbers dilation, int64_t groups) {
+                                 Numbers dilation, int64_t groups, bool allow_tf32) {
   const Launch launch(grad_output);
   const Layer layer{split, stride, origin, dilation, groups};
   BackwardInput call = prepare_backward_input(grad_output, weight, input_size, channels_last, layer);
   if (call.grad_input.numel() == 0) return call.grad_input;
-  const Problem& p = call.problem;
-  const void *g = grad_output.const_data_ptr(), *w = call.weight.const_data_ptr();
-  void* grad = call.grad_input.mutable_data_ptr();
-  if (layer.soft()) {
-    Tensor workspace = new_workspace(grad_output, simt_soft_workspace(p, Pass::BackwardInput));
-    check_launch(simt_soft_backward_input(p, g, w, grad, workspace.mutable_data_ptr(), launch.stream()));
-  } else {
-    check_launch(simt_backward_input(p, g, w, grad, launch.stream()));
-  }
+  const Convolution convolution{call.problem, Pass::BackwardInput, layer.soft(), allow_tf32};
+  Tensor workspace = new_workspace(grad_output, convolve_workspace(convolution));
+  check_launch(convolve(convolution, grad_output.const_data_ptr(), call.weight.const_data_ptr(), nullptr,
+                        call.grad_input.mutable_data_ptr(), workspace.mutable_data_ptr(), launch.stream()));
   return call.grad_input;
 }
 
@@ -370,8 +358,8 @@ std::tuple<Tensor, Tensor> fused_backward_weight_cuda(const Tensor& grad_output,
   };
   Tensor grad_weight = allocate(shape, input.scalar_type());
   Tensor grad_bias = allocate({needs_bias ? p.out_channels : 0}, input.scalar_type());
-  Tensor workspace = new_workspace(input, simt_backward_weight_workspace(p, layer.soft()));
-  check_launch(simt_backward_weight(
+  Tensor workspace = new_workspace(input, backward_weight_workspace(p, layer.soft()));
+  check_launch(backward_weight(
       p, layer.soft(), grad_output.const_data_ptr(), input.const_data_ptr(), grad_weight.mutable_data_ptr(),
       needs_bias ? grad_bias.mutable_data_ptr() : nullptr, workspace.mutable_data_ptr(), launch.stream()));
   return {grad_weight, grad_bias};

@@ -7,9 +7,9 @@ namespace acsconv {
 
 // A pass as plan_mma() has planned it: packs the weights, then computes. `source` is the input (backward: the
 // gradient of the output), `result` the output (the gradient of the input), `weight` [C_out, C_in, 3, 3], in
-// Soft ACS [3, C_out, C_in, 3, 3], of dtype `weight_type`: the problem's or float32. `bias` has the weight's
-// dtype and may be null. `workspace`: plan.workspace_bytes() of device memory, aligned to 16 bytes. Returns
-// nullptr once the kernels are queued, else the reason why they were not.
+// Soft ACS [3, C_out, C_in, 3, 3], `bias` [C_out] or null, both of dtype `weight_type`: the problem's or
+// float32. `workspace`: plan.workspace_bytes() of device memory, aligned to 16 bytes. Returns nullptr once
+// the kernels are queued, else the reason why they were not.
 const char* mma_convolve(const Problem& problem, const MmaPlan& plan, Pass pass, bool soft,
                          const void* source, const void* weight, const void* bias, ScalarType weight_type,
                          void* result, void* workspace, void* stream);

@@ -1,0 +1,33 @@
+// The one place that decides which kernel computes a pass: the tensor cores where their plan takes the
+// problem, else the CUDA cores. csrc/ops.cpp calls nothing else. With ACSCONV_PRINT_PLAN=1 every call says
+// what was chosen, and why not what comes before it.
+#pragma once
+
+#include <cstddef>
+
+#include "../plan.h"
+
+namespace acsconv {
+
+// A forward pass or a gradient of the input, of ACS or (soft) Soft ACS convolution. `allow_tf32`: float32 may
+// be rounded to TF32, as PyTorch's setting for convolutions says.
+struct Convolution {
+  Problem problem;
+  Pass pass;
+  bool soft, allow_tf32;
+};
+
+// Bytes of workspace that convolve() needs on the current device.
+size_t convolve_workspace(const Convolution& convolution);
+// `source`: the input (backward: grad_output); `weight` [C_out, C_in / groups, K_h, K_w], in Soft ACS [3,
+// ..], contiguous; `bias` [C_out] or null; `result`: the output (grad_input). Device pointers, a
+// cudaStream_t. Returns nullptr once the kernels are queued, else the reason why they were not.
+const char* convolve(const Convolution& convolution, const void* source, const void* weight, const void* bias,
+                     void* result, void* workspace, void* stream);
+
+// The gradients of weight and bias; tensors as in simt_backward_weight().
+size_t backward_weight_workspace(const Problem& problem, bool soft);
+const char* backward_weight(const Problem& problem, bool soft, const void* grad_output, const void* input,
+                            void* grad_weight, void* grad_bias, void* workspace, void* stream);
+
+}  // namespace acsconv
