@@ -308,10 +308,45 @@ __device__ inline void add_segment(const SegmentLoop& loop, const typename Confi
   }
 }
 
+// Channels-last: a warp exchanges its values through its part of the stages, so that 8 lanes store the 8
+// channels of a voxel. Straight from the registers every store would touch 32 sectors of memory, here 4 to 8.
+// All threads have passed a barrier since the stages were read.
+template <class Config>
+__device__ inline void store_channels_inner(
+    const typename Config::Scalar* bias, typename Config::Scalar* destination,
+    typename Config::Shared& shared, const typename Config::Sum (&sum)[Config::kRows][Config::kColumns]) {
+  using Sum = typename Config::Sum;
+  constexpr int kPitch = Config::kColumns + 1, kVoxelStep = 32 / Config::kColumns;
+  static_assert(sizeof(Sum) * Config::kThreads * kPitch <= sizeof(shared.stage));
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  Sum* staged = reinterpret_cast<Sum*>(shared.stage) + warp * 32 * kPitch;
+  const int column = lane % Config::kColumns;
+  const int64_t item = shared.tile.begin + warp * Config::kColumns + column;
+  const bool exists = item < shared.tile.end;
+  const Sum shift = bias && exists ? widen(bias[item]) : Sum(0);
+#pragma unroll
+  for (int i = 0; i < Config::kRows; ++i) {
+#pragma unroll
+    for (int j = 0; j < Config::kColumns; ++j) staged[lane * kPitch + j] = sum[i][j];
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < Config::kColumns; ++j) {
+      const int voxel = lane / Config::kColumns + j * kVoxelStep;
+      const int64_t offset = shared.destination[voxel + 32 * i];
+      if (offset >= 0 && exists) narrow(staged[voxel * kPitch + column] + shift, destination[offset + item]);
+    }
+    __syncwarp();
+  }
+}
+
 template <class Config>
 __device__ inline void store_tile(const typename Config::Scalar* bias, typename Config::Scalar* destination,
-                                  const typename Config::Shared& shared,
+                                  typename Config::Shared& shared,
                                   const typename Config::Sum (&sum)[Config::kRows][Config::kColumns]) {
+  if (shared.destination_strides.channel == 1) {
+    store_channels_inner<Config>(bias, destination, shared, sum);
+    return;
+  }
   const GatherTile& tile = shared.tile;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
