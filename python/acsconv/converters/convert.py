@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import refuse
 from .fold import ConversionError, Volume, triple
-from .guard import guard, make_solid
+from .guard import guard, make_layer, make_solid
 from .report import Change, Report
 from .targets import CubeTarget, CustomTarget, SoftTarget, Target, make_target
 from .twins import BatchNorm3d, twin
@@ -180,7 +180,7 @@ def _change(model: nn.Module, target: Target, skipped: set[int]) -> Report:
                 report.changes.append(Change(path, before, type(layer).__name__))
                 continue
             note = _become(module, layer, target, weights)
-            make_solid(module)
+            make_layer(module, is_root=module is model)
         elif (found := twin(module, target.planar)) is not None:
             cls, attributes = found
             if id(module) in flat:
@@ -189,7 +189,10 @@ def _change(model: nn.Module, target: Target, skipped: set[int]) -> Report:
                 note = "what follows has weights for one slice"
             module.__class__ = cls
             vars(module).update(attributes)
-            guard(module, target) if cls is BatchNorm3d else make_solid(module)
+            if cls is BatchNorm3d:
+                guard(module, target, is_root=module is model)
+            else:
+                make_layer(module, is_root=module is model)
         else:
             note = _prepare(module, target)
             guard(module, target, is_root=module is model)
@@ -276,8 +279,9 @@ def _poolings_before_linear(model: nn.Module) -> set[int]:
         elif isinstance(module, nn.Linear) and pooling is not None:
             size = pooling.output_size
             size = (size, size) if isinstance(size, int) else size
-            if size is not None and None not in size and size != (1, 1) and channels is not None:
-                if module.in_features == channels * size[0] * size[1]:
+            if size is not None and None not in size and channels is not None:
+                wanted = channels * size[0] * size[1]
+                if size != (1, 1) and module.in_features == wanted:
                     found.add(id(pooling))
             pooling = None
     return found

@@ -2,10 +2,11 @@
 
 Every module keeps its identity, parameters and hooks; only its class changes, to a subclass made here that bears the same
 name. So ``state_dict`` keys stay, ``isinstance`` holds, and a module that is called alone, or looked at by a hook, speaks
-[N, C, D, H, W]. Two kinds:
+[N, C, D, H, W]. Three kinds:
 
 * :class:`Folded`: a 2D module. Called with a volume, it runs its own code inside a fold.
-* :class:`Solid`: a module that works on volumes. Called inside a fold, it is handed the volume, outside of the fold.
+* :class:`Layer`: a 3D layer in the place of a 2D one. Called inside a fold, it is handed the volume, outside of the fold.
+* :class:`Solid`: any other module that works on volumes, put in by people; likewise.
 """
 
 from __future__ import annotations
@@ -46,6 +47,33 @@ class Converted:
         state = {key: value for key, value in reduced[2].items() if key != "_acs_volumes"}
         made_from = (self._acs_kind, self._acs_base, self._acs_target, self._acs_is_root)
         return (_new, made_from, state, *reduced[3:])
+
+    def _remember(self, volume: Volume) -> None:
+        if torch.compiler.is_compiling():
+            return
+        volumes = self.__dict__.setdefault("_acs_volumes", [])
+        if volume not in volumes:
+            volumes.append(volume)
+            del volumes[:-_REMEMBERED]
+
+    def _recall(self, *trees: Any) -> Volume | None:
+        """The volume of the forward pass that activation checkpointing repeats during backward, for folded tensors.
+
+        Raises:
+            ConversionError: the tensors could belong to two passes, of volumes of different shapes.
+        """
+        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+            return None
+        maps: list[Tensor] = []
+        map_tensors(lambda tensor: maps.append(tensor) if tensor.dim() == 4 else None, trees)
+        grids = {volume: [volume.find(m) for m in maps] for volume in self.__dict__.get("_acs_volumes", ())}
+        grids = {volume: found for volume, found in grids.items() if maps and None not in found}
+        if len({tuple(found) for found in grids.values()}) > 1:
+            raise ConversionError(
+                f"{type(self).__name__}: recomputed during backward, it cannot tell which of several volumes it is given; "
+                "run backward before the next volume of another shape"
+            )
+        return next(reversed(grids), None)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         # A 2D checkpoint has no weights for the views: they stay as they are.
@@ -88,8 +116,7 @@ class Folded(Converted):
         return volume.leave(out, strict=True)
 
     def _run_inside(self, volume: Volume, function: Callable, args: tuple, kwargs: dict) -> Any:
-        if not torch.compiler.is_compiling():
-            self._remember(volume)
+        self._remember(volume)
         volume.stack.append(self)
         try:
             return function(*args, **kwargs)
@@ -101,52 +128,40 @@ class Folded(Converted):
             volume.stack.pop()
 
     def _run_without_volume(self, function: Callable, args: tuple, kwargs: dict) -> Any:
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
-            volume = self._recall(args, kwargs)
-            if volume is not None:
-                with volume:
-                    return self._run_inside(volume, function, args, kwargs)
+        volume = self._recall(args, kwargs)
+        if volume is not None:
+            with volume:
+                return self._run_inside(volume, function, args, kwargs)
         if self._acs_is_root and _has_rank(4, args, kwargs):
             raise ValueError(
-                f"{type(self).__name__}: expected a volume [N, C, D, H, W], got only tensors of fewer dimensions; this "
-                f"network was converted to 3D (to={self._acs_target.name!r})"
+                f"{type(self).__name__}: expected a volume [N, C, D, H, W], got a tensor of 4 dimensions and none of 5; "
+                f"this network was converted to 3D (to={self._acs_target.name!r})"
             )
         return function(*args, **kwargs)
 
-    def _remember(self, volume: Volume) -> None:
-        volumes = self.__dict__.setdefault("_acs_volumes", [])
-        if volume not in volumes:
-            volumes.append(volume)
-            del volumes[:-_REMEMBERED]
 
-    def _recall(self, args: tuple, kwargs: dict) -> Volume | None:
-        """The volume of the forward pass that activation checkpointing repeats during backward, for folded tensors.
+class Layer(Converted):
+    """A 3D layer of a converted network: its first argument is a map."""
 
-        Raises:
-            ConversionError: forward passes of different sizes are alive, and the tensors could belong to two of them.
-        """
-        found: dict[Any, Volume] = {}
-
-        def look(tensor: Tensor) -> None:
-            for volume in self.__dict__.get("_acs_volumes", ()):
-                grid = volume.find(tensor)
-                if grid is not None:
-                    found[grid] = volume
-
-        map_tensors(look, (args, kwargs))
-        found.pop((1, 1, 1), None)
-        if len({id(volume) for volume in found.values()}) > 1 and len(found) > 1:
-            sizes = {tuple(volume.grids.items()) for volume in found.values()}
-            if len(sizes) > 1:
-                raise ConversionError(
-                    f"{type(self).__name__}: recomputed during backward, it cannot tell which of the volumes {list(found)} "
-                    "it is given; run backward before the next volume of another shape"
-                )
-        return next(iter(found.values()), None)
+    def __call__(self, input, *args, **kwargs):
+        volume = current()
+        if volume is None and (recalled := self._recall(input)) is not None:
+            with recalled:
+                return self(input, *args, **kwargs)
+        if volume is None or volume.paused or not isinstance(input, Tensor) or input.dim() != 4:
+            return super().__call__(input, *args, **kwargs)
+        self._remember(volume)
+        if volume.find(input) is None and _is_pointwise(self):  # any view of the positions will do
+            with volume.off():
+                return super().__call__(input.unsqueeze(2), *args, **kwargs).squeeze(2)
+        maps = volume.unfold(input, type(self).__name__)
+        with volume.off():
+            out = super().__call__(volume.target.from_canonical(maps), *args, **kwargs)
+        return map_tensors(lambda tensor: volume.fold(volume.target.to_canonical(tensor)), out)
 
 
 class Solid(Converted):
-    """A 3D module inside a converted network."""
+    """A 3D module that was put into a converted network."""
 
     def __call__(self, *args, **kwargs):
         volume = current()
@@ -163,6 +178,11 @@ def guard(module: nn.Module, target: Target, is_root: bool = False) -> None:
     if own is not None:  # a forward that was put on the instance would bypass the class
         module.__dict__["_acs_forward"] = own
     module.__class__ = _converted_class("folded", type(module), target, is_root)
+
+
+def make_layer(module: nn.Module, is_root: bool = False) -> None:
+    """Makes a 3D layer that has one map as its input a :class:`Layer`, in place."""
+    module.__class__ = _converted_class("layer", type(module), None, is_root)
 
 
 def make_solid(module: nn.Module) -> None:
@@ -200,7 +220,7 @@ def _converted_class(kind: str, base: type, target: Target | None, is_root: bool
             namespace[name] = _folded_method(base, name)
     if is_root and not hasattr(base, "model"):
         namespace["model"] = property(_model, doc="The converted network, as in acsconv 0.1.1.")
-    return type(base.__name__, ({"folded": Folded, "solid": Solid}[kind], base), namespace)
+    return type(base.__name__, ({"folded": Folded, "layer": Layer, "solid": Solid}[kind], base), namespace)
 
 
 def _model(self: nn.Module) -> nn.Module:
@@ -240,6 +260,18 @@ def _folded_method(base: type, name: str) -> Callable:
 def _apply_module_rule(rule: Callable, module: nn.Module, function: Callable, *args, **kwargs) -> Any:
     volume = current()
     return function(*args, **kwargs) if volume is None else rule(volume, module, function, *args, **kwargs)
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    """Whether each output position reads the one input position of the same place."""
+    kernel, stride = getattr(module, "kernel_size", ()), getattr(module, "stride", ())
+    return (
+        isinstance(kernel, tuple)
+        and set(kernel) == {1}
+        and set(stride) == {1}
+        and getattr(module, "padding", None) in ("same", "valid", (0, 0, 0))
+        and not getattr(module, "transposed", True)
+    )
 
 
 def _has_hooks(module: nn.Module) -> bool:

@@ -12,7 +12,24 @@ from .rules import MODULE_RULES
 
 #: Names of parameters and buffers that hold one entry for each position of a 2D image, in timm, torchvision and MONAI.
 _POSITIONS = frozenset(
-    ["pos_embed", "pos_embedding", "position_embedding", "position_embeddings", "relative_position_bias_table", "relative_position_index", "attention_biases", "attention_bias_idxs", "rel_pos_h", "rel_pos_w", "rel_height", "rel_width", "height_rel", "width_rel", "pos_emb", "rpe_table"]
+    [
+        "pos_embed",
+        "pos_embedding",
+        "position_embedding",
+        "position_embeddings",
+        "relative_position_bias_table",
+        "relative_position_index",
+        "attention_biases",
+        "attention_bias_idxs",
+        "rel_pos_h",
+        "rel_pos_w",
+        "rel_height",
+        "rel_width",
+        "height_rel",
+        "width_rel",
+        "pos_emb",
+        "rpe_table",
+    ]
 )
 
 #: Classes of timm, torchvision and others that cut the plane into windows, tokens or strips in their own code.

@@ -73,7 +73,6 @@ def _no_sizes(module: nn.Module) -> dict[str, Any]:
 EVERYWHERE: dict[type, tuple[type, Callable[[nn.Module], dict[str, Any]]]] = {
     nn.BatchNorm2d: (BatchNorm3d, _no_sizes),
     nn.InstanceNorm2d: (nn.InstanceNorm3d, _no_sizes),
-    nn.Dropout2d: (nn.Dropout3d, _no_sizes),
 }
 
 #: The same, for networks that do not stay 2D in one plane.
@@ -93,5 +92,7 @@ IN_VOLUMES: dict[type, tuple[type, Callable[[nn.Module], dict[str, Any]]]] = {
 
 def twin(module: nn.Module, planar: bool) -> tuple[type, dict[str, Any]] | None:
     """The 3D class of a 2D module and the attributes that change, or None."""
+    if getattr(module, "return_indices", False):
+        return None  # what unpools asks for the 2D class
     found = EVERYWHERE.get(type(module)) or (None if planar else IN_VOLUMES.get(type(module)))
     return None if found is None else (found[0], found[1](module))

@@ -109,6 +109,7 @@ def subpixel_upsample(volume: Volume, module, forward, input):
 def positional_encoding_fourier(volume: Volume, module, forward, shape):
     batch, *size = shape
     depth, height, width = volume.resize(size, "PositionalEncodingFourier")
-    with volume.off():  # positions in the plane, the same in every slice
-        maps = forward((batch, height, width))
+    volume.grids.setdefault((height, width), (1, height, width))
+    maps = forward((batch, height, width))  # positions in the plane, the same in every slice
+    with volume.off():
         return volume.fold(maps.unsqueeze(2).expand(-1, -1, depth, -1, -1))

@@ -58,7 +58,8 @@ def _pool(
     """``pool(maps, kernel, stride, padding, dilation)``, all triples, on a folded map."""
     if tuple(pair(kernel_size)) == tuple(int(n) for n in input.shape[-2:]):  # the whole map
         kernel = volume.grid(input, "pooling")
-        return volume.fold(pool(volume.unfold(input, "pooling"), kernel, kernel, (0, 0, 0), (1, 1, 1)))
+        whole = pool(volume.unfold(input, "pooling"), kernel, kernel, (0, 0, 0), (1, 1, 1))
+        return _fold_all(volume, whole)
     kernel_size, padding, dilation = pair(kernel_size), pair(padding), pair(dilation)
     stride = pair(stride) if stride is not None and stride != [] and stride != () else kernel_size
     maps = volume.unfold(input, "pooling")

@@ -56,7 +56,7 @@ def _bicubic(maps: Tensor, size, scale_factor, align_corners) -> Tensor:
 def pad(volume: Volume, function, input, pad, mode="constant", value=None):
     grid = volume.find(input)
     pads = [int(n) for n in pad] + [0] * (4 - len(pad))
-    if grid is None or grid == (1, 1, 1) or not any(pads[:4]):
+    if grid is None or not any(pads[:4]):
         if input.dim() == 4 and any(pads[:4]) and mode != "constant":
             volume.grid(input, "pad")
         return function(input, pad, mode, value)
