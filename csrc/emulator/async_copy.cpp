@@ -2,6 +2,7 @@
 // move.
 #include <algorithm>
 
+#include "banks.h"
 #include "ptx.h"
 #include "runtime.h"
 
@@ -44,6 +45,7 @@ void copy_async(uint32_t shared, const void* global, uint32_t bytes, int source_
   if (source_bytes > 0) check_access(global, bytes, Access::Read, counter);
   const auto offset = static_cast<ptrdiff_t>(shared) - kSharedBase;
   begin_async_write(offset, bytes, counter);
+  if (options.count_banks) count_lane("cp.async", shared, bytes, counter);
   const AsyncCopy copy{static_cast<uint32_t>(offset),
                        bytes,
                        static_cast<uint32_t>(source_bytes),

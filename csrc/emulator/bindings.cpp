@@ -18,6 +18,7 @@
 #include "../kernels/simt_forward.h"
 #include "../mma_weight_plan.h"
 #include "../plan.h"
+#include "banks.h"
 #include "cuda.h"
 
 namespace py = pybind11;
@@ -227,7 +228,7 @@ std::pair<std::string, size_t> plan(const std::string& pass, const py::dict& pro
 }
 
 void configure(const std::string& schedule, uint64_t seed, bool detect_races, const std::string& async_copies,
-               int multiprocessors, int compute_capability, size_t block_shared_bytes) {
+               int multiprocessors, int compute_capability, size_t block_shared_bytes, bool count_banks) {
   static const std::map<std::string, emulator::Schedule> schedules = {
       {"warp-first", emulator::Schedule::WarpFirst},
       {"round-robin", emulator::Schedule::RoundRobin},
@@ -237,9 +238,13 @@ void configure(const std::string& schedule, uint64_t seed, bool detect_races, co
       {"late", emulator::AsyncCopies::Late},
       {"early", emulator::AsyncCopies::Early},
       {"random", emulator::AsyncCopies::Random}};
-  emulator::options = {schedules.at(schedule), seed,
-                       detect_races,           moments.at(async_copies),
-                       multiprocessors,        compute_capability,
+  emulator::options = {schedules.at(schedule),
+                       seed,
+                       detect_races,
+                       moments.at(async_copies),
+                       count_banks,
+                       multiprocessors,
+                       compute_capability,
                        block_shared_bytes};
 }
 
@@ -255,5 +260,17 @@ PYBIND11_MODULE(acsconv_emulator, module) {
   module.def("configure", &configure, py::arg("schedule") = "warp-first", py::arg("seed") = 1,
              py::arg("detect_races") = true, py::arg("async_copies") = "late", py::arg("multiprocessors") = 1,
              py::arg("compute_capability") = 90, py::arg("block_shared_bytes") = size_t{227} << 10,
-             "Settings of the launches that follow.");
+             py::arg("count_banks") = false, "Settings of the launches that follow.");
+  module.def(
+      "take_bank_report",
+      [] {
+        std::map<std::string, std::array<uint64_t, 3>> report;
+        for (const auto& [instruction, use] : emulator::take_bank_report()) {
+          report[instruction] = {use.instructions, use.wavefronts, use.least};
+        }
+        return report;
+      },
+      "Of the launches with count_banks since the last call: instruction -> (executions by a warp, "
+      "wavefronts,\n"
+      "wavefronts without any bank conflict).");
 }

@@ -60,6 +60,7 @@ struct Options {
   uint64_t seed = 1;
   bool detect_races = true;  // false: bounds only, about twice as fast
   AsyncCopies async_copies = AsyncCopies::Late;
+  bool count_banks = false;  // see banks.h
   // What launchers are told of the device; nothing else depends on it.
   int multiprocessors = 1;
   int compute_capability = 90;

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <map>
 
+#include "banks.h"
 #include "runtime.h"
 
 namespace emulator {
@@ -151,6 +152,7 @@ void run_block(uint64_t linear_index) {
   }
   switch_away(&block.host_stack_pointer);
   fiber = nullptr;
+  if (options.count_banks) finish_lanes();
   if (block.error.empty() && block.exited != block.threads) block.error = deadlock_report();
 }
 

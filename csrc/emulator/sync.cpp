@@ -2,6 +2,7 @@
 // mask: each lane leaves a pointer to its registers and waits, and the last one does the operation for all.
 // Both join the vector clocks of those that met. Barriers are strict: all threads of the block must come to
 // the same line, and a thread that has exited never comes.
+#include "banks.h"
 #include "runtime.h"
 
 namespace emulator {
@@ -15,6 +16,7 @@ void join(VectorClock& into, const VectorClock& from) {
 
 void release_barrier() {
   block.arrived = 0;
+  if (options.count_banks) finish_lanes();
   VectorClock joined(block.threads, 0);
   for (const Fiber& f : block.fibers) join(joined, f.clock);
   for (Fiber& f : block.fibers) {

@@ -4,6 +4,7 @@
 // exactly where every partial sum is exact, as on small integers.
 #include <cmath>
 
+#include "banks.h"
 #include "ptx.h"
 #include "runtime.h"
 
@@ -19,6 +20,14 @@ struct MatrixLoad {
 void load_lanes(void** arguments, uint32_t) {
   const auto& first = *static_cast<const MatrixLoad*>(arguments[0]);
   uint16_t matrix[8][8];
+  if (options.count_banks) {
+    uint32_t addresses[kWarpSize];
+    for (uint32_t i = 0; i < 8 * first.count; ++i) {
+      addresses[i] = static_cast<const MatrixLoad*>(arguments[i])->address;
+    }
+    const uint32_t lanes = first.count == 4 ? 0xffffffffu : 0xffffu;
+    count_banks("ldmatrix", addresses, lanes, 16);
+  }
   for (uint32_t j = 0; j < first.count; ++j) {
     for (uint32_t row = 0; row < 8; ++row) {
       const auto& lane = *static_cast<const MatrixLoad*>(arguments[8 * j + row]);
