@@ -131,8 +131,9 @@ const char* with_soft_workspace(const Problem& p, acsconv::Pass pass, Function&&
   return error;
 }
 
-// The tensor-core kernels, float32 as TF32; tensors as those of the simt launchers.
-template <acsconv::Pass kPass, bool kSoft>
+// The tensor-core kernels, float32 as TF32; tensors as those of the simt launchers, but for a weight and bias
+// in float32 with `kWide`.
+template <acsconv::Pass kPass, bool kSoft, bool kWide>
 const char* mma(const Problem& p, const std::vector<void*>& t) {
   const acsconv::MmaPlan plan =
       acsconv::plan_mma(p, kPass, kSoft, /*allow_tf32=*/true, acsconv::this_machine());
@@ -143,9 +144,9 @@ const char* mma(const Problem& p, const std::vector<void*>& t) {
   }
   void* workspace = emulator::allocate_device(plan.workspace_bytes());
   const bool forward = kPass == acsconv::Pass::Forward;
-  const char* error =
-      acsconv::mma_convolve(p, plan, kPass, kSoft, t.at(0), t.at(1), forward ? t.at(2) : nullptr, p.type,
-                            t.at(forward ? 3 : 2), workspace, nullptr);
+  const char* error = acsconv::mma_convolve(
+      p, plan, kPass, kSoft, t.at(0), t.at(1), forward ? t.at(2) : nullptr,
+      kWide ? acsconv::ScalarType::Float32 : p.type, t.at(forward ? 3 : 2), workspace, nullptr);
   emulator::release_device(workspace);
   return error;
 }
@@ -174,10 +175,12 @@ const std::map<std::string, Launcher>& launchers() {
            return acsconv::simt_soft_backward_input(p, t.at(0), t.at(1), t.at(2), workspace, nullptr);
          });
        }},
-      {"mma_forward", mma<acsconv::Pass::Forward, false>},
-      {"mma_soft_forward", mma<acsconv::Pass::Forward, true>},
-      {"mma_backward_input", mma<acsconv::Pass::BackwardInput, false>},
-      {"mma_soft_backward_input", mma<acsconv::Pass::BackwardInput, true>},
+      {"mma_forward", mma<acsconv::Pass::Forward, false, false>},
+      {"mma_forward_float32_weight", mma<acsconv::Pass::Forward, false, true>},
+      {"mma_soft_forward", mma<acsconv::Pass::Forward, true, false>},
+      {"mma_backward_input", mma<acsconv::Pass::BackwardInput, false, false>},
+      {"mma_backward_input_float32_weight", mma<acsconv::Pass::BackwardInput, false, true>},
+      {"mma_soft_backward_input", mma<acsconv::Pass::BackwardInput, true, false>},
       {"simt_backward_weight",  // grad_output, input, grad_weight, grad_bias
        [](const Problem& p, const std::vector<void*>& t) { return backward_weight(p, false, t); }},
       {"simt_soft_backward_weight",  // grad_output, input, gradient of the kernels, grad_bias
@@ -208,12 +211,18 @@ void run(const std::string& launcher, const py::dict& problem, const std::vector
   for (const auto& buffer : buffers) buffer->copy_back();
 }
 
-// The plan for a pass on a machine with this many multiprocessors: its description, and its workspace in
-// bytes.
+// The plan for a pass on a machine with this many multiprocessors, otherwise as configured: its description,
+// and its workspace in bytes.
 std::pair<std::string, size_t> plan(const std::string& pass, const py::dict& problem, bool soft,
-                                    int multiprocessors) {
+                                    int multiprocessors, bool allow_tf32) {
   const Problem p = read_problem(problem);
-  const acsconv::Machine machine{multiprocessors};
+  const acsconv::Machine machine{multiprocessors, emulator::options.compute_capability,
+                                 emulator::options.block_shared_bytes};
+  if (pass == "mma_forward" || pass == "mma_backward_input") {
+    const auto which = pass == "mma_forward" ? acsconv::Pass::Forward : acsconv::Pass::BackwardInput;
+    const acsconv::MmaPlan plan = acsconv::plan_mma(p, which, soft, allow_tf32, machine);
+    return {plan.describe(), plan.rejection.empty() ? plan.workspace_bytes() : 0};
+  }
   if (pass == "mma_backward_weight") {
     const acsconv::MmaWeightPlan plan = acsconv::plan_mma_backward_weight(p, soft, machine);
     return {plan.describe(), plan.workspace_bytes};
@@ -255,7 +264,7 @@ PYBIND11_MODULE(acsconv_emulator, module) {
   module.def("run", &run, py::arg("launcher"), py::arg("problem"), py::arg("tensors"),
              "Runs a launcher on numpy arrays; RuntimeError with the emulator's report if the launch fails.");
   module.def("plan", &plan, py::arg("pass"), py::arg("problem"), py::arg("soft") = false,
-             py::arg("multiprocessors") = 132,
+             py::arg("multiprocessors") = 132, py::arg("allow_tf32") = true,
              "The plan of csrc/plan.h: its description and its workspace in bytes.");
   module.def("configure", &configure, py::arg("schedule") = "warp-first", py::arg("seed") = 1,
              py::arg("detect_races") = true, py::arg("async_copies") = "late", py::arg("multiprocessors") = 1,

@@ -51,6 +51,7 @@ MmaLauncher instance(const MmaPlan& plan, bool soft) {
 const char* mma_convolve(const Problem& problem, const MmaPlan& plan, Pass pass, bool soft,
                          const void* source, const void* weight, const void* bias, ScalarType weight_type,
                          void* result, void* workspace, void* stream) {
+  if (plan.tiles == 0) return nullptr;
   MmaLaunch call{};
   call.work = describe_work(problem, plan, pass, soft, source);
   call.blocks = {static_cast<unsigned>(plan.tiles), static_cast<unsigned>(plan.column_blocks)};
