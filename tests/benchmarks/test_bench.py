@@ -235,17 +235,56 @@ def test_main_job(tmp_path, monkeypatch, capsys, real):
     arguments = ["--suite", "networks", "--patch", "12", *FAST, "--figure", str(figure), "--json", str(path)]
     assert bench.main(arguments) == 0
     result = report.load(path)
-    rows = {(row["pass"], row["implementation"]): row for row in result["rows"]}
-    for (pass_name, name), row in rows.items():
+    rows = {(row["case"], row["pass"], row["implementation"]): row for row in result["rows"]}
+    parameters = {"ACSUNet": (389_220, 1_164_516), "MobileNetV2": (3_504_872, 3_635_048)}
+    for (case, pass_name, name), row in rows.items():
         assert row["status"] == "ok", row
-        assert row["case"] == "ACSUNet"
         assert set(row["error"]) == ({"output"} if pass_name == "forward" else {"loss", "gradient"})
-        assert row["parameters"] == (1_164_516 if name == "nn.Conv3d" else 389_220)
-    assert {("forward", "reference"), ("train", "reference"), ("train", "nn.Conv3d")} <= set(rows)
-    assert figure.read_bytes().startswith(b"\x89PNG")
+        assert row["parameters"] == parameters[case][name == "nn.Conv3d"]
     notes = " ".join(result["notes"])
+    networks_run = {"ACSUNet"} if "Without MobileNetV2" in notes else set(parameters)
+    assert {case for case, _, _ in rows} == networks_run
+    for case in networks_run:
+        for kind in (("forward", "reference"), ("train", "reference"), ("train", "nn.Conv3d")):
+            assert (case, *kind) in rows
+    assert figure.read_bytes().startswith(b"\x89PNG")
     assert ("MNI152 T1" in notes and "nilearn" in notes) == real
     assert ("random numbers, not a real volume" in notes) == (not real)
+
+
+def test_the_main_job_without_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACSCONV_WEIGHTS_PEER", str(tmp_path))
+    path = tmp_path / "result.json"
+    arguments = [
+        "--suite",
+        "networks",
+        "--patch",
+        "12",
+        *FAST,
+        "--figure",
+        str(tmp_path / "f.png"),
+        "--json",
+        str(path),
+    ]
+    assert bench.main([*arguments, "--layout", "channels_last"]) == 0
+    result = report.load(path)
+    assert {row["case"] for row in result["rows"]} == {"ACSUNet"}
+    assert any("run `make peers` or set ACSCONV_WEIGHTS_PEER" in note for note in result["notes"])
+
+
+def test_mobilenet_holds_its_imagenet_weights():
+    try:
+        weights = torch.load(peers.mobilenet_weights(), weights_only=True)
+        built = networks.build_mobilenet(None, ["torch"], [])
+    except peers.PeerMissing as missing:
+        pytest.skip(str(missing))
+    for name, (network, _) in built.items():
+        state = network.state_dict()
+        for key, value in weights.items():
+            if name == "nn.Conv3d" and value.dim() == 4:  # I3D: repeated along D, divided by their number
+                torch.testing.assert_close(state[key].sum(2), value, rtol=1e-5, atol=1e-6)
+            else:
+                assert torch.equal(state[key], value)
 
 
 def test_labels_are_three_equal_classes_and_background():

@@ -106,7 +106,7 @@ def test_a_backend_is_forced_and_let_go(monkeypatch):
 
 def test_the_three_networks():
     peer = peer_or_skip()
-    built = networks.build(peer, ["torch"])
+    built = networks.build_acsunet(peer, ["torch"], [])
     network, twin = built[implementations.REFERENCE][0], built[implementations.ACSCONV][0]
     assert list(network.state_dict()) == list(twin.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), twin.parameters(), strict=True))
