@@ -288,7 +288,7 @@ REJECTED = [
     (replace(LAYER, stride=(1, 2, 1)), "stride > 1"),
     (replace(LAYER, dilation=(1, 1, 2), padding=(1, 1, 2)), "dilation > 1"),
     (
-        replace(LAYER, in_channels=2048, out_channels=2048, size=(4, 4, 4)),
+        replace(LAYER, in_channels=2048, out_channels=2048, split=None),
         "the sums of one part exceed 64 MiB",
     ),
 ]

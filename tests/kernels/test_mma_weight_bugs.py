@@ -1,0 +1,99 @@
+"""Bugs planted in the gradient of the weight on tensor cores must be found; see test_planted_bugs.py.
+
+Only one shape of block in bfloat16 is compiled, and the other kernels come from the emulator's cache.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass, replace
+
+import pytest
+from kernels.harness import Layer, assert_equal, backward_bias, backward_weight, integer_data
+from kernels.test_mma_backward_weight import CSRC, LARGE, run
+from kernels.test_planted_bugs import WRONG, replace_once
+
+# Three tiles in a part, a part of a unit and of a block of input channels, all three views.
+COPIED = Layer(24, 20, (4, 5, 19), dtype="bfloat16", layout="channels_last")
+GATHERED = replace(COPIED, layout="contiguous")
+
+
+@dataclass(frozen=True)
+class Bug:
+    name: str
+    file: str
+    old: str
+    new: str
+    found_by: str  # in the emulator's report, or WRONG
+    layer: Layer = COPIED
+    multiprocessors: int = 1
+
+
+KERNEL, TILES, PARTS = "mma_backward_weight.cuh", "mma_weight_tiles.cuh", "mma_weight_parts.cuh"
+WAIT = "    ptx::cp_async_wait<0>();\n    __syncthreads();\n    load_next(tile + 1, stage ^ 1);"
+BUGS = [
+    Bug("wait too weak", KERNEL, WAIT, WAIT.replace("wait<0>", "wait<1>"), "RACE"),
+    Bug("barrier after the wait removed", KERNEL, WAIT, WAIT.replace("    __syncthreads();\n", ""),
+        "RACE|uninitialised"),
+    Bug("stage released early", KERNEL, "load_next(tile + 1, stage ^ 1);", "load_next(tile + 1, stage);",
+        "RACE|uninitialised"),
+    Bug("stage loaded before the barrier", KERNEL, WAIT,
+        "    load_next(tile + 1, stage ^ 1);\n    ptx::cp_async_wait<1>();\n    __syncthreads();", "RACE"),
+    Bug("stage stored before the barrier", KERNEL, WAIT,
+        "    load_next(tile + 1, stage ^ 1);\n    ptx::cp_async_wait<1>();\n    __syncthreads();", "RACE", GATHERED),
+    Bug("barrier after the tables removed", KERNEL,
+        "  __syncthreads();\n\n  const int lane = threadIdx.x % 32", "\n  const int lane = threadIdx.x % 32",
+        "RACE|uninitialised"),
+    Bug("barrier after the geometry removed", KERNEL,
+        "geometry);\n  __syncthreads();\n  const int view", "geometry);\n  const int view", "RACE|uninitialised"),
+    Bug("shares meet without a barrier", KERNEL, "        __syncthreads();\n      }\n      if (share == 0) {",
+        "      }\n      if (share == 0) {", "RACE"),
+    Bug("shares meet in a stage that is read", KERNEL, "        __syncthreads();\n        if (share == 1) {",
+        "        if (share == 1) {", "RACE"),
+    Bug("second share forgotten", KERNEL, "total.x += other.x, total.y += other.y,", "total.x += other.x,", WRONG),
+    Bug("row of another tap", KERNEL, "const int meets = row - tap;", "const int meets = row + tap - 2;", WRONG),
+    Bug("outer tap forgotten", KERNEL, "(lane & 7) + outer * geometry.outer_step", "(lane & 7)", WRONG),
+    Bug("second row of a pair", KERNEL, "upper * kGPair + (lane & 7) * 16", "(lane & 7) * 16", WRONG),
+    Bug("bias of one lane", KERNEL, "total += __shfl_xor_sync(0xffffffffu, total, 2);", "", WRONG),
+    Bug("border not tested", TILES, "exists && (entry[i].y & box.outside) == 0", "exists",
+        "device read|" + WRONG),
+    Bug("channels past the end copied", TILES, "exists && (entry[i].y & box.outside) == 0",
+        "(entry[i].y & box.outside) == 0", "device read|" + WRONG),
+    Bug("border not tested by the gather", TILES,
+        "(entry.y & box.outside) == 0 ? box.channels - channel : 0", "box.channels - channel",
+        "device read|" + WRONG, GATHERED),
+    Bug("channels past the end gathered", TILES, "2 * i + 1 < channels ?", "0 < channels ?", "device read|" + WRONG,
+        replace(GATHERED, in_channels=9)),
+    Bug("end of the output forgotten", TILES, "to.output_size[i] = static_cast<int>(p.out_size[axis]);",
+        "to.output_size[i] = (static_cast<int>(p.out_size[axis]) + 7) / 8 * 8;", "device read|" + WRONG),
+    Bug("carry of the tiles forgotten", TILES, "    tile.at[i] = 0;\n", "    tile.at[i] = 0;\n    return;\n",
+        WRONG, replace(COPIED, size=(4, 9, 17))),
+    Bug("neighbour's columns written", PARTS, "if (in_view(column) && channel < p.in_channels)",
+        "if (column < p.out_channels && channel < p.in_channels)", "RACE between blocks|" + WRONG),
+    Bug("last part left out", PARTS, "part < work.parts * (warp + 1) / kAddWarps",
+        "part < (work.parts - 1) * (warp + 1) / kAddWarps", WRONG, multiprocessors=LARGE),
+    Bug("parts share their sums", KERNEL,
+        "((part * work.units + unit) * work.channel_blocks + channel_block) * Config::kSums",
+        "(unit * work.channel_blocks + channel_block) * Config::kSums", "RACE between blocks", multiprocessors=LARGE),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))
+def test_bug_is_found(emulator_builder, tmp_path, bug):
+    root = tmp_path / "csrc"
+    shutil.copytree(CSRC, root, ignore=shutil.ignore_patterns("__pycache__", "cpu"))
+    launcher = root / "kernels" / "mma_backward_weight.cu"
+    text = re.sub(
+        r"launch_instance<Scalar, \d, kAsync>", "launch_instance<Scalar, 0, kAsync>", launcher.read_text()
+    )
+    launcher.write_text(text.replace("launch_shape<Float16,", "launch_shape<BFloat16,"))
+    replace_once(root / "kernels" / bug.file, bug.old, bug.new)
+    module = emulator_builder.module(root)
+    module.configure(multiprocessors=bug.multiprocessors, block_shared_bytes=100 << 10)
+    data = integer_data(bug.layer)
+    with pytest.raises((RuntimeError, AssertionError)) as found:
+        weight, bias = run(module, bug.layer, data)
+        assert_equal(weight, backward_weight(bug.layer, data), bug.layer.dtype)
+        assert_equal(bias, backward_bias(bug.layer, data), bug.layer.dtype)
+    assert re.search(bug.found_by, str(found.value)), str(found.value)
