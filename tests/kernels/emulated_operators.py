@@ -3,16 +3,20 @@
 # ruff: noqa: E402 (what is imported, and when, is the point)
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
 from torch.autograd import gradcheck
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT), str(ROOT / "python")]
 
 # Before anything imports acsconv_cuda: its own object would register the same operators for the CPU.
 load_library, torch.ops.load_library = torch.ops.load_library, lambda path: None
+from acsconv.operators import ACSConv
 from numerics import Problem, random_problems
 
 from acsconv_cuda import _loader, acs_conv3d, soft_acs_conv3d
@@ -109,6 +113,90 @@ def gradients() -> None:
     torch.autograd.grad(out.square().sum(), weight)
 
 
+def transforms() -> None:
+    """vmap and torch.compile reach the fused kernels as well."""
+    input, weight, bias = Problem(2, 7, (3, 3), (4, 5, 6), (3, 2, 2), padding=1).tensors()
+    volumes = torch.stack([input, input.flip(2), -input])
+    fused = torch.vmap(lambda x: acs_conv3d(x, weight, bias, padding=1, backend="cpu"))(volumes)
+    expected = [acs_conv3d(x, weight, bias, padding=1, backend="torch") for x in volumes]
+    torch.testing.assert_close(fused, torch.stack(expected), rtol=0, atol=0)
+    compiled = torch.compile(acs_conv3d, fullgraph=True, backend="aot_eager")
+    agree(lambda *t, backend: compiled(*t, padding=1, backend=backend), (input, weight, bias))
+
+
+def far_apart() -> None:
+    """Elements more than 2^31 from each other. Of the memory between them, nothing is touched."""
+    torch.backends.cudnn.allow_tf32 = False  # float32 on CUDA cores, float16 on tensor cores
+    elements = 2**31 + 2**28
+    layers = [
+        Problem(channels, 6, (3, 3), (4, 5, 6), (2, 2, 2), padding=1, groups=groups)
+        for channels, groups in ((6, 1), (2, 1), (6, 6))
+    ]
+    for dtype in (torch.float16, torch.float32):
+        try:
+            memory = torch.empty(elements, dtype=dtype)
+        except RuntimeError:  # Linux does not promise so much more than it has
+            print(f"far_apart: left out {dtype}, no {elements * dtype.itemsize >> 30} GiB of addresses")
+            continue
+
+        def apart(volume: torch.Tensor, memory: torch.Tensor = memory) -> torch.Tensor:
+            """The volume's values, the last channel more than 2^31 elements after the first."""
+            step = 2**31 // max(1, volume.shape[1] - 1) + 3
+            view = memory.as_strided(volume.shape, (7, step, 2**25 + 1, 2**23 + 5, 2**20 + 7))
+            return view.copy_(volume)
+
+        for problem in layers:
+            input, weight, bias = problem.tensors(dtype)
+            forward = {"split": problem.split, "padding": 1, "groups": problem.groups}
+            out = acs_conv3d(input, weight, bias, **forward, backend="torch")
+            far = acs_conv3d(apart(input), weight, bias, **forward, backend="cpu")
+            torch.testing.assert_close(far, out, rtol=0, atol=0)
+
+            geometry, grad_output = resolve((3, 3), 1, 1, 1), torch.randint(-2, 3, out.shape).to(dtype)
+            tail = (problem.split, geometry.stride, geometry.flat_origin(), geometry.flat_dilation())
+
+            def gradients(grad_output, input, problem=problem, weight=weight, tail=tail):
+                operators, groups = torch.ops.acsconv, problem.groups
+                size = input.shape[2:]
+                return (
+                    operators.fused_backward_weight(grad_output, input, (3, 3), True, *tail, groups)[0],
+                    operators.fused_backward_input(grad_output, weight, size, False, *tail, groups),
+                )
+
+            expected = gradients(grad_output, input)
+            for one, other in (
+                (gradients(apart(grad_output), input), expected),
+                (gradients(grad_output, apart(input)), expected),
+            ):
+                torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def distributed() -> None:
+    """DistributedDataParallel on two processes averages the gradients of the fused kernels."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_replica, (f"{folder}/store",), nprocs=2)
+
+
+def _replica(rank: int, store: str) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    layer = ACSConv(2, 7, 3, padding=1)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randint(-2, 3, parameter.shape))
+    volumes = torch.randint(-2, 3, (4, 2, 4, 5, 6)).float()
+    gradient = torch.randint(-2, 3, (4, 7, 4, 5, 6)).float()
+    mine = slice(2 * rank, 2 * rank + 2)
+    replica = torch.nn.parallel.DistributedDataParallel(layer)
+    (replica(volumes[mine]) * gradient[mine]).sum().backward()
+    out = acs_conv3d(volumes, layer.weight, layer.bias, padding=1, backend="torch")
+    expected = torch.autograd.grad((out * gradient).sum() / 2, list(layer.parameters()))
+    for parameter, grad in zip(layer.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, grad, rtol=0, atol=0)
+    torch.distributed.destroy_process_group()
+
+
 def refusals() -> None:
     operators = torch.ops.acsconv
     geometry = resolve((3, 3), 1, 1, 1)
@@ -164,6 +252,12 @@ def refusals() -> None:
             "kernel needs 2 numbers",
         ),
         (lambda: operators.fused_backward_weight(grad_output, input, (3, 3), True, *tail, 3), "groups = 3"),
+        (
+            lambda: operators.fused_forward(
+                input, weight, None, *tail[:2], (2**29,) * 9, tail[3], (4, 4, 4), 1
+            ),
+            "acsconv: padding or dilation beyond 2^28 is not supported",
+        ),
     ):
         try:
             call()
@@ -174,4 +268,4 @@ def refusals() -> None:
 
 
 if __name__ == "__main__":
-    {f.__name__: f for f in (acs, soft, dtypes, layouts, empty, gradients, refusals)}[sys.argv[2]]()
+    globals()[sys.argv[2]]()

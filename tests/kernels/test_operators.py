@@ -27,6 +27,20 @@ def run(emulator_builder):
     return run
 
 
-@pytest.mark.parametrize("part", ["acs", "soft", "dtypes", "layouts", "empty", "gradients", "refusals"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "acs",
+        "soft",
+        "dtypes",
+        "layouts",
+        "empty",
+        "gradients",
+        "transforms",
+        "far_apart",
+        "distributed",
+        "refusals",
+    ],
+)
 def test_operators(run, part):
     run(part)
