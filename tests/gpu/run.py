@@ -30,7 +30,8 @@ def commands(stage: str, results: Path) -> list[list[str]]:
     if stage == "test":
         selected = ["tests/gpu", "tests/reference/test_properties.py", "tests/contract/test_operators.py"]
         selected += ["tests/contract/test_backends.py", "tests/library"]
-        return [[python, "-m", "pytest", "-q", *selected]]
+        golden = [python, "tests/gpu/golden.py", str(results / "ptx.json")]
+        return [golden, [python, "-m", "pytest", "-q", *selected]]
     if stage == "sanitize":
         return [
             ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1", python, "tests/gpu/small_run.py"]

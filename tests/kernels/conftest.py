@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import platform
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
+from kernels.ptx_cases import WORDS, Case
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 
@@ -61,3 +65,19 @@ def emulator(emulator_module: ModuleType) -> ModuleType:
     """The kernels of csrc/kernels on the CPU, with default settings: all checks on, warp-first schedule."""
     emulator_module.configure()
     return emulator_module
+
+
+@pytest.fixture(scope="session")
+def run_ptx_probe(emulator_builder: EmulatorBuilder) -> Callable[[Case], np.ndarray]:
+    """Runs the probe of a case in the emulator and returns what it wrote: uint32 [WORDS]."""
+    library = ctypes.CDLL(str(emulator_builder.library(Path(__file__).with_name("ptx_probes.cu"))))
+    library.run_ptx_probe.restype = ctypes.c_char_p
+    library.run_ptx_probe.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p]
+
+    def run(case: Case) -> np.ndarray:
+        output = np.full(WORDS, 0xFFFFFFFF, np.uint32)
+        error = library.run_ptx_probe(case.probe.encode(), case.words.ctypes.data, output.ctypes.data)
+        assert error is None, error.decode()
+        return output
+
+    return run

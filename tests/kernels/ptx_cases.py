@@ -25,6 +25,7 @@ class Case:
     words: np.ndarray
     expected: np.ndarray
     tolerance: float = 0.0
+    needs_capability: int = 8  # major compute capability
 
 
 def _padded(words: np.ndarray) -> np.ndarray:
