@@ -27,13 +27,9 @@ FAMILIES = ("acs", "soft")
 
 #: What the fused kernels cover: (pass, family), and dtypes.
 FUSED_PASSES = {
-    "cuda": {(operation, family) for operation in PASSES for family in FAMILIES},
-    "cpu": {(operation, family) for operation in ("forward", "backward_input") for family in FAMILIES},
+    name: {(operation, family) for operation in PASSES for family in FAMILIES} for name in ("cuda", "cpu")
 }
-FUSED_DTYPES = {
-    "cuda": (torch.float64, torch.float32, torch.float16, torch.bfloat16),
-    "cpu": (torch.float64, torch.float32),
-}
+FUSED_DTYPES = dict.fromkeys(("cuda", "cpu"), (torch.float64, torch.float32, torch.float16, torch.bfloat16))
 
 _warned: set[str] = set()
 
@@ -110,11 +106,13 @@ def choose(operation: str, tensor: Tensor, arguments: Arguments) -> str:
 def _is_better_left_to_torch(fused: str, tensor: Tensor, arguments: Arguments) -> bool:
     """Problems that a fused backend could compute, and that ``auto`` gives to PyTorch because it is faster there.
 
-    A 1x1 kernel is a plain matrix product. Depthwise layers on a CPU have no loop of their own yet (see the layers
-    ``convnext-depthwise-*`` in benchmarks/results).
+    A 1x1 kernel is a plain matrix product. The CPU kernels compute bfloat16 in float32 and do not use AMX, whose matrix
+    products PyTorch has for layers wide enough to fill them.
     """
-    depthwise = arguments.groups > 1 and arguments.groups == tensor.shape[1]
-    return arguments.geometry.is_one_view() or (fused == "cpu" and depthwise)
+    if arguments.geometry.is_one_view():
+        return True
+    wide = tensor.shape[1] // arguments.groups >= 64
+    return fused == "cpu" and tensor.dtype == torch.bfloat16 and wide and torch.cpu._is_amx_tile_supported()
 
 
 def why_not(backend: str, operation: str, tensor: Tensor, arguments: Arguments) -> str | None:

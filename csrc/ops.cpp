@@ -218,6 +218,36 @@ BackwardInput prepare_backward_input(const Tensor& grad_output, const Tensor& we
   return {p, torch::stable::contiguous(weight), grad_input};
 }
 
+// Gradients of weight and bias, as Forward: grad_weight is shaped as the weight, grad_bias is empty unless
+// asked for.
+struct BackwardWeight {
+  Problem problem;
+  Tensor grad_weight, grad_bias;
+
+  void* bias_data(bool needed) { return needed ? grad_bias.mutable_data_ptr() : nullptr; }
+};
+
+BackwardWeight prepare_backward_weight(const Tensor& grad_output, const Tensor& input, const Numbers& kernel,
+                                       bool needs_bias, const Layer& layer) {
+  check_volume("input", input);
+  check_companion("grad_output", grad_output, "input", input, 5);
+  check(grad_output.size(0) == input.size(0), "grad_output must have the batch size of input");
+  const Sizes sizes{
+      input.size(0), input.size(1), grad_output.size(1), volume_size(input), volume_size(grad_output),
+      kernel};
+  Problem p = describe(input, sizes, layer);
+  p.input = strides(input);
+  p.output = strides(grad_output);
+  const int64_t in_group = p.in_channels / p.groups;
+  Numbers shape{p.out_channels, in_group, p.kernel_h, p.kernel_w};
+  if (layer.soft()) shape.insert(shape.begin(), kViews);
+  const auto allocate = [&](const Numbers& of) {
+    return torch::stable::empty(of, input.scalar_type(), std::nullopt, input.device(), std::nullopt,
+                                std::nullopt);
+  };
+  return {p, allocate(shape), allocate({needs_bias ? p.out_channels : 0})};
+}
+
 #ifdef ACSCONV_WITH_CPU
 
 Threads torch_threads() {
@@ -253,6 +283,19 @@ Tensor fused_backward_input_cpu(const Tensor& grad_output, const Tensor& weight,
                        call.grad_input.mutable_data_ptr(), torch_threads());
   }
   return call.grad_input;
+}
+
+std::tuple<Tensor, Tensor> fused_backward_weight_cpu(const Tensor& grad_output, const Tensor& input,
+                                                     Numbers kernel, bool needs_bias, Numbers split,
+                                                     Numbers stride, Numbers origin, Numbers dilation,
+                                                     int64_t groups) {
+  const Layer layer{split, stride, origin, dilation, groups};
+  BackwardWeight call = prepare_backward_weight(grad_output, input, kernel, needs_bias, layer);
+  if (call.problem.out_channels > 0) {
+    cpu_backward_weight(call.problem, layer.soft(), grad_output.const_data_ptr(), input.const_data_ptr(),
+                        call.grad_weight.mutable_data_ptr(), call.bias_data(needs_bias), torch_threads());
+  }
+  return {call.grad_weight, call.grad_bias};
 }
 
 #endif
@@ -333,36 +376,19 @@ Tensor fused_backward_input_cuda(const Tensor& grad_output, const Tensor& weight
   return call.grad_input;
 }
 
-// (grad_weight, shaped as the weight; grad_bias [C_out], empty unless asked for).
 std::tuple<Tensor, Tensor> fused_backward_weight_cuda(const Tensor& grad_output, const Tensor& input,
                                                       Numbers kernel, bool needs_bias, Numbers split,
                                                       Numbers stride, Numbers origin, Numbers dilation,
                                                       int64_t groups) {
   const Launch launch(input);
   const Layer layer{split, stride, origin, dilation, groups};
-  check_volume("input", input);
-  check_companion("grad_output", grad_output, "input", input, 5);
-  check(grad_output.size(0) == input.size(0), "grad_output must have the batch size of input");
-  const Sizes sizes{
-      input.size(0), input.size(1), grad_output.size(1), volume_size(input), volume_size(grad_output),
-      kernel};
-  Problem p = describe(input, sizes, layer);
-  p.input = strides(input);
-  p.output = strides(grad_output);
-
-  const int64_t in_group = p.in_channels / p.groups;
-  Numbers shape{p.out_channels, in_group, p.kernel_h, p.kernel_w};
-  if (layer.soft()) shape.insert(shape.begin(), kViews);
-  const auto allocate = [&](const Numbers& of, TorchScalar type) {
-    return torch::stable::empty(of, type, std::nullopt, input.device(), std::nullopt, std::nullopt);
-  };
-  Tensor grad_weight = allocate(shape, input.scalar_type());
-  Tensor grad_bias = allocate({needs_bias ? p.out_channels : 0}, input.scalar_type());
+  BackwardWeight call = prepare_backward_weight(grad_output, input, kernel, needs_bias, layer);
+  const Problem& p = call.problem;
   Tensor workspace = new_workspace(input, backward_weight_workspace(p, layer.soft()));
-  check_launch(backward_weight(
-      p, layer.soft(), grad_output.const_data_ptr(), input.const_data_ptr(), grad_weight.mutable_data_ptr(),
-      needs_bias ? grad_bias.mutable_data_ptr() : nullptr, workspace.mutable_data_ptr(), launch.stream()));
-  return {grad_weight, grad_bias};
+  check_launch(backward_weight(p, layer.soft(), grad_output.const_data_ptr(), input.const_data_ptr(),
+                               call.grad_weight.mutable_data_ptr(), call.bias_data(needs_bias),
+                               workspace.mutable_data_ptr(), launch.stream()));
+  return {call.grad_weight, call.grad_bias};
 }
 
 #endif
@@ -374,6 +400,7 @@ std::tuple<Tensor, Tensor> fused_backward_weight_cuda(const Tensor& grad_output,
 STABLE_TORCH_LIBRARY_IMPL(acsconv, CPU, m) {
   m.impl("fused_forward", TORCH_BOX(&acsconv::fused_forward_cpu));
   m.impl("fused_backward_input", TORCH_BOX(&acsconv::fused_backward_input_cpu));
+  m.impl("fused_backward_weight", TORCH_BOX(&acsconv::fused_backward_weight_cpu));
 }
 #endif
 

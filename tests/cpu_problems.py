@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-PASSES = ("forward", "backward_input")
+PASSES = ("forward", "backward_input", "backward_weight")
 ISAS = ("portable", "avx2", "avx512")  # one that the processor lacks falls back to the best it has
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = ("contiguous", "channels_last", "transposed", "expanded", "cut out")

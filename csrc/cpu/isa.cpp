@@ -6,17 +6,18 @@
 
 namespace acsconv {
 
-#define ACSCONV_DECLARE(isa)                                                                         \
-  namespace isa {                                                                                    \
-  extern const Conversion kConvertFloat64, kConvertFloat32, kConvertFloat16, kConvertBFloat16;       \
-  extern const WalkKernel kWalkFloat64, kWalkFloat32, kWalkFloat16, kWalkBFloat16;                   \
-  }                                                                                                  \
-  namespace {                                                                                        \
-  constexpr Isa k_##isa = {                                                                          \
-      #isa,                                                                                          \
-      {&isa::kConvertFloat64, &isa::kConvertFloat32, &isa::kConvertFloat16, &isa::kConvertBFloat16}, \
-      {&isa::kWalkFloat64, &isa::kWalkFloat32, &isa::kWalkFloat16, &isa::kWalkBFloat16},             \
-  };                                                                                                 \
+#define ACSCONV_OF_TYPES(name) &name##Float64, &name##Float32, &name##Float16, &name##BFloat16
+#define ACSCONV_DECLARE(isa)                                                                   \
+  namespace isa {                                                                              \
+  extern const Conversion kConvertFloat64, kConvertFloat32, kConvertFloat16, kConvertBFloat16; \
+  extern const WalkKernel kWalkFloat64, kWalkFloat32, kWalkFloat16, kWalkBFloat16;             \
+  extern const WeightKernel kOuterFloat64, kOuterFloat32, kOuterFloat16, kOuterBFloat16;       \
+  extern const WeightKernel kDotsFloat64, kDotsFloat32, kDotsFloat16, kDotsBFloat16;           \
+  static constexpr Isa kIsa = {#isa,                                                           \
+                               {ACSCONV_OF_TYPES(kConvert)},                                   \
+                               {ACSCONV_OF_TYPES(kWalk)},                                      \
+                               {ACSCONV_OF_TYPES(kOuter)},                                     \
+                               {ACSCONV_OF_TYPES(kDots)}};                                     \
   }
 ACSCONV_DECLARE(portable)
 #ifdef ACSCONV_X86
@@ -24,6 +25,7 @@ ACSCONV_DECLARE(avx2)
 ACSCONV_DECLARE(avx512)
 #endif
 #undef ACSCONV_DECLARE
+#undef ACSCONV_OF_TYPES
 
 namespace {
 
@@ -35,15 +37,15 @@ struct Candidate {
 // Each tests for every feature that its compile options name (CMakeLists.txt).
 const Candidate kCandidates[] = {
 #ifdef ACSCONV_X86
-    {k_avx512,
+    {avx512::kIsa,
      [] {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
               __builtin_cpu_supports("fma");
      }},
-    {k_avx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+    {avx2::kIsa, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif
-    {k_portable, [] { return true; }},
+    {portable::kIsa, [] { return true; }},
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include "convert.h"
 #include "walk.h"
+#include "weight_walk.h"
 
 namespace acsconv {
 
@@ -11,6 +12,7 @@ struct Isa {
   const char* name;  // "avx512", "avx2" or "portable"
   const Conversion* conversion[4];
   const WalkKernel* walk[4];
+  const WeightKernel *outer[4], *dots[4];
 };
 
 // The environment variable ACSCONV_CPU_ISA names a lesser one to use instead; it is read at every call.

@@ -117,9 +117,9 @@ void pack_plane(const Packing& packing, const S* plane, int64_t channels, int64_
         }
       }
     }
-    // The last row has no next one whose left zeros could be its right border.
-    const int64_t end = rows * packing.pitch;
-    const int64_t border = channel_stride - end < packing.pitch ? channel_stride - end : packing.pitch;
+    // The last row has no next one whose left zeros could be its right border; a vector may reach further.
+    const int64_t end = rows * packing.pitch, left = channel_stride - end;
+    const int64_t border = left < packing.pitch + kLanes<T> ? left : packing.pitch + kLanes<T>;
     for (int64_t c = 0; c < channels; ++c) fill_zero(to + c * channel_stride + end, border);
   }
 }

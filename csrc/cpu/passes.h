@@ -18,4 +18,8 @@ void cpu_forward(const Problem& problem, bool soft, const void* input, const voi
 void cpu_backward_input(const Problem& problem, bool soft, const void* grad_output, const void* weight,
                         void* grad_input, const Threads& threads);
 
+// `grad_bias` [C_out] may be null.
+void cpu_backward_weight(const Problem& problem, bool soft, const void* grad_output, const void* input,
+                         void* grad_weight, void* grad_bias, const Threads& threads);
+
 }  // namespace acsconv

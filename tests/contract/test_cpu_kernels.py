@@ -206,3 +206,20 @@ def test_bad_arguments_of_the_gradient_of_the_input_are_named(change, grad_outpu
     with pytest.raises(RuntimeError) as error:
         run(layer(4, 6, (5, 6, 7))._replace(**change), "backward_input", torch.zeros(grad_output))
     assert f"acsconv: {message}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "grad_output", "message"),
+    [
+        ({"input": torch.zeros(4, 5, 6, 7)}, (1, 6, 5, 6, 7), "input must have 5 dimensions, got 4"),
+        ({}, (6, 5, 6, 7), "grad_output must have 5 dimensions, got 4"),
+        ({}, (2, 6, 5, 6, 7), "grad_output must have the batch size of input"),
+        ({"split": [2, 2, 3]}, (1, 6, 5, 6, 7), "split must sum to the 6 output channels"),
+        ({"groups": 4}, (1, 6, 5, 6, 7), "groups = 4 must divide"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_bad_arguments_of_the_gradient_of_the_weight_are_named(change, grad_output, message):
+    with pytest.raises(RuntimeError) as error:
+        run(layer(4, 6, (5, 6, 7))._replace(**change), "backward_weight", torch.zeros(grad_output))
+    assert f"acsconv: {message}" in str(error.value)

@@ -1,0 +1,255 @@
+// Gradient of the weight by outer products: vectors run over input channels, and each is multiplied by one
+// number of grad_output per output channel, voxel by voxel.
+//
+//   accumulator[output channel][2 vectors of input channels] += grad[voxel][output channel] * source[voxel +
+//   tap]
+//
+// No lane has to be added to another, and a voxel takes 2 loads of vectors and up to 14 broadcasts from
+// adjacent numbers for 28 products. Accumulators stay in registers for a chain of voxels, which are read for
+// all taps from the first caches, and are then added to the sums in memory.
+//
+// Compiled once per instruction set, see walk.cpp; weight_pass.cpp calls it.
+#include "pack.h"
+#include "weight_units.h"
+
+namespace acsconv {
+namespace ACSCONV_ISA {
+
+constexpr int kMaxOuterVectors = 2, kMaxOuterChannels = 14;
+
+// Voxels that lie behind one another in both packed volumes.
+template <class T>
+struct Run {
+  const T *grad, *source;
+  int64_t voxels;
+};
+
+// Adds the outer products of some runs to sums[Channels][Vectors * lanes].
+template <class T, int Vectors, int Channels>
+[[gnu::noinline]] void outer(const Run<T>* run, const Run<T>* end, T* sums) {
+  constexpr int lanes = kLanes<T>;
+  Vec<T> sum[Channels][Vectors];
+  unrolled<0, Channels>(
+      [&](auto c) { unrolled<0, Vectors>([&](auto v) { sum[c.value][v.value] = broadcast(T(0)); }); });
+  for (; run != end; ++run) {
+    const T *grad = run->grad, *source = run->source;
+    for (int64_t left = run->voxels; left > 0; --left, grad += Channels, source += Vectors * lanes) {
+      Vec<T> x[Vectors];
+      unrolled<0, Vectors>([&](auto v) { x[v.value] = load<T>(source + v.value * lanes); });
+      unrolled<0, Channels>([&](auto c) {
+        const Vec<T> factor = broadcast(grad[c.value]);
+        unrolled<0, Vectors>([&](auto v) { sum[c.value][v.value] += x[v.value] * factor; });
+      });
+    }
+  }
+  unrolled<0, Channels>([&](auto c) {
+    unrolled<0, Vectors>([&](auto v) {
+      T* to = sums + (c.value * Vectors + v.value) * lanes;
+      store<T>(to, load<T>(to) + sum[c.value][v.value]);
+    });
+  });
+}
+
+template <class T>
+using Outer = void (*)(const Run<T>*, const Run<T>*, T*);
+
+template <class T>
+struct OuterTable {
+  Outer<T> entry[kMaxOuterVectors + 1][kMaxOuterChannels + 1] = {};
+
+  constexpr OuterTable() {
+    unrolled<1, kMaxOuterVectors>([&](auto v) {
+      unrolled<1, kMaxOuterChannels>([&](auto c) {
+        if constexpr (v.value * c.value <= ACSCONV_ACCUMULATORS) {
+          entry[v.value][c.value] = outer<T, v.value, c.value>;
+        }
+      });
+    });
+  }
+};
+
+// Adds `voxels` numbers of every channel of a packed block, `channels` wide.
+template <class T>
+void add_channels(const T* grad, int64_t channels, int64_t voxels, T* sums) {
+  constexpr int lanes = kLanes<T>;
+  for (int64_t c = 0; c < channels; c += lanes) {
+    Vec<T> sum = broadcast(T(0));
+    for (int64_t v = 0; v < voxels; ++v) sum += load<T>(grad + v * channels + c);
+    T numbers[lanes];
+    store<T>(numbers, sum);
+    for (int64_t i = 0; i < lanes && c + i < channels; ++i) sums[c + i] += numbers[i];
+  }
+}
+
+// Numbers of one row, `voxel_stride` apart in memory, as a vector; at most `available` may be read.
+template <class S>
+[[gnu::always_inline]] inline Vec<Computed<S>> load_strided(const S* from, int64_t voxel_stride,
+                                                            int64_t voxels, int64_t available) {
+  using T = Computed<S>;
+  constexpr int lanes = kLanes<T>;
+  if (voxels >= lanes && voxel_stride == 1) return load_wide(from);
+  if (voxels >= lanes && voxel_stride == 2 && available >= 2 * lanes) {
+    return every_other<T, 0>(load_wide(from), load_wide(from + lanes), typename MakeIndices<lanes>::Type{});
+  }
+  T numbers[lanes];
+  for (int i = 0; i < lanes; ++i) numbers[i] = i < voxels ? widen(from[i * voxel_stride]) : T(0);
+  return load<T>(numbers);
+}
+
+// One row of `channels` <= width channels as [position][width]. The last vector of a position may reach into
+// the next one, which is written after it.
+template <class S, class T>
+void pack_panel_row(T* to, int64_t width, const S* from, int64_t channel_stride, int64_t voxel_stride,
+                    int64_t channels, int64_t count, int64_t available) {
+  constexpr int lanes = kLanes<T>;
+  if (channel_stride == 1) {
+    for (int64_t w = 0; w < count; ++w, to += width, from += voxel_stride) {
+      copy_wide(to, from, channels);
+      fill_zero(to + channels, width - channels);
+    }
+    return;
+  }
+  for (int64_t w = 0; w < count; w += lanes) {
+    const int64_t voxels = count - w < lanes ? count - w : lanes;
+    for (int64_t c = (width - 1) / lanes * lanes; c >= 0; c -= lanes) {
+      Vec<T> square[lanes];
+      unrolled<0, lanes>([&](auto i) {
+        square[i.value] = c + i.value < channels
+                              ? load_strided(from + w * voxel_stride + (c + i.value) * channel_stride,
+                                             voxel_stride, voxels, available - w * voxel_stride)
+                              : Vec<T>{};
+      });
+      transpose<T>(square);
+      unrolled<0, lanes>([&](auto i) {
+        if (i.value < voxels) store<T>(to + (w + i.value) * width + c, square[i.value]);
+      });
+    }
+  }
+}
+
+// Packs the rows of a plane that a strip needs, see pack_plane, as [phase][position][width].
+template <class S, class T>
+void pack_panel(const Packing& packing, const S* plane, int64_t channels, int64_t row_begin, int64_t rows,
+                int64_t width, int64_t positions, T* to) {
+  const Strides5& s = packing.source;
+  for (int32_t index = 0; index < packing.phase_count; ++index, to += positions * width) {
+    const Phase phase = packing.phases[index];
+    const Columns columns = columns_of_phase(packing, phase);
+    const int64_t first_column = columns.begin * packing.column_stride + phase.column;
+    T* q = to;
+    for (int64_t r = 0; r < rows; ++r, q += packing.pitch * width) {
+      const int64_t row = (row_begin + r) * packing.row_stride + phase.row;
+      if (row < 0 || row >= packing.in_rows) {
+        fill_zero(q, packing.pitch * width);
+        continue;
+      }
+      fill_zero(q, columns.zeros_left * width);
+      // Only where columns are adjacent does a vector read numbers between those that it needs.
+      const int64_t available = s.column == 1 ? packing.in_columns - first_column : 0;
+      pack_panel_row(q + columns.zeros_left * width, width, plane + row * s.row + first_column * s.column,
+                     s.channel, packing.column_stride * s.column, channels, columns.count, available);
+      const int64_t filled = columns.zeros_left + columns.count;
+      fill_zero(q + filled * width, (packing.pitch - filled) * width);
+    }
+    fill_zero(q, (positions - rows * packing.pitch) * width);
+  }
+}
+
+template <class S>
+void run_outer(const WeightWalk& walk, const WeightTask& task, const void* source_data, const void* grad_data,
+               void* sums_data, const WeightScratch& scratch) {
+  using T = Computed<S>;
+  static constexpr OuterTable<T> table;
+  constexpr int lanes = kLanes<T>;
+  const WeightChunk& chunk = walk.chunks[task.chunk];
+  const WeightBlock* block_begin = walk.blocks + task.block_begin;
+  const WeightBlock* block_end = walk.blocks + task.block_end;
+  const Strides5 &from = walk.source.source, &grad_from = walk.grad.source;
+  const S* source = static_cast<const S*>(source_data) + chunk.in_begin * from.channel;
+  const S* grad = static_cast<const S*>(grad_data);
+  T* ring = static_cast<T*>(scratch.ring);
+  T* packed_grad = static_cast<T*>(scratch.grad);
+  T* sums = static_cast<T*>(sums_data);
+  auto* runs = static_cast<Run<T>*>(scratch.items);
+
+  const int64_t phase_positions = walk.source.phase_count * walk.source_positions;
+  const int64_t padded = (walk.group_channels + lanes - 1) / lanes * lanes;
+  const int64_t plane_size = phase_positions * padded;
+  auto width_of_panel = [&](int64_t c) {
+    return padded - c < walk.panel_width ? padded - c : walk.panel_width;
+  };
+
+  auto pack_source = [&](const Unit& unit, int64_t plane) {
+    T* to = ring + plane % walk.ring_planes * plane_size;
+    const S* p = source + unit.sample * from.batch + plane * from.plane;
+    for (int64_t c = 0; c < walk.group_channels; c += walk.panel_width) {
+      const int64_t left = walk.group_channels - c, width = width_of_panel(c);
+      pack_panel(walk.source, p + c * from.channel, left < width ? left : width,
+                 walk.source.row_min + unit.row_begin, unit.rows + walk.source.halo_rows, width,
+                 walk.source_positions, to + c * phase_positions);
+    }
+  };
+
+  // [block][plane of the unit][position][channel]
+  auto grad_of = [&](const WeightBlock& block, int64_t plane) {
+    return packed_grad +
+           ((block.out_begin - block_begin->out_begin) * walk.step_planes + plane * block.out_count) *
+               walk.grad_positions;
+  };
+
+  auto compute = [&](const Unit& unit) {
+    for (const WeightBlock* block = block_begin; block != block_end; ++block) {
+      for (int64_t o = 0; o < unit.planes; ++o) {
+        pack_panel(walk.grad,
+                   grad + unit.sample * grad_from.batch + block->out_begin * grad_from.channel +
+                       (unit.plane + o) * grad_from.plane,
+                   block->out_count, unit.row_begin, unit.rows, block->out_count, walk.grad_positions,
+                   grad_of(*block, o));
+      }
+    }
+    const int64_t voxels = (unit.rows - 1) * walk.source.pitch + walk.out_columns;
+    for (int64_t voxel = 0; voxel < voxels; voxel += walk.chain) {
+      const int64_t count = voxels - voxel < walk.chain ? voxels - voxel : walk.chain;
+      for (int64_t c = 0; c < walk.group_channels; c += walk.panel_width) {
+        const int64_t width = width_of_panel(c);
+        for (const WeightBlock* block = block_begin; block != block_end; ++block) {
+          const int64_t outs = block->out_count;
+          for (int64_t o = 0; o < unit.planes && c == 0; ++o) {
+            add_channels(grad_of(*block, o) + voxel * outs, outs, count,
+                         sums + walk.bias_sums + block->out_begin);
+          }
+          const Outer<T> add = table.entry[width / lanes][outs];
+          T* to = sums + block->sums + c * (block->tap_end - block->tap_begin) * outs;
+          for (const Tap* tap = walk.taps + block->tap_begin; tap != walk.taps + block->tap_end;
+               ++tap, to += outs * width) {
+            Run<T>* end = runs;
+            for (int64_t o = 0; o < unit.planes; ++o) {
+              const int64_t plane = plane_of_tap(walk, unit.plane + o, *tap);
+              if (plane < 0) continue;
+              const T* x = ring + plane % walk.ring_planes * plane_size + c * phase_positions +
+                           (tap->phase * walk.source_positions + tap->offset + voxel) * width;
+              *end++ = {grad_of(*block, o) + voxel * outs, x, count};
+            }
+            if (end != runs) add(runs, end, to);
+          }
+        }
+      }
+    }
+  };
+
+  for_each_unit(walk, task, pack_source, compute);
+}
+
+template <class S>
+constexpr WeightKernel outer_kernel() {
+  return {kLanes<Computed<S>>, ACSCONV_ACCUMULATORS, sizeof(Run<Computed<S>>), run_outer<S>};
+}
+
+extern const WeightKernel kOuterFloat64, kOuterFloat32, kOuterFloat16, kOuterBFloat16;
+const WeightKernel kOuterFloat64 = outer_kernel<double>();
+const WeightKernel kOuterFloat32 = outer_kernel<float>();
+const WeightKernel kOuterFloat16 = outer_kernel<Half>();
+const WeightKernel kOuterBFloat16 = outer_kernel<BFloat16>();
+
+}  // namespace ACSCONV_ISA
+}  // namespace acsconv

@@ -1,0 +1,171 @@
+// Builds the WeightWalk. The numbers that decide on sizes are explained in csrc/DESIGN.md.
+#include "weight_plan.h"
+
+#include <algorithm>
+
+#include "integers.h"
+#include "plan.h"
+
+namespace acsconv {
+namespace {
+
+constexpr int kWidestBlock = 14;  // output channels; weight_outer.cpp has no wider one
+constexpr int64_t kOuterVectors = 2;
+constexpr int64_t kChunkChannels = 64;
+constexpr int64_t kSmallestStrip = 4;
+constexpr double kRingShare = 0.6;                 // of the second-level cache
+constexpr int64_t kSumsBytes = int64_t{1} << 24;   // of all parts
+constexpr int64_t kChain = 128, kLongChain = 512;  // voxels
+constexpr int64_t kTasks = 16;                     // what the work is cut into, if it is worth it ...
+constexpr double kTaskProducts = 1e6;              // ... which takes so many products per task
+
+}  // namespace
+
+WeightPlan::WeightPlan(const Gather& gather, const WeightMachine& machine) : lattice_(gather) {
+  const int64_t per_group = gather.in_channels / gather.groups;
+  outer_ = 2 * per_group > machine.lanes;
+  walk_.source = lattice_.packing();
+  walk_.grad = walk_.source;  // pitch
+  walk_.grad.source = {gather.target.batch, gather.target.channel, gather.target.axis[0],
+                       gather.target.axis[1], gather.target.axis[2]};
+  walk_.grad.in_rows = gather.out_size[1], walk_.grad.in_columns = gather.out_size[2];
+  walk_.grad.row_stride = walk_.grad.column_stride = 1;
+  walk_.grad.phases = &grad_phase_, walk_.grad.phase_count = 1;
+  walk_.grad.row_min = walk_.grad.column_min = walk_.grad.halo_rows = 0;
+  walk_.taps = lattice_.taps().data();
+  walk_.group_channels = per_group;
+  walk_.panel_width = outer_ ? kOuterVectors * machine.lanes : per_group;
+  walk_.in_planes = gather.in_size[0];
+  walk_.plane_stride = gather.in_stride[0];
+  walk_.plane_min = lattice_.plane_min(), walk_.plane_max = lattice_.plane_max();
+  walk_.plane_read = lattice_.plane_read().data();
+  walk_.out_planes = gather.out_size[0], walk_.out_rows = gather.out_size[1];
+  walk_.out_columns = gather.out_size[2];
+  cut_blocks(gather, machine);
+  choose_strip(machine);
+  cut_tasks(gather, machine);
+  walk_.blocks = blocks_.data();
+  walk_.chunks = chunks_.data();
+}
+
+// Output channels in blocks that fit into registers, and groups in chunks that are packed together: one group
+// where its channels fill vectors.
+void WeightPlan::cut_blocks(const Gather& gather, const WeightMachine& machine) {
+  const int64_t per_group = walk_.group_channels;
+  const int64_t padded = padded_group_ = outer_ ? round_up(per_group, machine.lanes) : per_group;
+  const int64_t groups = outer_ ? 1 : std::max<int64_t>(1, kChunkChannels / std::max<int64_t>(1, per_group));
+  const int64_t vectors = std::min(kOuterVectors, ceil_div(std::max<int64_t>(1, padded), machine.lanes));
+  const int64_t widest = std::min<int64_t>(kWidestBlock, machine.accumulators / vectors);
+  int64_t chunk_group = -1;
+  for (const GatherRange& range : gather.ranges) {
+    if (chunks_.empty() || range.group >= chunk_group + groups) {
+      const auto first = static_cast<int32_t>(blocks_.size());
+      chunks_.push_back({range.group * per_group, 0, first, first});
+      chunk_group = range.group;
+    }
+    WeightChunk& chunk = chunks_.back();
+    chunk.in_count = (range.group + 1) * per_group - chunk.in_begin;
+    const auto own = [&](const GatherTap& tap) { return tap.set == range.parts[0].set; };
+    const auto tap = std::find_if(gather.taps.begin(), gather.taps.end(), own);
+    const auto tap_end = std::find_if_not(tap, gather.taps.end(), own);
+    const int64_t taps = tap_end - tap, channels = range.out_end - range.out_begin;
+    const int64_t count = ceil_div(channels, widest);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t begin = range.out_begin + i * channels / count;
+      const int64_t end = range.out_begin + (i + 1) * channels / count;
+      blocks_.push_back({static_cast<int32_t>(begin), static_cast<int32_t>(end - begin),
+                         static_cast<int32_t>(tap - gather.taps.begin()),
+                         static_cast<int32_t>(tap_end - gather.taps.begin()),
+                         range.group * per_group - chunk.in_begin, walk_.bias_sums});
+      walk_.bias_sums += (end - begin) * taps * padded;
+    }
+    chunk.block_end = static_cast<int32_t>(blocks_.size());
+    bias_size_ = range.out_end;
+    if (!outer_) item_count_ = std::max(item_count_, taps * per_group);
+  }
+  for (const WeightChunk& chunk : chunks_) {
+    const WeightBlock &first = blocks_[chunk.block_begin], &last = blocks_[chunk.block_end - 1];
+    padded_channels_ = std::max(padded_channels_, outer_ ? padded : chunk.in_count);
+    most_outputs_ = std::max<int64_t>(most_outputs_, last.out_begin + last.out_count - first.out_begin);
+    if (outer_) continue;
+    const int64_t end = chunk.block_end < static_cast<int64_t>(blocks_.size()) ? blocks_[chunk.block_end].sums
+                                                                               : walk_.bias_sums;
+    const int64_t outputs = last.out_begin + last.out_count - first.out_begin;
+    vectors_size_ = std::max(vectors_size_, (end - first.sums + outputs) * machine.lanes);
+  }
+}
+
+// Strips as high as a ring of source planes and a plane of the gradient fit into the cache.
+void WeightPlan::choose_strip(const WeightMachine& machine) {
+  const int64_t margin = 4 * machine.lanes;  // vectors reach beyond the last position
+  auto positions = [&](int64_t rows) {
+    const int64_t numbers = lattice_.row_numbers(rows, outer_ ? 0 : margin);
+    return outer_ ? numbers : spread(numbers, machine.number_size);
+  };
+  auto grad_positions = [&](int64_t rows) {
+    const int64_t numbers = rows * walk_.source.pitch;
+    return outer_ ? numbers : spread(numbers + walk_.source.pitch + margin, machine.number_size);
+  };
+  auto ring = [&](int64_t rows, int64_t planes) {
+    return (lattice_.span() + (planes - 1) * walk_.plane_stride) * walk_.source.phase_count *
+           padded_channels_ * positions(rows);
+  };
+  const double budget = kRingShare * static_cast<double>(machine.cache_size) / machine.number_size;
+  int64_t rows = walk_.out_rows;
+  for (int64_t strips = 2; rows > kSmallestStrip &&
+                           static_cast<double>(ring(rows, 1) + most_outputs_ * grad_positions(rows)) > budget;
+       ++strips) {
+    rows = std::max(kSmallestStrip, ceil_div(walk_.out_rows, strips));
+  }
+  walk_.strip_rows = rows;
+  walk_.strips = ceil_div(walk_.out_rows, rows);
+  walk_.source_positions = positions(rows);
+  walk_.grad_positions = grad_positions(rows);
+  walk_.source.channel_stride = walk_.source_positions;
+  walk_.grad.channel_stride = walk_.grad_positions;
+  walk_.step_planes = 1;
+  if (outer_) {
+    // Where sums do not stay in the cache, they are visited less often.
+    const bool heavy = 2 * sums_size() * machine.number_size > machine.cache_size;
+    walk_.chain = heavy ? kLongChain : kChain;
+    const int64_t planes = walk_.chain / (rows * walk_.source.pitch);
+    if (walk_.strips == 1) walk_.step_planes = std::clamp<int64_t>(planes, 1, walk_.out_planes);
+    item_count_ = walk_.step_planes;
+  }
+  walk_.ring_planes = lattice_.span() + (walk_.step_planes - 1) * walk_.plane_stride;
+  ring_size_ = ring(rows, walk_.step_planes) + (outer_ ? 0 : walk_.source_positions) + margin;
+  grad_size_ = most_outputs_ * walk_.grad_positions * walk_.step_planes + margin;
+}
+
+// Parts of the volume first, as each packs its own planes, but for those at its ends, once; then ranges of
+// blocks, each of which packs the source anew.
+void WeightPlan::cut_tasks(const Gather& gather, const WeightMachine& machine) {
+  const int64_t units = gather.batch * walk_.strips * walk_.out_planes;
+  const double products = static_cast<double>(walk_.bias_sums) * static_cast<double>(gather.batch) *
+                          static_cast<double>(walk_.out_rows * walk_.source.pitch * walk_.out_planes);
+  const auto chunks = static_cast<int64_t>(chunks_.size());
+  const int64_t wanted =
+      std::clamp<int64_t>(static_cast<int64_t>(products / kTaskProducts), 1, std::max(kTasks, chunks));
+  const int64_t per_part =
+      std::max<int64_t>({1, 2 * lattice_.span() / walk_.plane_stride, walk_.step_planes});
+  const int64_t sums_bytes = std::max<int64_t>(1, sums_size() * machine.number_size);
+  parts_ = std::min({ceil_div(wanted, chunks), units / per_part, kSumsBytes / sums_bytes});
+  parts_ = std::max<int64_t>(1, parts_);
+  for (int64_t part = 0; part < parts_; ++part) {
+    for (int64_t c = 0; c < chunks; ++c) {
+      const int64_t begin = chunks_[c].block_begin, count = chunks_[c].block_end - begin;
+      const int64_t pieces = std::min(count, std::max<int64_t>(1, wanted / (chunks * parts_)));
+      for (int64_t b = 0; b < pieces; ++b) {
+        tasks_.push_back({part, static_cast<int32_t>(c), static_cast<int32_t>(begin + b * count / pieces),
+                          static_cast<int32_t>(begin + (b + 1) * count / pieces), part * units / parts_,
+                          (part + 1) * units / parts_});
+      }
+    }
+  }
+}
+
+int64_t WeightPlan::width_of_panel(int64_t channel) const {
+  return std::min(walk_.panel_width, padded_group_ - channel);
+}
+
+}  // namespace acsconv

@@ -1,0 +1,60 @@
+// From the gather of a forward pass to the WeightWalk of the gradient of its weight. Unlike a gather's, its
+// parts decide how sums are made, so nothing here depends on the number of threads.
+#pragma once
+
+#include <vector>
+
+#include "gather.h"
+#include "lattice.h"
+#include "weight_walk.h"
+
+namespace acsconv {
+
+struct WeightMachine {
+  int lanes, accumulators;
+  int number_size;     // bytes of a number in the packed arrays
+  int64_t cache_size;  // bytes of a core's own second-level cache
+};
+
+class WeightPlan {
+ public:
+  WeightPlan(const Gather& gather, const WeightMachine& machine);
+  WeightPlan(const WeightPlan&) = delete;  // walk() points into its arrays
+
+  bool outer() const { return outer_; }  // else dot products
+  const WeightWalk& walk() const { return walk_; }
+  const std::vector<WeightBlock>& blocks() const { return blocks_; }
+  const std::vector<WeightTask>& tasks() const { return tasks_; }
+
+  // Parts of the volume, and the numbers of one part's sums. Parts are added in order.
+  int64_t parts() const { return parts_; }
+  int64_t sums_size() const { return walk_.bias_sums + bias_size_; }
+
+  // Of the panel of input channels that begins with `channel`.
+  int64_t width_of_panel(int64_t channel) const;
+
+  // Sizes of a thread's memory in numbers; the last in items.
+  int64_t ring_size() const { return ring_size_; }
+  int64_t grad_size() const { return grad_size_; }
+  int64_t vectors_size() const { return vectors_size_; }
+  int64_t item_count() const { return item_count_; }
+
+ private:
+  void cut_blocks(const Gather& gather, const WeightMachine& machine);
+  void choose_strip(const WeightMachine& machine);
+  void cut_tasks(const Gather& gather, const WeightMachine& machine);
+
+  Lattice lattice_;
+  WeightWalk walk_{};
+  Phase grad_phase_{0, 0};
+  std::vector<WeightBlock> blocks_;
+  std::vector<WeightChunk> chunks_;
+  std::vector<WeightTask> tasks_;
+  bool outer_;
+  int64_t padded_group_ = 0, padded_channels_ = 0;  // channels of a group and of a chunk, as they are packed
+  int64_t parts_ = 1, bias_size_ = 0;
+  int64_t ring_size_ = 0, grad_size_ = 0, vectors_size_ = 0, item_count_ = 0;
+  int64_t most_outputs_ = 0;  // of a chunk
+};
+
+}  // namespace acsconv

@@ -1,0 +1,83 @@
+// What a kernel for the gradient of the weight is given: sums over all output voxels, cut into blocks of
+// output channels and into parts of the volume.
+//
+//   sum(tap, c, o) = sum over voxels of source[c][voxel + displacement of the tap] * grad_output[o][voxel]
+//
+// Both volumes are packed plane by plane with the same pitch, the source as for the forward pass (walk.h),
+// the gradient with zeros between its rows: so a product is made for every flat index, and those in between
+// add nothing. Two kernels differ in what runs along a vector:
+//
+//   outer products  (weight_outer.cpp)  input channels; both volumes are packed [position][channel]
+//   dot products    (weight_dots.cpp)   voxels; packed [channel][position]; for few input channels per group
+//
+// Plain data only, and no functions, as in walk.h.
+#pragma once
+
+#include "walk.h"
+
+namespace acsconv {
+
+// Up to 14 consecutive output channels of one view and one group.
+struct WeightBlock {
+  int32_t out_begin, out_count;
+  int32_t tap_begin, tap_end;
+  int64_t in_begin;  // first input channel of its group, counted from the chunk's
+  // Where its sums lie, [panel][tap][out_count][panel_width]: panels of input channels, the last one
+  // narrower.
+  int64_t sums;
+};
+
+struct WeightChunk {
+  int64_t in_begin, in_count;
+  int32_t block_begin, block_end;
+};
+
+struct WeightWalk {
+  Packing source, grad;
+  const Tap* taps;
+  const WeightBlock* blocks;
+  const WeightChunk* chunks;
+
+  int64_t group_channels;  // input channels per group
+  int64_t panel_width;     // see WeightBlock
+  int64_t in_planes;
+  int64_t plane_stride;
+  int64_t plane_min, plane_max;  // of all taps
+  const uint8_t* plane_read;     // see Walk
+  int64_t out_planes, out_rows, out_columns;
+  int64_t strips, strip_rows;
+  int64_t step_planes;       // output planes that are computed together
+  int64_t chain;             // outer products: voxels whose products are added up in registers
+  int64_t ring_planes;       // packed source planes that are kept
+  int64_t source_positions;  // outer products: packed positions of a phase, and of the gradient
+  int64_t grad_positions;
+  int64_t bias_sums;  // sums of the gradient's channels lie here, behind those of the blocks
+};
+
+// What one thread adds up: some blocks, in the output planes [unit_begin, unit_end), counted through all
+// strips of all samples.
+struct WeightTask {
+  int64_t part;
+  int32_t chunk;
+  int32_t block_begin, block_end;
+  int64_t unit_begin, unit_end;
+};
+
+// A thread's own memory.
+struct WeightScratch {
+  void* ring;     // packed source planes
+  void* grad;     // packed planes of the gradient
+  void* vectors;  // dot products: sums whose lanes have not been added
+  void* items;    // what a block multiplies with: runs of voxels or pointers
+};
+
+struct WeightKernel {
+  int32_t lanes, accumulators;
+  int32_t item_size;  // bytes
+  // source, grad: tensors. sums: of the task's part; the task's own are zero. Numbers of the type that sums
+  // are made in.
+  void (*run)(const WeightWalk& walk, const WeightTask& task, const void* source, const void* grad,
+              void* sums, const WeightScratch& scratch);
+};
+
+}  // namespace acsconv
