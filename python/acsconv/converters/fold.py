@@ -115,7 +115,7 @@ class Volume(TorchFunctionMode):
         Raises:
             ConversionError: its sizes are not those of one known volume.
         """
-        return folded.unflatten(-2, self.grid(folded, what)[:2])
+        return split(folded, 2, self.grid(folded, what)[:2])
 
     def find(self, folded: Any) -> Grid | None:
         """(D, H, W) that a 4D tensor stands for, or None."""
@@ -197,16 +197,16 @@ class Volume(TorchFunctionMode):
             if strict and tensor.dim() == 3:
                 grid = self.grids.get(tuple(int(n) for n in tensor.shape[1:]))
                 if grid is not None and grid != _POINT:
-                    volume = tensor.unflatten(1, grid[:2]).unsqueeze(1)
+                    volume = split(tensor, 1, grid[:2]).unsqueeze(1)
                     return self.target.from_canonical(volume).squeeze(1)
             if tensor.dim() != 4:
                 return tensor
             grid = self.find(tensor)
             if grid is not None:
-                return self.target.from_canonical(tensor.unflatten(-2, grid[:2]))
+                return self.target.from_canonical(split(tensor, 2, grid[:2]))
             channels_last = self.grids.get((int(tensor.shape[1]), int(tensor.shape[2])))
             if channels_last is not None and channels_last != _POINT:
-                volume = tensor.unflatten(1, channels_last[:2]).movedim(-1, 1)
+                volume = split(tensor, 1, channels_last[:2]).movedim(-1, 1)
                 return self.target.from_canonical(volume).movedim(1, -1)
             if strict:
                 raise ConversionError(f"output: {self._why_unknown(tuple(tensor.shape))}")
@@ -265,6 +265,11 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
     return tree
 
 
+def split(tensor: Tensor, axis: int, sizes: Sequence[int]) -> Tensor:
+    """A view in which one axis has become several. (``Tensor.unflatten``, but torch.compile traces it everywhere.)"""
+    return tensor.view(*tensor.shape[:axis], *sizes, *tensor.shape[axis + 1 :])
+
+
 def pair(value: int | Sequence[int]) -> tuple[int, int]:
     """(h, w) from an int, one number in a sequence, or two."""
     if isinstance(value, (int, float)) or not isinstance(value, Sequence):
@@ -291,4 +296,4 @@ def per_slice(function: Callable[[Tensor], Tensor], *volumes: Tensor) -> Tensor 
     """A function of 2D maps [N, C, H, W] on every slice of volumes [N, C, D, H, W]."""
     batch, depth = volumes[0].shape[0], volumes[0].shape[2]
     out = function(*(volume.transpose(1, 2).flatten(0, 1) for volume in volumes))
-    return map_tensors(lambda maps: maps.unflatten(0, (batch, depth)).transpose(1, 2), out)
+    return map_tensors(lambda maps: split(maps, 0, (batch, depth)).transpose(1, 2), out)
