@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from acsconv.models import ACSUNet
-from acsconv.operators import ACSConv, Conv2_5d, SoftACSConv
+from acsconv.operators import ACSConv, ACSConvTranspose, Conv2_5d, SoftACSConv
 from acsconv.operators.base_acsconv import _ACSConv
 from acsconv.operators.functional import acs_conv_f, conv3D_output_shape_f
 from torch import nn
@@ -19,6 +19,7 @@ LAYERS = {
     "soft": lambda: SoftACSConv(2, 6, 3, padding=1),
     "mean": lambda: SoftACSConv(2, 6, 3, padding=1, mean=True),
     "2.5d": lambda: Conv2_5d(2, 6, 3, padding=1),
+    "transposed": lambda: ACSConvTranspose(2, 6, 3, padding=1),
 }
 
 

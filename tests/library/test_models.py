@@ -6,11 +6,13 @@ import importlib.util
 import json
 import pickle
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from acsconv import models
+from acsconv.converters import ACSConverter
 from acsconv.models import ACSUNet, EncoderDecoder, convnext, densenet, resnet, vgg
 from acsconv.operators import ACSConv, Conv2_5d, SoftACSConv
 from torch import nn
@@ -18,6 +20,9 @@ from torch import nn
 _spec = importlib.util.spec_from_file_location(
     "make_state_dicts", Path(__file__).with_name("make_state_dicts.py")
 )
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from vision import prepare_torchvision  # noqa: E402
+
 stored = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(stored)
 
@@ -199,6 +204,55 @@ def test_a_unet_finds_the_features_of_a_classifier():
     used = {name for name, p in network.named_parameters() if p.grad is not None}
     assert {name for name, _ in network.named_parameters()} - used == {"encoder.fc.weight", "encoder.fc.bias"}
     assert all(hook.output is None for hook in network._hooks)
+
+
+class Stage(nn.Sequential):
+    """As a bottleneck: the stride comes behind a layer of the resolution before."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(nn.Conv3d(inputs, inputs, 1), nn.Conv3d(inputs, outputs, 3, stride=2, padding=1))
+
+
+def test_a_unet_prefers_stages_to_the_layers_in_them():
+    network = EncoderDecoder(nn.Sequential(Stage(2, 4), Stage(4, 8), nn.AdaptiveAvgPool3d(1)), 5)
+    assert network.taps == ["0", "1"]
+
+
+CONVERTED = {
+    "resnet50": ["relu", "layer1", "layer2", "layer3", "layer4"],
+    "vgg11_bn": ["features.6", "features.13", "features.20", "features.27", "features"],
+    "densenet121": ["features.relu0", *(f"features.denseblock{i}" for i in (1, 2, 3)), "features"],
+    "mobilenet_v2": ["features.1", "features.3", "features.6", "features.13", "features"],
+    "convnext_tiny": ["features.1", "features.3", "features.5", "features"],
+}
+
+
+@pytest.mark.parametrize("name", CONVERTED)
+def test_a_unet_around_a_converted_network(name):
+    prepare_torchvision()
+    encoder = pytest.importorskip("torchvision").models.get_model(name)
+    network = EncoderDecoder(ACSConverter(encoder), 2, (16, 8))
+    assert network.taps == CONVERTED[name]
+    volume = torch.randn(1, 3, 64, 32, 64)
+    with torch.no_grad():
+        out = network.eval()(volume)
+        assert out.shape == (1, 2, 64, 32, 64)
+        torch.testing.assert_close(copy.deepcopy(network)(volume), out)
+    state = network.state_dict()
+    assert {key.removeprefix("encoder.") for key in state if key.startswith("encoder.")} == set(
+        encoder.state_dict()
+    )
+
+
+def test_a_unet_around_an_encoder_of_smp_trains():
+    prepare_torchvision()
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    encoder = smp.encoders.get_encoder("resnet18", in_channels=2, weights=None)
+    network = EncoderDecoder(ACSConverter(encoder), 2, (16, 8))
+    assert network.feature_channels == [64, 64, 128, 256, 512]
+    volume, target = torch.randn(2, 2, 32, 32, 32), torch.randint(0, 2, (2, 32, 32, 32))
+    nn.functional.cross_entropy(network(volume), target).backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
 
 
 def test_skips_reach_the_decoder():

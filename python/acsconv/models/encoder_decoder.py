@@ -53,8 +53,8 @@ class EncoderDecoder(nn.Module):
         num_classes: channels of the output.
         decoder_channels: channels of the decoder from its deepest level up; all levels beyond have the last entry's.
         taps: names of the modules in the encoder whose outputs are the features, in any order. Default: for every
-            resolution the last module that puts it out, found by one run in eval mode; a list of features that the
-            encoder returns takes precedence.
+            resolution the last of the outermost modules that put it out, found by one run in eval mode; a list of
+            features that the encoder returns takes precedence.
         in_channels: channels of the input of that run; default: those of the encoder's first convolution.
         size: (D, H, W) of that run; at that size the deepest features must be of more than one voxel.
         conv: what the decoder is made of: ``'acs'``, ``'soft'``, ``'mean'``, ``'2.5d'``, ``'3d'`` or a class.
@@ -177,7 +177,10 @@ def _probe(encoder: nn.Module, volume: Tensor, names: Sequence[str] | None) -> t
         # A size that grows again belongs to a decoder; one unlike the volume's, or of a single voxel, to a pooling.
         is_level = size != full and value.shape[2:].numel() > 1 and max(strides) <= 2 * min(strides)
         if is_level and all(n <= most for n, most in zip(size, smallest)):
-            last[size], smallest = name, size
+            smallest = size
+            # The first layers inside the next stage may have this size too: stages come before what is in them.
+            if size not in last or name.count(".") <= last[size].count("."):
+                last[size] = name
     if not last:
         raise ValueError(
             "encoder: found no features [N, C, D, H, W] coarser than the input; name them by taps="
