@@ -6,6 +6,7 @@
 """
 
 import copy
+import importlib
 import io
 import sys
 from pathlib import Path
@@ -319,6 +320,35 @@ def test_networks_of_the_lidc_experiment(converter):
         state = saved_and_loaded(model.state_dict())
         model.load_state_dict(state)
         assert model.eval()(torch.randn(1, 3, 8, 10, 12)).shape == (1, 2, 8, 10, 12)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "converters.acsconv_converter.ACSConverter",
+        "converters.soft_acsconv_converter.SoftACSConverter",
+        "converters.conv2_5d_converter.Conv2_5dConverter",
+        "converters.conv3d_converter.Conv3dConverter",
+        "converters.base_converter.BaseConverter",
+        "operators.acsconv.ACSConv",
+        "operators.soft_acsconv.SoftACSConv",
+        "operators.conv2_5d.Conv2_5d",
+        "operators.base_acsconv._ACSConv",
+        "operators.functional.acs_conv_f",
+        "models.acsunet.ACSUNet",
+        "models.convnext.convnext_tiny",
+    ],
+)
+def test_import_paths_that_people_use(path):
+    module, _, name = f"acsconv.{path}".rpartition(".")
+    assert getattr(importlib.import_module(module), name).__name__ == name
+
+
+def test_a_decoder_of_acsunet_s_blocks():
+    """Two segmentation networks outside build on this block of acsconv 0.1.1's, private as it is."""
+    block = importlib.import_module("acsconv.models.acsunet")._DecoderBlock(12, 6, 4)
+    assert list(dict(block.named_children())) == ["decode"]
+    assert block(torch.randn(1, 12, 4, 4, 4)).shape == (1, 4, 4, 4, 4)
 
 
 def test_a_feature_extractor_of_a_converted_network_s_children():

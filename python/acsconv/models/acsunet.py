@@ -11,7 +11,7 @@ from ._layers import Conv, convolution
 class _EncoderBlock(nn.Module):
     """Two convolutions and a pooling: [N, in_channels, D, H, W] -> [N, out_channels, D/2, H/2, W/2]."""
 
-    def __init__(self, in_channels: int, out_channels: int, conv: Conv) -> None:
+    def __init__(self, in_channels: int, out_channels: int, conv: Conv = "acs") -> None:
         super().__init__()
         self.encode = nn.Sequential(
             *_convolutions(in_channels, out_channels, out_channels, conv),
@@ -25,7 +25,7 @@ class _EncoderBlock(nn.Module):
 class _DecoderBlock(nn.Module):
     """Two convolutions: [N, in_channels, D, H, W] -> [N, out_channels, D, H, W]."""
 
-    def __init__(self, in_channels: int, middle_channels: int, out_channels: int, conv: Conv) -> None:
+    def __init__(self, in_channels: int, middle_channels: int, out_channels: int, conv: Conv = "acs") -> None:
         super().__init__()
         self.decode = nn.Sequential(*_convolutions(in_channels, middle_channels, out_channels, conv))
 
