@@ -69,13 +69,13 @@ _SMP_ENCODERS = (
 def entries() -> Iterator[Entry]:
     """Every network, library by library."""
     prepare_torchvision()
-    yield from _torchvision()
-    yield from _timm()
-    yield from _smp()
-    yield from _monai()
+    yield from torchvision_entries()
+    yield from timm_entries()
+    yield from smp_entries()
+    yield from monai_entries()
 
 
-def _torchvision() -> Iterator[Entry]:
+def torchvision_entries() -> Iterator[Entry]:
     import torchvision
 
     for name in torchvision.models.list_models():
@@ -92,7 +92,7 @@ def _torchvision() -> Iterator[Entry]:
         yield Entry(f"torchvision/{name}", build, out_of_scope=reason)
 
 
-def _timm() -> Iterator[Entry]:
+def timm_entries() -> Iterator[Entry]:
     import timm
 
     for file in timm.list_modules():
@@ -102,7 +102,7 @@ def _timm() -> Iterator[Entry]:
             yield Entry(f"timm/{name}", lambda name=name: timm.create_model(name), out_of_scope=reason)
 
 
-def _smp() -> Iterator[Entry]:
+def smp_entries() -> Iterator[Entry]:
     import segmentation_models_pytorch as smp
 
     for decoder in _SMP_DECODERS:
@@ -118,7 +118,7 @@ def _smp() -> Iterator[Entry]:
     yield Entry("smp/DPT", lambda: None, out_of_scope=_TRANSFORMER)
 
 
-def _monai() -> Iterator[Entry]:
+def monai_entries() -> Iterator[Entry]:
     import monai.networks.nets as nets
 
     levels = {"channels": (8, 16, 32, 64), "strides": (2, 2, 2)}

@@ -246,7 +246,12 @@ class Volume(TorchFunctionMode):
     def _as_one_slice(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
         """The 2D function itself, its result taken for a volume of depth 1, so that a trial run can go on."""
         out = function(*args, **kwargs)
-        map_tensors(lambda tensor: self.fold(tensor.unsqueeze(2)) if tensor.dim() == 4 else tensor, out)
+
+        def remember(tensor: Tensor) -> None:
+            if tensor.dim() == 4 and tuple(tensor.shape[2:]) not in self.grids:
+                self.fold(tensor.unsqueeze(2))
+
+        map_tensors(remember, out)
         return out
 
 

@@ -75,6 +75,8 @@ def _problem(module: nn.Module) -> str | None:
         return _CLASSES[name]
     if isinstance(module, (nn.Unfold, nn.Fold, nn.FractionalMaxPool2d)):
         return "has no counterpart for volumes in PyTorch"
+    if isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)) and _is_strip(module.output_size):
+        return f"pools to strips {module.output_size} of a plane, which have no counterpart in a volume"
     if isinstance(module, nn.RNNBase):
         return "runs along the positions of an image in one order, which a volume does not have"
     if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1:
@@ -86,3 +88,7 @@ def _problem(module: nn.Module) -> str | None:
         if key in _POSITIONS and value is not None:
             return f"{key} {list(value.shape)} depends on the size of the 2D image"
     return None
+
+
+def _is_strip(size) -> bool:
+    return isinstance(size, (tuple, list)) and (size[0] is None) != (size[-1] is None)

@@ -160,6 +160,10 @@ def lp_pool2d(volume, function, input, norm_type, kernel_size, stride=None, ceil
 def adaptive_size(output_size, grid: Grid) -> Grid:
     """(d, h, w) of an adaptive pooling to ``output_size`` = (h, w): the depth as the height, None as the map is."""
     height, width = (output_size,) * 2 if output_size is None else pair(output_size)
+    if (height is None) != (width is None):
+        raise ConversionError(
+            f"adaptive pooling to {output_size}: strips of a plane have no counterpart in a volume"
+        )
     return (
         grid[0] if height is None else height,
         grid[1] if height is None else height,

@@ -60,6 +60,13 @@ def _single_axis(position: int, name: str = "dim"):
     return checked
 
 
+def _roll(volume: Volume, function, input, shifts, dims=None):
+    spatial = dims is None or any(d % 4 in (2, 3) for d in ((dims,) if isinstance(dims, int) else dims))
+    if spatial and _is_map(volume, input):
+        _refuse(volume, function, input)
+    return function(input, shifts, dims)
+
+
 def _first_dim(volume: Volume, function, input, dim=None, *args, **kwargs):
     """As :func:`_single_axis`, for functions whose later arguments are no axes."""
     if isinstance(dim, int) and not isinstance(dim, bool) and dim % 4 in (2, 3) and _is_map(volume, input):
@@ -102,7 +109,8 @@ rule(
     torch.triu,
 )(_whole)
 rule(torch.cat, torch.concat)(_tensors)
-rule(torch.roll, Tensor.roll)(_single_axis(1, "dims"))
+rule(torch.roll, Tensor.roll)(_roll)
+rule(F.normalize, torch.norm, Tensor.norm, torch.linalg.vector_norm)(_single_axis(1))
 rule(torch.flip, Tensor.flip)(_single_axis(0, "dims"))
 rule(
     torch.mean,
