@@ -39,7 +39,9 @@ struct MmaWeightShape {
   }
   constexpr int g_begin() const { return up_to(x_planes() * x_plane(), 0); }
   constexpr int stage() const { return g_begin() + up_to(n_tiles * g_plane(), 0); }
-  constexpr int tables() const { return up_to(kWeightGeometryBytes + 8 * (halo() + kWeightTileVoxels), 0); }
+  constexpr int tables() const {
+    return up_to(kWeightGeometryBytes + 8 * (halo() + kWeightTileVoxels / kWeightTileW), 0);
+  }
   constexpr int shared_bytes() const { return tables() + kWeightStages * stage(); }
 };
 // Two columns of tiles for layers of about 32 channels, three for views of 17 to 24 channels (64 in all),

@@ -81,6 +81,7 @@ __device__ __forceinline__ void load_stage(const MmaWeightWork& work, const Weig
   const Box<Scalar> x_box{input,
                           x,
                           p.input.channel,
+                          geometry.input_stride[kAlongW],
                           first_channel,
                           static_cast<int>(p.in_channels),
                           geometry.halo_voxels,
@@ -90,6 +91,7 @@ __device__ __forceinline__ void load_stage(const MmaWeightWork& work, const Weig
   const Box<Scalar> g_box{grad_output,
                           g,
                           p.output.channel,
+                          geometry.output_stride[kAlongW],
                           geometry.first_column,
                           geometry.columns,
                           Config::kVoxels,
@@ -97,11 +99,11 @@ __device__ __forceinline__ void load_stage(const MmaWeightWork& work, const Weig
                           reinterpret_cast<const uint2*>(memory + Config::kGTable),
                           stage + Config::kGBegin};
   if constexpr (Config::kAsync) {
-    copy_box<Config, Config::kXPlanes, Config::kXPlane, 16>(x_box);
-    copy_box<Config, Config::kN, Config::kGPlane, 8>(g_box);
+    copy_box<Config, false, Config::kXPlanes, Config::kXPlane, 16>(x_box);
+    copy_box<Config, true, Config::kN, Config::kGPlane, 8>(g_box);
   } else {
-    gather_box<Config, Config::kXPlanes, Config::kXPlane>(x_box);
-    gather_box<Config, Config::kN, Config::kGPlane>(g_box);
+    gather_box<Config, false, Config::kXPlanes, Config::kXPlane>(x_box);
+    gather_box<Config, true, Config::kN, Config::kGPlane>(g_box);
   }
 }
 
@@ -150,9 +152,11 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
     describe_voxel(i, geometry.halo, geometry.input_stride,
                    reinterpret_cast<uint2*>(memory + Config::kXTable)[i]);
   }
-  for (int i = threadIdx.x; i < Config::kVoxels; i += Config::kThreads) {
+  for (int i = threadIdx.x; i < Config::kVoxels / Config::kW; i += Config::kThreads) {
     constexpr int kTile[kWeightAxes] = {kWeightTileW, kWeightTileInner, kWeightTilePair};
-    describe_voxel(i, kTile, geometry.output_stride, reinterpret_cast<uint2*>(memory + Config::kGTable)[i]);
+    uint2& row = reinterpret_cast<uint2*>(memory + Config::kGTable)[i];
+    describe_voxel(i * Config::kW, kTile, geometry.output_stride, row);
+    row.y &= ~1u;  // the bit along W is each voxel's own
   }
   __syncthreads();
 

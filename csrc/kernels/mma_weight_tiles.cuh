@@ -3,9 +3,9 @@
 // channels][voxel][8 channels].
 //
 // A tile of grad_output is a box of 8 x 4 x 8 voxels, and that of x the same box with the view's halo around
-// it. Every voxel of a box has an entry in a table: its offset from the box's corner, and one bit for each of
-// its coordinates. A tile is then a mask of the coordinates that lie outside the volume, and a test is one
-// AND.
+// it. A table has the offset of every voxel of x from the box's corner, and one bit for each of its
+// coordinates; for grad_output it has the rows along W, which leaves room for another block on a
+// multiprocessor. A tile is then a mask of the coordinates that lie outside the volume, and a test one AND.
 #pragma once
 
 #include "../common/ptx.cuh"
@@ -115,15 +115,25 @@ __device__ __forceinline__ void next_tile(const WeightGeometry& geometry, Weight
 template <class Scalar>
 struct Box {
   const Scalar *tensor, *corner;  // of the box, at channel 0; may lie outside the tensor
-  int64_t channel_stride;
+  int64_t channel_stride, w_stride;
   int first_channel, channels, voxels;
   uint32_t outside;
   const uint2* table;
   unsigned char* stage;
 };
 
+template <class Config, bool kRows>
+__device__ __forceinline__ uint2 voxel_entry(const Box<typename Config::Scalar>& box, int voxel) {
+  if (!kRows) return box.table[voxel];
+  const int w = voxel % kWeightTileW;
+  uint2 entry = box.table[voxel / kWeightTileW];
+  entry.x += w * static_cast<unsigned>(box.w_stride);
+  entry.y |= 1u << w;
+  return entry;
+}
+
 // Threads hold a piece of kPiece bytes of the planes' channels each and walk the voxels.
-template <class Config, int kPlanes, int kPlane, int kPiece>
+template <class Config, bool kRows, int kPlanes, int kPlane, int kPiece>
 __device__ __forceinline__ void copy_box(const Box<typename Config::Scalar>& box) {
   constexpr int kParts = 16 / kPiece, kPieces = kPlanes * kParts, kStep = Config::kThreads / kPieces,
                 kBatch = 4;
@@ -138,7 +148,8 @@ __device__ __forceinline__ void copy_box(const Box<typename Config::Scalar>& box
     uint2 entry[kBatch];  // no load passes a cp.async: first the entries, then the copies
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      if (voxel + i * kStep < box.voxels) entry[i] = box.table[voxel + i * kStep];
+      const int at = voxel + i * kStep;
+      entry[i] = voxel_entry<Config, kRows>(box, at < box.voxels ? at : 0);
     }
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
@@ -151,7 +162,7 @@ __device__ __forceinline__ void copy_box(const Box<typename Config::Scalar>& box
 }
 
 // Neighbouring threads take neighbouring voxels, and 8 channels of them.
-template <class Config, int kPlanes, int kPlane>
+template <class Config, bool kRows, int kPlanes, int kPlane>
 __device__ __forceinline__ void gather_box(const Box<typename Config::Scalar>& box) {
   const int rounds = (kPlanes * box.voxels + Config::kThreads - 1) / Config::kThreads;
   int voxel = ptx::thread_x(), plane = 0;
@@ -159,7 +170,7 @@ __device__ __forceinline__ void gather_box(const Box<typename Config::Scalar>& b
   for (int round = 0; round < rounds; ++round, voxel += Config::kThreads) {
     while (voxel >= box.voxels) voxel -= box.voxels, ++plane;
     if (plane >= kPlanes) return;
-    const uint2 entry = box.table[voxel];
+    const uint2 entry = voxel_entry<Config, kRows>(box, voxel);
     const int channel = box.first_channel + plane * 8;
     const int channels = (entry.y & box.outside) == 0 ? box.channels - channel : 0;
     const typename Config::Scalar* from =
