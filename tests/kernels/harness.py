@@ -127,6 +127,12 @@ def from_storage(array: np.ndarray, dtype: str) -> np.ndarray:
     return array.astype(np.float64)
 
 
+def round_to_tf32(values: np.ndarray) -> np.ndarray:
+    """Rounded to the 10 bits of fraction of TF32, to nearest with ties away from zero."""
+    words = values.astype(np.float32).view(np.uint32)
+    return ((words + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
+
+
 def with_layout(array: np.ndarray, layout: str) -> np.ndarray:
     """A volume [N, C, D, H, W] stored contiguous or channels-last, of the same shape and values."""
     if layout == "contiguous":

@@ -1,0 +1,59 @@
+"""Layers for the tests of the tensor-core kernels of the forward pass and the gradient of the input."""
+
+from __future__ import annotations
+
+import random
+
+from kernels.harness import Layer, Triple
+
+#: Channels of a view for each tile of the forward kernel (kViewPerWarpShapes), stride 1 and 2.
+VIEW_TILES = ((8, 1), (16, 1), (24, 1), (32, 1), (48, 1), (16, 2), (32, 2))
+#: Channels that make 1, 2, 3 and 5 steps of the reduction in 16 bits (in float32 twice as many).
+STEPS = (16, 32, 48, 80)
+MMA_DTYPES = ("bfloat16", "float16", "float32")
+
+
+def mma_layers(count: int, seed: int, most_products: float = 6e6, **fixed: object) -> list[Layer]:
+    """``count`` different layers that the tensor cores take, drawn at random; ``fixed`` fields are the same in all.
+
+    One view is empty in every third layer, channels are odd as often as multiples of 8, and the reduction is 1, 2, 3
+    or 5 steps long about as often as anything else. ``most_products`` bounds the time of the emulator.
+    """
+    draw = random.Random(seed)
+    layers: dict[str, Layer] = {}
+    while len(layers) < count:
+        in_channels = draw.choice((5, 8, 9, 15, 16, 24, 31, 32, 40, 48, 72, 80))
+        out_channels = draw.choice((5, 8, 11, 16, 21, 24, 32, 43, 48, 64, 80, 97, 144, 160))
+        size = tuple(draw.choice((1, 2, 3, 4, 5, 7, 8, 9, 11, 17)) for _ in range(3))
+        stride = draw.choice((1, 1, 1, 2))
+        dilation = tuple(draw.choice((1, 1, 1, 2, 3)) for _ in range(3))
+        same = draw.random() < 0.7
+        values = {
+            "in_channels": in_channels, "out_channels": out_channels, "size": size, "stride": (stride,) * 3,
+            "padding": dilation if same else tuple(draw.choice((0, 1, 2, 3)) for _ in range(3)),
+            "dilation": dilation, "split": draw_split(draw, out_channels), "batch": draw.choice((1, 1, 2)),
+            "bias": draw.random() < 0.7, "dtype": draw.choice(MMA_DTYPES),
+            "layout": draw.choice(("channels_last", "channels_last", "contiguous")), **fixed,
+        }  # fmt: skip
+        layer = Layer(**values)
+        if min(layer.out_size) < 1:
+            continue
+        d, h, w = layer.out_size
+        tiles = layer.batch * (d // 4 + 1) * (h // 8 + 1) * (w // 8 + 1) * 256
+        if tiles * layer.in_channels * layer.out_channels <= most_products:
+            layers[str(layer)] = layer
+    return list(layers.values())
+
+
+def draw_split(draw: random.Random, channels: int) -> Triple | None:
+    """The default split, one with an empty view, two empty views, or any."""
+    kind = draw.choice(("default", "default", "empty", "any", "one"))
+    if kind == "default":
+        return None
+    first = draw.randint(0, channels)
+    parts = {"one": [channels, 0, 0], "empty": [first, channels - first, 0]}.get(kind)
+    if parts is None:
+        second = draw.randint(0, channels - first)
+        parts = [first, second, channels - first - second]
+    draw.shuffle(parts)
+    return tuple(parts)
