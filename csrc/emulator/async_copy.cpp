@@ -15,12 +15,12 @@ void move_bytes(const AsyncCopy& copy) {
   std::memset(to + copy.source_bytes, 0, copy.bytes - copy.source_bytes);
 }
 
-bool moves_now() {
+}  // namespace
+
+bool async_moves_now() {
   return options.async_copies == AsyncCopies::Early ||
          (options.async_copies == AsyncCopies::Random && random_below(2) == 0);
 }
-
-}  // namespace
 
 uint32_t shared_address(const void* pointer) {
   const ptrdiff_t offset = static_cast<const unsigned char*>(pointer) - block.shared;
@@ -52,7 +52,7 @@ void copy_async(uint32_t shared, const void* global, uint32_t bytes, int source_
                        fiber->copy_group,
                        global,
                        counter,
-                       moves_now()};
+                       async_moves_now()};
   if (copy.moved) move_bytes(copy);
   fiber->copies.push_back(copy);
 }
@@ -63,7 +63,7 @@ void wait_copies(uint32_t groups_left) {
   std::vector<AsyncCopy> pending;
   for (AsyncCopy& copy : fiber->copies) {
     const bool done = copy.group + groups_left < fiber->copy_group;
-    if (!copy.moved && (done || moves_now())) {
+    if (!copy.moved && (done || async_moves_now())) {
       move_bytes(copy);
       copy.moved = true;
     }

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 CSRC = Path(__file__).resolve().parent.parent
-RUNTIME = ("async_copy", "banks", "fault", "fiber", "hooks", "memory", "scheduler", "shadow", "sync",
+RUNTIME = ("async_copy", "banks", "bulk_copy", "fault", "fiber", "hooks", "memory", "scheduler", "shadow", "sync",
            "warp_matrix")  # fmt: skip
 FLAGS = ("-std=c++17", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-march=x86-64-v3",
          "-fno-optimize-sibling-calls", "-Wall", "-Wno-unknown-pragmas")  # fmt: skip

@@ -24,7 +24,7 @@ inline constexpr size_t kMaxSharedBytes = 227 * 1024;  // of a block, on compute
 inline constexpr size_t kSharedMargin = 4096;          // bytes before and after it that no kernel may touch
 inline constexpr uint32_t kMaxGridYZ = 65535;
 
-enum class State : uint8_t { Ready, AtWarpCollective, AtBarrier, Exited };
+enum class State : uint8_t { Ready, AtWarpCollective, AtBarrier, AtSharedBarrier, Exited };
 
 // A cp.async of a thread that has not waited for it yet.
 struct AsyncCopy {
@@ -45,6 +45,7 @@ struct Fiber {
   uint3 thread{};
   std::vector<AsyncCopy> copies;
   uint32_t copy_group = 0;  // of the copies that are started now
+  uint32_t barrier = 0;     // shared address of the mbarrier it waits for
 };
 
 struct Warp {
@@ -107,5 +108,10 @@ void end_async_write(ptrdiff_t shared_offset, size_t bytes, const void* program_
 // async_copy.cpp
 unsigned char* shared_pointer(uint32_t address);
 void check_nothing_under_way();  // when a thread exits
+bool async_moves_now();          // what the setting says of a copy that could wait
+
+// bulk_copy.cpp
+bool complete_bulk_copy();  // one that is under way; false if none is
+bool end_bulk_copies();     // when a block ends; false if one was under way
 
 }  // namespace emulator

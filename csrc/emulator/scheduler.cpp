@@ -38,6 +38,9 @@ uint32_t random_bit(uint32_t mask) {
 }
 
 Fiber* pick() {
+  while (block.ready_warps == 0 && block.exited < block.threads && block.error.empty()) {
+    if (!complete_bulk_copy()) break;
+  }
   const uint32_t warps = block.ready_warps;
   if (warps == 0 || !block.error.empty()) return nullptr;
   uint32_t warp = block.last_run / kWarpSize, lane = 0;
@@ -154,6 +157,8 @@ void run_block(uint64_t linear_index) {
   fiber = nullptr;
   if (options.count_banks) finish_lanes();
   if (block.error.empty() && block.exited != block.threads) block.error = deadlock_report();
+  if (!end_bulk_copies() && block.error.empty())
+    block.error = block_name() + " ends with a TMA copy under way";
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""What the PTX instructions of csrc/common/ptx.cuh do to given words, from the definitions of the PTX ISA.
+"""What the PTX instructions of csrc/common/ptx*.cuh do to given words, from the definitions of the PTX ISA.
 
 Shared by test_ptx.py, which compares the emulator with it, and tests/gpu/golden.py, which compares a GPU. Fragments are
 spelled out element by element here, independently of the emulator.
@@ -159,6 +159,27 @@ def _to_tf32() -> Case:
     return Case("to_tf32", words, expected)
 
 
+def _mbarrier() -> Case:
+    words = np.arange(WORDS, dtype=np.uint32) * 3
+    lanes = np.arange(32)
+    values = words[:32]
+    for phase in range(3):
+        values = values[lanes ^ (1 << phase)] + np.uint32(1)
+    return Case("mbarrier", words, values[lanes ^ 31], needs_capability=9)
+
+
+def _tma_boxes() -> Case:
+    """Boxes [2, 2, 3, 4, 8] of a tensor [2, 4, 5, 6, 8] of 16-bit elements; zeros outside."""
+    words = np.random.default_rng(9).integers(1, 2**32, WORDS, dtype=np.uint32)
+    tensor = words.view(np.uint16)[: 2 * 4 * 5 * 6 * 8].reshape(2, 4, 5, 6, 8)
+    padded = np.pad(tensor, 4)
+    boxes = []
+    for n, d, h, w, c in ((1, -1, 3, -1, 0), (0, 3, -2, 4, 3)):
+        boxes.append(padded[n + 4 :, d + 4 :, h + 4 :, w + 4 :, c + 4 :][:2, :2, :3, :4, :8])
+    expected = np.ascontiguousarray(np.stack(boxes)).reshape(-1).view(np.uint32)
+    return Case("tma_boxes", words, expected, needs_capability=9)
+
+
 KINDS = ("bfloat16", "float16", "tf32")
 CASES: dict[str, Case] = {
     **{
@@ -169,6 +190,8 @@ CASES: dict[str, Case] = {
             *(_mma_tiles(kind) for kind in KINDS),
             *(_cp_async(size) for size in (4, 8, 16)),
             _to_tf32(),
+            _mbarrier(),
+            _tma_boxes(),
             Case("indices", np.zeros(WORDS, np.uint32), np.arange(32, dtype=np.uint32)),
         ]
     },

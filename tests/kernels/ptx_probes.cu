@@ -1,9 +1,9 @@
-// One kernel per wrapper of csrc/common/ptx.cuh, each a single warp: what the instruction does to given
+// One kernel per wrapper of csrc/common/ptx*.cuh, each a single warp: what the instruction does to given
 // words. The same source is compiled by g++ for the emulator (test_ptx.py compares it with tables) and by
 // nvcc for a GPU (tests/gpu/golden.py records what the chip gives). run_ptx_probe() is called through ctypes.
 #include <cstring>
 
-#include "common/ptx.cuh"
+#include "common/ptx_sm90.cuh"
 
 namespace {
 
@@ -103,26 +103,80 @@ __global__ void indices(const uint32_t*, uint32_t* out) {
   out[ptx::thread_x()] = static_cast<uint32_t>(ptx::thread_x() + 100 * ptx::block_x());
 }
 
+// Three phases: every lane reads what its neighbours wrote in the phase before.
+__global__ void mbarrier(const uint32_t* in, uint32_t* out) {
+  DYNAMIC_SHARED(memory);
+  uint32_t* shared = reinterpret_cast<uint32_t*>(memory);
+  const int lane = threadIdx.x;
+  const uint32_t barrier = ptx::shared_address(memory) + 2048;
+  if (lane == 0) {
+    ptx::mbarrier_init(barrier, 32);
+    ptx::mbarrier_fence_init();
+  }
+  shared[lane] = in[lane];
+  __syncthreads();
+  for (int phase = 0; phase < 3; ++phase) {
+    shared[(phase + 1) * 32 + lane] = shared[phase * 32 + (lane ^ 1 << phase)] + 1;
+    ptx::mbarrier_arrive(barrier);
+    ptx::mbarrier_wait(barrier, phase % 2);
+  }
+  out[lane] = shared[96 + (lane ^ 31)];
+}
+
+// Two boxes of 2 x 2 x 3 x 4 voxels of 8 16-bit channels, both partly outside a tensor of [2, 4, 5, 6, 8].
+constexpr int kBoxBytes = 2 * 2 * 3 * 4 * 8 * 2;
+__global__ void tma_boxes(const __grid_constant__ TensorMap map, uint32_t* out) {
+  DYNAMIC_SHARED(memory);
+  const uint32_t shared = ptx::shared_address(memory), barrier = shared + 2048;
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(barrier, 1);
+    ptx::mbarrier_fence_init();
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_arrive_expect(barrier, 2 * kBoxBytes);
+    ptx::tma_load(shared, map, barrier, 0, -1, 3, -1, 1);
+    ptx::tma_load(shared + kBoxBytes, map, barrier, 3, 4, -2, 3, 0);
+  }
+  ptx::mbarrier_wait(barrier, 0);
+  for (int i = threadIdx.x; i < 2 * kBoxBytes / 4; i += 32) {
+    out[i] = reinterpret_cast<const uint32_t*>(memory)[i];
+  }
+}
+
+template <Kernel kKernel>
+const char* run(const uint32_t* in, uint32_t* out) {
+  return launch(kKernel, dim3(1), dim3(32), kWords * sizeof(uint32_t), nullptr, in, out);
+}
+const char* run_tma_boxes(const uint32_t* in, uint32_t* out) {
+  TensorMap map;
+  const TensorMapShape shape{in, 2, {8, 6, 5, 4, 2}, {2, 16, 96, 480, 1920}, {8, 4, 3, 2, 2}};
+  if (const char* reason = make_tensor_map(shape, map)) return reason;
+  return launch(tma_boxes, dim3(1), dim3(32), kWords * sizeof(uint32_t), nullptr, map, out);
+}
+
 struct Probe {
   const char* name;
-  Kernel kernel;
+  const char* (*run)(const uint32_t*, uint32_t*);
 };
 constexpr Probe kProbes[] = {
-    {"ldmatrix_x4", ldmatrix_x4},
-    {"ldmatrix_x4_trans", ldmatrix_x4_trans},
-    {"ldmatrix_x2", ldmatrix_x2},
-    {"ldmatrix_x2_trans", ldmatrix_x2_trans},
-    {"mma_bfloat16", mma<BFloat16>},
-    {"mma_float16", mma<Float16>},
-    {"mma_tf32", mma<float>},
-    {"mma_tiles_bfloat16", mma_tiles<BFloat16>},
-    {"mma_tiles_float16", mma_tiles<Float16>},
-    {"mma_tiles_tf32", mma_tiles<float>},
-    {"cp_async_4", cp_async<4>},
-    {"cp_async_8", cp_async<8>},
-    {"cp_async_16", cp_async<16>},
-    {"to_tf32", to_tf32},
-    {"indices", indices},
+    {"ldmatrix_x4", run<ldmatrix_x4>},
+    {"ldmatrix_x4_trans", run<ldmatrix_x4_trans>},
+    {"ldmatrix_x2", run<ldmatrix_x2>},
+    {"ldmatrix_x2_trans", run<ldmatrix_x2_trans>},
+    {"mma_bfloat16", run<mma<BFloat16>>},
+    {"mma_float16", run<mma<Float16>>},
+    {"mma_tf32", run<mma<float>>},
+    {"mma_tiles_bfloat16", run<mma_tiles<BFloat16>>},
+    {"mma_tiles_float16", run<mma_tiles<Float16>>},
+    {"mma_tiles_tf32", run<mma_tiles<float>>},
+    {"cp_async_4", run<cp_async<4>>},
+    {"cp_async_8", run<cp_async<8>>},
+    {"cp_async_16", run<cp_async<16>>},
+    {"to_tf32", run<to_tf32>},
+    {"indices", run<indices>},
+    {"mbarrier", run<mbarrier>},
+    {"tma_boxes", run_tma_boxes},
 };
 
 }  // namespace
@@ -132,9 +186,7 @@ extern "C" __attribute__((visibility("default"))) const char* run_ptx_probe(cons
                                                                             const uint32_t* in,
                                                                             uint32_t* out) {
   for (const Probe& probe : kProbes) {
-    if (std::strcmp(probe.name, name) == 0) {
-      return launch(probe.kernel, dim3(1), dim3(32), kWords * sizeof(uint32_t), nullptr, in, out);
-    }
+    if (std::strcmp(probe.name, name) == 0) return probe.run(in, out);
   }
   return "no such probe";
 }
