@@ -171,8 +171,10 @@ inline MmaPlan plan_mma(const Problem& p, Pass pass, bool soft, bool allow_tf32,
   }
   if (!plan.rejection.empty()) return plan;
 
-  // The narrowest tile that takes a view's (one view per step: all) channels at once, else the one that pads
-  // least; ties go to the wider, which reads the input less often.
+  // The cheapest cut into blocks of channels. Beside its products, every block loads the halo to shared
+  // memory and from there to registers, which counts as much as 12 channels (at 24 channels of a view a warp
+  // needs 128 cycles for ldmatrix and 25 for its share of the copies, next to 432 for mma).
+  constexpr int64_t kHaloCost = 12;
   plan.view_per_warp = forward && !soft;
   int64_t widest = results;
   if (plan.view_per_warp) widest = std::max({p.split[0], p.split[1], p.split[2]});
@@ -183,8 +185,8 @@ inline MmaPlan plan_mma(const Problem& p, Pass pass, bool soft, bool allow_tf32,
     const MmaShared shared = plan.view_per_warp ? view_per_warp_shared(s) : view_per_step_shared(s);
     if (s.stride != stride || shared.total > machine.block_shared_bytes) continue;
     const int64_t blocks = (widest + 8 * s.columns - 1) / (8 * s.columns);
-    const int64_t padded = blocks * 8 * s.columns;
-    if (padded <= least) least = padded, plan.shape = shape, plan.column_blocks = static_cast<int>(blocks);
+    const int64_t cost = blocks * (8 * s.columns + kHaloCost);
+    if (cost < least) least = cost, plan.shape = shape, plan.column_blocks = static_cast<int>(blocks);
   }
   if (least == INT64_MAX) {
     plan.rejection = "the tiles need more shared memory than a block has";
@@ -235,7 +237,7 @@ inline MmaPlan plan_mma(const Problem& p, Pass pass, bool soft, bool allow_tf32,
   const int64_t tile_bytes =
       int64_t{mma_tile_voxels(shape)} * 8 * shape.columns * 4 * (plan.view_per_warp ? kViews : 1);
   const int64_t wanted =
-      std::min<int64_t>(plan.steps / 2, 2 * machine.multiprocessors / (2 * std::max<int64_t>(1, blocks)));
+      std::min<int64_t>(plan.steps / 2, machine.multiprocessors / std::max<int64_t>(1, blocks));
   if (wanted >= 2 && wanted * blocks * tile_bytes <= kLargestWorkspace) {
     plan.parts = static_cast<int>(wanted);
     plan.partial_bytes = static_cast<size_t>(wanted * blocks * tile_bytes);

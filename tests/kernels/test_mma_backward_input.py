@@ -162,7 +162,7 @@ def test_no_bank_conflicts(emulator, columns, dtype, launcher):
     emulator.take_bank_report()
     run_backward_input(emulator, layer, data, launcher=launcher)
     report = emulator.take_bank_report()
-    for instruction in ("ldmatrix", "cp.async"):
-        executed, wavefronts, least = report[instruction]
+    assert set(report) == {"ldmatrix", "cp.async of 16 bytes"}
+    for instruction, (executed, wavefronts, least) in report.items():
         assert executed > 0
         assert wavefronts == least, f"{instruction}: {wavefronts} wavefronts, {least} without conflicts"

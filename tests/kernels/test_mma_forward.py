@@ -225,7 +225,7 @@ def test_no_bank_conflicts(emulator, columns, stride, dtype):
     emulator.take_bank_report()
     run(emulator, layer, integer_data(layer))
     report = emulator.take_bank_report()
-    for instruction in ("ldmatrix", "cp.async"):
-        executed, wavefronts, least = report[instruction]
+    assert set(report) == {"ldmatrix", "cp.async of 16 bytes"}
+    for instruction, (executed, wavefronts, least) in report.items():
         assert executed > 0
         assert wavefronts == least, f"{instruction}: {wavefronts} wavefronts, {least} without conflicts"
