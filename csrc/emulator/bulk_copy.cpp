@@ -16,6 +16,7 @@ struct Barrier {
   int arrivals = 0, pending = 0;  // of a phase; still to come
   int64_t bytes = 0;              // expected and not yet come
   int phase = 0;
+  uint32_t initialiser = 0, initialised = 0;  // the thread, and its clock then
   VectorClock arriving, ended;  // clocks of those that arrived in this phase, and in the one before
 };
 std::map<uint32_t, Barrier> barriers;  // of the block, by shared address
@@ -33,6 +34,12 @@ Barrier& find(uint32_t address, const char* operation, const void* counter) {
   if (found == barriers.end()) {
     fail("%s: no barrier has been initialised at shared byte %d, at %s", operation,
          static_cast<int>(address - kSharedBase), source_line(counter).c_str());
+  }
+  const Barrier& barrier = found->second;
+  if (races_are_checked() && fiber->index != barrier.initialiser &&
+      fiber->clock[barrier.initialiser] < barrier.initialised) {
+    fail("RACE: %s is not ordered after the initialisation of the barrier by thread %u, at %s", operation,
+         barrier.initialiser, source_line(counter).c_str());
   }
   return found->second;
 }
@@ -117,6 +124,8 @@ void barrier_init(uint32_t address, int arrivals) {
   barrier.arrivals = barrier.pending = arrivals;
   barrier.arriving.assign(block.threads, 0);
   barrier.ended.assign(block.threads, 0);
+  barrier.initialiser = fiber->index;
+  barrier.initialised = fiber->clock[fiber->index];
   barriers[address] = barrier;
 }
 

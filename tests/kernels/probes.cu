@@ -1,7 +1,7 @@
 // Kernels that exercise one emulated operation each, for test_emulator.py: the wrappers' hand-made tables,
 // and one kernel per kind of fault that the emulator must report. run_probe() is called through ctypes; lanes
 // or threads read in[thread] and write out[thread].
-#include "common/ptx.cuh"
+#include "common/ptx_sm90.cuh"
 
 namespace {
 
@@ -170,6 +170,63 @@ __global__ void pipeline(const Word* in, Word* out) {
   out[thread] = sum;
 }
 
+// The same pipeline with the TMA: thread 0 copies 32 words per chunk, all threads read them. out[i] is the
+// sum of words thread % 32 over five chunks of the input.
+enum class BulkBug {
+  None,
+  NoWait,
+  ReleasedEarly,
+  NotReleased,
+  WrongBytes,
+  Misaligned,
+  NoBarrierAfterInit,
+  NoWaitAtEnd
+};
+
+template <BulkBug kBug>
+__global__ void bulk_pipeline(const Word* in, Word* out) {
+  DYNAMIC_SHARED(memory);
+  acsconv::TensorMap map;
+  const acsconv::TensorMapShape shape{in, 4, {32, 2, 1, 1, 1}, {4, 128, 256, 256, 256}, {32, 1, 1, 1, 1}};
+  if (acsconv::make_tensor_map(shape, map) != nullptr) return;
+  const int thread = threadIdx.x, threads = blockDim.x;
+  constexpr int kStageBytes = 128;
+  const uint32_t shared = ptx::shared_address(memory), full = shared + 2 * kStageBytes, empty = full + 16;
+  if (thread == 0) {
+    for (int stage = 0; stage < 2; ++stage) {
+      ptx::mbarrier_init(full + 8 * stage, 1);
+      ptx::mbarrier_init(empty + 8 * stage, threads);
+    }
+    ptx::mbarrier_fence_init();
+  }
+  if (kBug != BulkBug::NoBarrierAfterInit) __syncthreads();
+  const auto load = [&](int chunk) {
+    const int stage = chunk % 2;
+    ptx::mbarrier_arrive_expect(full + 8 * stage, kBug == BulkBug::WrongBytes ? 64 : kStageBytes);
+    ptx::tma_load(shared + stage * kStageBytes + (kBug == BulkBug::Misaligned ? 16 : 0), map,
+                  full + 8 * stage, 0, chunk % 2, 0, 0, 0);
+  };
+  if (thread == 0) load(0);
+  Word sum = 0;
+  for (int chunk = 0; chunk < kChunks; ++chunk) {
+    const int stage = chunk % 2, phase = chunk / 2 % 2;
+    if (thread == 0 && chunk + 1 < kChunks) {
+      const int next = chunk + 1;
+      if (next >= 2 && kBug != BulkBug::ReleasedEarly)
+        ptx::mbarrier_wait(empty + 8 * (next % 2), (next / 2 + 1) % 2);
+      load(next);
+    }
+    if (kBug != BulkBug::NoWait) ptx::mbarrier_wait(full + 8 * stage, phase);
+    sum += reinterpret_cast<const Word*>(memory + stage * kStageBytes)[thread % 32];
+    if (kBug != BulkBug::NotReleased) ptx::mbarrier_arrive(empty + 8 * stage);
+  }
+  if (kBug == BulkBug::NoWaitAtEnd) {
+    __syncthreads();
+    if (thread == 0) load(1);
+  }
+  out[thread] = sum;
+}
+
 // Faults of the PTX wrappers and of vector accesses.
 __global__ void copy_past_the_end(const Word* in, Word*) {
   DYNAMIC_SHARED(memory);
@@ -256,6 +313,7 @@ struct Probe {
 #define PTX_PROBE(kernel) \
   Probe { #kernel, kernel, kWordsPerThread }
 #define PIPELINE(bug) Probe{"pipeline_" #bug, pipeline<Bug::bug>, 2}
+#define BULK_PIPELINE(bug) Probe{"bulk_pipeline_" #bug, bulk_pipeline<BulkBug::bug>, 5}
 constexpr Probe kProbes[] = {
     PROBE(shuffle_index),
     PROBE(shuffle_index_segment),
@@ -290,6 +348,14 @@ constexpr Probe kProbes[] = {
     PIPELINE(NoBarrierAfterUse),
     PIPELINE(StageReleasedEarly),
     PIPELINE(NoWaitAtEnd),
+    BULK_PIPELINE(None),
+    BULK_PIPELINE(NoWait),
+    BULK_PIPELINE(ReleasedEarly),
+    BULK_PIPELINE(NotReleased),
+    BULK_PIPELINE(WrongBytes),
+    BULK_PIPELINE(Misaligned),
+    BULK_PIPELINE(NoBarrierAfterInit),
+    BULK_PIPELINE(NoWaitAtEnd),
     PTX_PROBE(copy_past_the_end),
     PTX_PROBE(copy_past_shared_memory),
     PTX_PROBE(misaligned_copy_source),

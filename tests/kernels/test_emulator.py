@@ -121,6 +121,13 @@ FAULTS = [
     ("pipeline_NoBarrierAfterUse", 64, 1, ["RACE"]),
     ("pipeline_StageReleasedEarly", 64, 1, ["RACE", "asynchronous copy"]),
     ("pipeline_NoWaitAtEnd", 64, 1, ["exits with", "asynchronous copies under way"]),
+    ("bulk_pipeline_NoWait", 64, 1, ["shared byte", "nobody wrote these bytes"]),
+    ("bulk_pipeline_ReleasedEarly", 64, 1, ["RACE"]),
+    ("bulk_pipeline_NotReleased", 64, 1, ["DEADLOCK", "wait at mbarrier.try_wait (", "probes.cu:"]),
+    ("bulk_pipeline_WrongBytes", 64, 1, ["DEADLOCK", "wait at mbarrier.try_wait ("]),
+    ("bulk_pipeline_Misaligned", 64, 1, ["misaligned TMA copy to shared byte 16", "probes.cu:"]),
+    ("bulk_pipeline_NoBarrierAfterInit", 64, 1, ["initialis", "RACE: mbarrier.try_wait", "by thread 0"]),
+    ("bulk_pipeline_NoWaitAtEnd", 64, 1, ["ends with a TMA copy under way"]),
 ]
 
 
@@ -141,6 +148,13 @@ PIPELINE = [sum((i + c) % 64 for c in range(5)) for i in (thread ^ 33 for thread
 @pytest.mark.parametrize("async_copies", [LATE, EARLY, RANDOM])
 def test_pipeline(library, async_copies, seed):
     assert run(library, "pipeline_None", 64, seed=seed, async_copies=async_copies) == (PIPELINE, None)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("async_copies", [LATE, EARLY, RANDOM])
+def test_bulk_pipeline(library, async_copies, seed):
+    expected = [3 * (thread % 32) + 2 * (32 + thread % 32) for thread in range(64)]
+    assert run(library, "bulk_pipeline_None", 64, seed=seed, async_copies=async_copies) == (expected, None)
 
 
 @pytest.mark.parametrize("bug", ["WeakWait", "NoBarrierAfterWait", "NoBarrierAfterUse", "StageReleasedEarly"])
