@@ -1,0 +1,43 @@
+"""The machine code of the tensor-core kernels has the instructions that are meant, where they are meant."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from kernels import sass
+from kernels.test_nvcc import RECORD, reported
+
+# Source, what its kernels' names contain, what they must have in the main loop; cp.async is LDGSTS.
+KERNELS = [
+    ("mma_backward_weight", "Lb1E", {"HMMA", "LDSM", "LDGSTS"}),  # copied
+    ("mma_backward_weight", "Lb0E", {"HMMA", "LDSM", "LDG", "STS"}),  # gathered
+    ("mma_view_per_warp_bf16", "", {"HMMA", "LDSM"}),
+    ("mma_view_per_step_bf16", "", {"HMMA", "LDSM"}),
+]
+
+
+@pytest.mark.parametrize("architecture", ["8.0", "9.0a"])
+@pytest.mark.parametrize(
+    "source, part, expected", KERNELS, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_main_loop(source, part, expected, architecture, record_property):
+    report = reported(source)
+    if (tool := sass.missing_tool()) is not None:
+        pytest.skip(
+            f"{tool} is not installed: it comes with the CUDA toolkit or as the package nvidia-cuda-{tool}"
+        )
+    if architecture not in json.loads(RECORD.read_text())["cuda"]["architectures"]:
+        pytest.skip(f"the compiled part was built without {architecture} (TORCH_CUDA_ARCH_LIST)")
+    code = sass.kernels(report.with_name(f"{source}.cu.o"), "sm_" + architecture.replace(".", ""))
+    loops = {
+        name: (instructions, sass.main_loop(instructions))
+        for name, instructions in code.items()
+        if part in name and any(opcode.startswith("HMMA") for _, opcode, _ in instructions)
+    }
+    assert loops
+    for name, (instructions, loop) in loops.items():
+        print(f"{name}: {loop.total()} instructions in the main loop, {dict(loop.most_common(12))}")
+        record_property(name, dict(loop))
+        assert expected <= set(loop), name
+        assert not any(opcode.startswith(("LDL", "STL")) for _, opcode, _ in instructions), name
