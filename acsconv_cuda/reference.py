@@ -358,19 +358,29 @@ def _convolve_transposed(
     """
     thin = VIEWS[piece.view].thin
     # As in _safe_dtype: this is the gradient of a convolution whose output the input would be.
-    faulty = input.device.type == "cpu" and input.dtype == torch.bfloat16 and 1 in input.shape[2:]
-    dtype = torch.float32 if faulty else input.dtype
-    x = input[:, piece.in_begin : piece.in_end]
+    narrow = input.device.type == "cpu" and input.dtype == torch.bfloat16 and 1 in input.shape[2:]
+    dtype = torch.float32 if narrow else input.dtype
+    x = input[:, piece.in_begin : piece.in_end].to(dtype)
+    kernel = kernel.unsqueeze(2 + thin).to(dtype)
+    stride = [1 if axis == thin else s for axis, s in enumerate(geometry.stride)]
+    padding, dilation = list(geometry.padding[piece.view]), list(geometry.dilation[piece.view])
+    extra = [0 if axis == thin else n for axis, n in enumerate(geometry.output_padding)]
+    front = 0  # the axis that trades places with D
+    if torch.is_grad_enabled() and kernel.requires_grad and _weight_gradient_is_faulty(x, kernel, stride):
+        front = thin
+        for values in (stride, padding, dilation, extra):
+            values[0], values[front] = values[front], values[0]
     out = F.conv_transpose3d(
-        x.to(dtype),
-        kernel.unsqueeze(2 + thin).to(dtype),
+        x.transpose(2, 2 + front),
+        kernel.transpose(2, 2 + front),
         None if bias is None else bias.to(dtype),
-        [1 if axis == thin else s for axis, s in enumerate(geometry.stride)],
-        geometry.padding[piece.view],
-        [0 if axis == thin else n for axis, n in enumerate(geometry.output_padding)],
+        stride,
+        padding,
+        extra,
         piece.groups,
-        geometry.dilation[piece.view],
-    ).to(input.dtype)
+        dilation,
+    )
+    out = out.transpose(2, 2 + front).to(input.dtype)
     positions = torch.arange(size[thin], device=input.device) + geometry.shift[thin]
     nearest = positions.div(geometry.stride[thin], rounding_mode="floor").clamp(0, input.shape[2 + thin] - 1)
     return out.index_select(2 + thin, nearest)

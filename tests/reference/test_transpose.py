@@ -2,6 +2,9 @@
 
 import itertools
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -196,3 +199,31 @@ def test_dtypes(case, size, dtype):
     for grad, exact_grad in zip(grads, exact):
         # Three views are added up in the dtype.
         torch.testing.assert_close(grad, exact_grad, rtol=2**-6, atol=0.5)
+
+
+WIDE = """
+import itertools, sys, torch
+sys.path[:0] = {paths!r}
+from acsconv_cuda import acs_conv_transpose3d
+sizes = ((3, 5, 13), (4, 4, 4), (2, 3, 2))
+for channels, size, padding in itertools.product((1, 3), sizes, (0, {kernel} // 2)):
+    torch.manual_seed(0)
+    exact = [torch.randint(-4, 5, shape).double() for shape in ((2, channels, *size), (channels, 3, {kernel}, {kernel}))]
+    results = []
+    for tensors in (exact, [t.float() for t in exact]):
+        input, weight = (t.requires_grad_() for t in tensors)
+        out = acs_conv_transpose3d(input, weight, stride={stride}, padding=padding)
+        grads = torch.autograd.grad(out, (input, weight), torch.ones_like(out))
+        results.append([t.double() for t in (out, *grads)])
+    assert all(torch.equal(a, b) for a, b in zip(*results)), (channels, size, padding)
+"""
+
+
+@pytest.mark.parametrize("kernel,stride", [(4, 2), (7, 2), (9, 3)])
+def test_gradients_of_wide_kernels_on_toy_volumes(kernel, stride):
+    """Float32 on CPU, where PyTorch's own weight gradient is wrong or crashes: so in a process of its own."""
+    script = WIDE.format(kernel=kernel, stride=stride, paths=[str(Path(__file__).parents[2])])
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
