@@ -208,7 +208,8 @@ from acsconv_cuda import acs_conv_transpose3d
 sizes = ((3, 5, 13), (4, 4, 4), (2, 3, 2))
 for channels, size, padding in itertools.product((1, 3), sizes, (0, {kernel} // 2)):
     torch.manual_seed(0)
-    exact = [torch.randint(-4, 5, shape).double() for shape in ((2, channels, *size), (channels, 3, {kernel}, {kernel}))]
+    shapes = ((2, channels, *size), (channels, 3, {kernel}, {kernel}))
+    exact = [torch.randint(-4, 5, shape).double() for shape in shapes]
     results = []
     for tensors in (exact, [t.float() for t in exact]):
         input, weight = (t.requires_grad_() for t in tensors)
