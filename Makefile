@@ -46,6 +46,8 @@ $(VENV)/.tools: constraints.txt | $(VENV)/bin/python
 	    || $(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt \
 	    setuptools wheel cmake ninja ruff clang-format numpy pybind11 pytest matplotlib tqdm
+	$(PIP) install -c constraints.txt torchvision timm segmentation-models-pytorch monai \
+	    || echo "networks to convert could not be installed; their tests are skipped, the benchmark goes on without."
 	touch $@
 
 $(VENV)/.editable: $(VENV)/.tools pyproject.toml setup.py
