@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -141,10 +142,13 @@ def _example(encoder: nn.Module, in_channels: int | None, size: Sequence[int]) -
 
 def _probe(encoder: nn.Module, volume: Tensor, names: Sequence[str] | None) -> tuple[list[str], list[int]]:
     """What holds the features, from the finest to the coarsest: names of modules, or places in what is returned."""
-    outputs: dict[str, list[Tensor]] = {}  # in the order of execution
+    shapes: dict[str, list[tuple[int, ...]]] = {}  # of outputs, in the order of execution
 
     def listen(name: str):
-        return lambda module, inputs, output: outputs.setdefault(name, []).append(output)
+        def note(module: nn.Module, inputs: tuple, output: object) -> None:
+            shapes.setdefault(name, []).append(tuple(output.shape) if isinstance(output, Tensor) else ())
+
+        return note
 
     modules = dict(encoder.named_modules())
     unknown = [name for name in names or () if name not in modules]
@@ -158,24 +162,25 @@ def _probe(encoder: nn.Module, volume: Tensor, names: Sequence[str] | None) -> t
         for handle in handles:
             handle.remove()
     # A module that runs more than once cannot be tapped: its last output would be taken for all.
-    once = {name: values[0] for name, values in outputs.items() if len(values) == 1 and _is_map(values[0])}
+    once = {name: found[0] for name, found in shapes.items() if len(found) == 1 and _is_map(found[0])}
     if names is not None:
         missing = [name for name in names if name not in once]
         if missing:
             raise ValueError(f"taps: {', '.join(missing)} put out no [N, C, D, H, W], or run more than once")
-        return sorted(names, key=lambda name: -once[name].shape[2:].numel()), []
+        return sorted(names, key=lambda name: -prod(once[name][2:])), []
     if isinstance(returned, (list, tuple)):
         # Encoders that return features may begin with the input itself, or with placeholders of no channels.
-        places = [i for i, value in enumerate(returned) if _is_map(value) and not _is_same(value, volume)]
+        features = {i: value for i, value in enumerate(returned) if isinstance(value, Tensor)}
+        places = [i for i, value in features.items() if _is_map(value.shape) and not _is_same(value, volume)]
         if places:
-            return [], sorted(places, key=lambda i: -returned[i].shape[2:].numel())
+            return [], sorted(places, key=lambda i: -prod(features[i].shape[2:]))
     full = tuple(volume.shape[2:])
     last, smallest = {}, full
-    for name, value in once.items():
-        size = tuple(value.shape[2:])
+    for name, (_, _, *size) in once.items():
+        size = tuple(size)
         strides = [n / m for n, m in zip(full, size)]
         # A size that grows again belongs to a decoder; one unlike the volume's, or of a single voxel, to a pooling.
-        is_level = size != full and value.shape[2:].numel() > 1 and max(strides) <= 2 * min(strides)
+        is_level = size != full and prod(size) > 1 and max(strides) <= 2 * min(strides)
         if is_level and all(n <= most for n, most in zip(size, smallest)):
             smallest = size
             # The first layers inside the next stage may have this size too: stages come before what is in them.
@@ -188,9 +193,9 @@ def _probe(encoder: nn.Module, volume: Tensor, names: Sequence[str] | None) -> t
     return list(last.values()), []
 
 
-def _is_map(value: object) -> bool:
-    """Whether ``value`` is a map of features [N, C, D, H, W]."""
-    return isinstance(value, Tensor) and value.dim() == 5 and value.shape[1] > 0
+def _is_map(shape: Sequence[int]) -> bool:
+    """Whether the shape is that of features [N, C, D, H, W]."""
+    return len(shape) == 5 and shape[1] > 0
 
 
 def _is_same(value: Tensor, other: Tensor) -> bool:
