@@ -1,4 +1,4 @@
-"""The networks that the coverage table is about: what is tried, how it is built, and what is left out with its reason."""
+"""The networks that the coverage table is about: what is tried, how it is built, what is left out and why."""
 
 from __future__ import annotations
 
@@ -42,28 +42,94 @@ _TORCHVISION_OUT = {
 }
 
 #: The files of timm whose networks are convolutional.
-_TIMM_CONVOLUTIONAL = (
-    "byobnet convmixer convnext cspnet cspnext densenet dla dpn edgenext efficientnet fasternet focalnet ghostnet "
-    "hardcorenas hgnet hrnet inception_next inception_resnet_v2 inception_v3 inception_v4 lcnetv2 mambaout metaformer "
-    "mobilenetv3 nasnet nfnet pnasnet rdnet regnet repghost repvit res2net resnest resnet resnetv2 rexnet selecsls senet "
-    "sknet starnet tresnet vgg vovnet xception xception_aligned"
-).split()
+_TIMM_CONVOLUTIONAL = [
+    "byobnet",
+    "convmixer",
+    "convnext",
+    "cspnet",
+    "cspnext",
+    "densenet",
+    "dla",
+    "dpn",
+    "edgenext",
+    "efficientnet",
+    "fasternet",
+    "focalnet",
+    "ghostnet",
+    "hardcorenas",
+    "hgnet",
+    "hrnet",
+    "inception_next",
+    "inception_resnet_v2",
+    "inception_v3",
+    "inception_v4",
+    "lcnetv2",
+    "mambaout",
+    "metaformer",
+    "mobilenetv3",
+    "nasnet",
+    "nfnet",
+    "pnasnet",
+    "rdnet",
+    "regnet",
+    "repghost",
+    "repvit",
+    "res2net",
+    "resnest",
+    "resnet",
+    "resnetv2",
+    "rexnet",
+    "selecsls",
+    "senet",
+    "sknet",
+    "starnet",
+    "tresnet",
+    "vgg",
+    "vovnet",
+    "xception",
+    "xception_aligned",
+]
 
 _TIMM_OUT = {
     "caformer": _TRANSFORMER,
     "mobilenetv4_hybrid": "convolutions mixed with attention",
 }
 
-_SMP_DECODERS = (
-    "Unet UnetPlusPlus MAnet Linknet FPN PSPNet PAN DeepLabV3 DeepLabV3Plus UPerNet Segformer".split()
-)
+_SMP_DECODERS = [
+    "Unet",
+    "UnetPlusPlus",
+    "MAnet",
+    "Linknet",
+    "FPN",
+    "PSPNet",
+    "PAN",
+    "DeepLabV3",
+    "DeepLabV3Plus",
+    "UPerNet",
+    "Segformer",
+]
 
 #: One small encoder of each family, tried with every decoder.
-_SMP_ENCODERS = (
-    "resnet18 mobilenet_v2 efficientnet-b0 timm-tf_efficientnet_lite0 mobileone_s0 timm-skresnet18 vgg11_bn dpn68 "
-    "densenet121 se_resnet50 resnext50_32x4d xception inceptionv4 inceptionresnetv2 timm-efficientnet-b0 "
-    "tu-convnext_atto tu-mobilenetv3_small_050 tu-regnetx_002"
-).split()
+_SMP_ENCODERS = [
+    "resnet18",
+    "mobilenet_v2",
+    "efficientnet-b0",
+    "timm-tf_efficientnet_lite0",
+    "mobileone_s0",
+    "timm-skresnet18",
+    "vgg11_bn",
+    "dpn68",
+    "densenet121",
+    "se_resnet50",
+    "resnext50_32x4d",
+    "xception",
+    "inceptionv4",
+    "inceptionresnetv2",
+    "timm-efficientnet-b0",
+    "tu-convnext_atto",
+    "tu-mobilenetv3_small_050",
+    "tu-regnetx_002",
+]
 
 
 def entries() -> Iterator[Entry]:

@@ -1,7 +1,7 @@
 """Makes torchvision importable beside a PyTorch without CUDA.
 
-torchvision's compiled part may be linked to a CUDA build of PyTorch. Beside a CPU build it does not load, and torchvision,
-and with it timm and segmentation_models_pytorch, fails at import for want of two operators' schemas. Call
+torchvision's compiled part may be linked to a CUDA build of PyTorch. Beside a CPU build it does not load, and
+torchvision, and with it timm and segmentation_models_pytorch, fails at import for want of two operators' schemas. Call
 :func:`prepare_torchvision` before the first import of any of them; it does nothing where nothing is wrong.
 """
 

@@ -24,10 +24,9 @@ from acsconv.converters import (
 )
 from acsconv.converters.fold import RULES
 from acsconv.operators import ACSConv, ACSConvTranspose, Conv2_5d, SoftACSConv
+from numerics import relative_error
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-
-from numerics import relative_error
 
 
 class Block(nn.Module):
@@ -813,7 +812,7 @@ def test_ambiguous_sizes_are_refused():
 
 
 def test_wrong_arguments():
-    with pytest.raises(TypeError, match="model: expected a torch.nn.Module"):
+    with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module"):
         convert("resnet18")
     with pytest.raises(ValueError, match="to: expected one of 'acs'"):
         convert(nn.Conv2d(1, 1, 1), "asc")

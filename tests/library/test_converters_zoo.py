@@ -15,10 +15,10 @@ import pytest
 import torch
 from acsconv.converters import ACSConverter, convert
 from acsconv.operators import ACSConv
+from numerics import relative_error
 from torch import nn
 
 from acsconv_cuda.decompositions import decompositions
-from numerics import relative_error
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -78,22 +78,16 @@ def test_the_readme_line():
     "name",
     [
         "torchvision/alexnet",
-        "torchvision/densenet121",
         "torchvision/googlenet",
         "torchvision/mobilenet_v3_small",
-        "torchvision/shufflenet_v2_x0_5",
         "torchvision/lraspp_mobilenet_v3_large",
         "timm/convnextv2_atto",
         "timm/edgenext_xx_small",
         "timm/resnest14d",
-        "timm/skresnet18",
         "timm/tf_efficientnet_cc_b0_4e",
-        "timm/tf_mixnet_s",
-        "timm/tresnet_m",
         "smp/FPN/mobilenet_v2",
         "smp/MAnet/resnet18",
         "smp/UPerNet/tu-convnext_atto",
-        "smp/UnetPlusPlus/resnet18",
     ],
 )
 def test_a_row_of_the_coverage_table(name):
@@ -119,7 +113,7 @@ def test_names_of_timm():
     features = model.forward_features(volume)
     assert features.shape == (1, 512, 1, 1, 1)
     assert torch.equal(model.forward_head(features), model(volume))
-    maps = ACSConverter(timm.create_model("resnet18", features_only=True))(volume)
+    maps = ACSConverter(timm.create_model("resnet18", features_only=True)).eval()(volume)
     assert [tuple(m.shape[1:]) for m in maps] == [
         (c, s, s, s) for c, s in ((64, 16), (64, 8), (128, 4), (256, 2), (512, 1))
     ]
@@ -127,7 +121,9 @@ def test_names_of_timm():
 
 def test_transformers_are_refused():
     for name in ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"):
-        with pytest.raises(RuntimeError, match="depends on the size of the 2D image"):
+        with pytest.raises(
+            RuntimeError, match=r"depends on the size of the 2D image|windows would span slices"
+        ):
             convert(timm.create_model(name))
 
 

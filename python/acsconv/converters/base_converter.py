@@ -17,9 +17,9 @@ class BaseConverter:
     What comes back is the network itself, a ``torch.nn.Module``; ``.model`` gives it once more, as acsconv 0.1.1 did.
     :func:`convert` has more to offer.
 
-    A subclass sets ``to``, or, as in 0.1.1, ``target_conv``: a class for volumes with the arguments of ``nn.Conv2d``, of
-    which :meth:`convert_conv_kwargs` is given the 2D layer's and returns the new layer's. Its weights are loaded from the
-    2D layer.
+    A subclass sets ``to``, or, as in 0.1.1, ``target_conv``: a class for volumes with the arguments of ``nn.Conv2d``,
+    of which :meth:`convert_conv_kwargs` is given the 2D layer's and returns the new layer's. Its weights are loaded
+    from the 2D layer.
     """
 
     to: ClassVar[str | Callable[[nn.Conv2d], nn.Module] | None] = None

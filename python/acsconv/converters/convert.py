@@ -38,22 +38,23 @@ def convert(
 
     Args:
         model: a network that takes images [N, C, H, W].
-        to: what convolutions become: ``"acs"``, ``"soft"`` (Soft ACS), ``"mean"`` (mean ACS), ``"2.5d"`` (the 2D kernels,
-            slice by slice), ``"3d"`` (``nn.Conv3d``, the kernels repeated), or a function from an ``nn.Conv2d`` to a layer
-            for volumes, weights included.
-        skip: modules that take volumes already, or will be replaced by such: paths (with wildcards), classes, or functions
-            ``(path, module) -> bool``. They stay as they are, with all inside them, and are given volumes.
+        to: what convolutions become: ``"acs"``, ``"soft"`` (Soft ACS), ``"mean"`` (mean ACS), ``"2.5d"`` (the 2D
+            kernels, slice by slice), ``"3d"`` (``nn.Conv3d``, the kernels repeated), or a function from an
+            ``nn.Conv2d`` to a layer for volumes, weights included.
+        skip: modules that take volumes already, or will be replaced by such: paths (with wildcards), classes, or
+            functions ``(path, module) -> bool``. They stay as they are, with all inside them, and are given volumes.
         inplace: change ``model`` itself, not a copy.
-        example: the size (N, C, D, H, W) of an input, an input, a tuple of inputs or a dict of keyword arguments, on which a
-            copy runs once, in evaluation mode: failures in the network's own code are then found here, all at once.
+        example: the size (N, C, D, H, W) of an input, an input, a tuple of inputs or a dict of keyword arguments, on
+            which a copy runs once, in evaluation mode: failures in the network's own code are then found here, all
+            at once.
         report: return ``(network, Report)``.
         unsqueeze_axis: for ``"2.5d"``, the axis across which the slices lie: -3 (D), -2 (H) or -1 (W).
         i3d_repeat_axis: for ``"3d"``, the axis along which 2D kernels are repeated and divided by the repetitions; None
             initialises 3D kernels anew.
 
     Returns:
-        A module that takes volumes [N, C, D, H, W], has the ``state_dict`` keys of ``model``, and keeps dtype, device, mode,
-        ``requires_grad``, hooks and shared modules. See ``docs/converters.md``.
+        A module that takes volumes [N, C, D, H, W], has the ``state_dict`` keys of ``model``, and keeps dtype,
+        device, mode, ``requires_grad``, hooks and shared modules. See ``docs/converters.md``.
 
     Raises:
         ConversionError: names every module that cannot be converted; nothing has been changed.

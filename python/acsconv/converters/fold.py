@@ -1,9 +1,10 @@
 """The fold: how a volume goes through an unchanged 2D network.
 
 A volume [N, C, D, H, W] enters as the 4D view [N, C, D * H, W]. For whatever treats all positions alike (normalisation,
-activations, reductions over the whole map, attention over tokens, ``permute(0, 2, 3, 1)``, ``flatten(2)``, 1x1 kernels) that
-view is right as it is: "all positions" now means D * H * W. Only functions that mix neighbouring positions must have
-(D, H, W) back; :class:`Volume`, a ``TorchFunctionMode``, hands those to the rules of :mod:`acsconv.converters.rules`.
+activations, reductions over the whole map, attention over tokens, ``permute(0, 2, 3, 1)``, ``flatten(2)``, 1x1
+kernels) that view is right as it is: "all positions" now means D * H * W. Only functions that mix neighbouring
+positions must have (D, H, W) back; :class:`Volume`, a ``TorchFunctionMode``, hands those to the rules of
+:mod:`acsconv.converters.rules`.
 
 Which (D, H, W) a 4D tensor stands for is looked up by its last two sizes: the input and every rule's result enter them
 into a table. Two volumes that fold to the same sizes are ambiguous, and whoever asks for them is refused.
@@ -99,7 +100,7 @@ class Volume(TorchFunctionMode):
         finally:
             self.paused = before
 
-    # --- between a volume and its 4D view; here volumes are [N, C, D, H, W] in the target's order of axes ---------------
+    # --- between a volume and its 4D view; here volumes are [N, C, D, H, W] in the target's order of axes -------------
 
     def fold(self, volume: Tensor) -> Tensor:
         """[N, C, D, H, W] as [N, C, D * H, W], remembered."""
@@ -131,8 +132,8 @@ class Volume(TorchFunctionMode):
         return grid
 
     def resize(self, size: Sequence[int], what: str) -> Grid:
-        """(D, H, W) for a size (h, w) that 2D code computed from the folded sizes: that of a known volume, or one and the
-        same factor on both of them.
+        """(D, H, W) for a size (h, w) that 2D code computed from the folded sizes: that of a known volume, or one and
+        the same factor on both of them.
 
         Raises:
             ConversionError: there is no such volume, or more than one. Nothing is guessed.
@@ -155,10 +156,11 @@ class Volume(TorchFunctionMode):
             )
         return found.pop()
 
-    # --- between people's tensors and the fold --------------------------------------------------------------------------
+    # --- between people's tensors and the fold ------------------------------------------------------------------------
 
     def enter(self, tree: Any, known_only: bool = False) -> Any:
-        """Tensors [N, C, D, H, W], or [N, D, H, W, C] of known sizes, in a structure of tuples, lists and dicts, folded.
+        """Tensors [N, C, D, H, W], or [N, D, H, W, C] of known sizes, in a structure of tuples, lists and dicts,
+        folded.
 
         ``known_only`` leaves tensors alone whose sizes are not those of a known feature map.
         """
@@ -185,7 +187,8 @@ class Volume(TorchFunctionMode):
         return grid == (depth, height, width)
 
     def leave(self, tree: Any, strict: bool = False) -> Any:
-        """Folded feature maps in a structure as volumes again: [N, C, D, H, W], or [N, D, H, W, C] where channels are last.
+        """Folded feature maps in a structure as volumes again: [N, C, D, H, W], or [N, D, H, W, C] where channels are
+        last.
 
         ``strict`` is for what the network returns: a map of labels [N, D * H, W] becomes [N, D, H, W].
 
@@ -214,7 +217,7 @@ class Volume(TorchFunctionMode):
 
         return map_tensors(leave, tree)
 
-    # --- messages -------------------------------------------------------------------------------------------------------
+    # --- messages -----------------------------------------------------------------------------------------------------
 
     def path(self) -> str:
         """Where in the network the code is that runs now, as a dotted path and the class."""
@@ -289,7 +292,7 @@ def triple(value: int | Sequence[int]) -> tuple[int, int, int]:
 
 
 def take_slices(volume: Tensor, offset: int, step: int, count: int) -> Tensor:
-    """``count`` slices of [N, C, D, H, W] at ``offset``, ``offset + step``, ...; those outside are the nearest inside."""
+    """``count`` slices of [N, C, D, H, W] at ``offset``, ``offset + step``, ...; the nearest for those outside."""
     depth = volume.shape[2]
     if (offset, step, count) == (0, 1, depth):
         return volume

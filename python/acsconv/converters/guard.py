@@ -1,11 +1,12 @@
 """Modules of a converted network: 5D outside, folded inside.
 
-Every module keeps its identity, parameters and hooks; only its class changes, to a subclass made here that bears the same
-name. So ``state_dict`` keys stay, ``isinstance`` holds, and a module that is called alone, or looked at by a hook, speaks
-[N, C, D, H, W]. Three kinds:
+Every module keeps its identity, parameters and hooks; only its class changes, to a subclass made here that bears the
+same name. So ``state_dict`` keys stay, ``isinstance`` holds, and a module that is called alone, or looked at by a hook,
+speaks [N, C, D, H, W]. Three kinds:
 
 * :class:`Folded`: a 2D module. Called with a volume, it runs its own code inside a fold.
-* :class:`Layer`: a 3D layer in the place of a 2D one. Called inside a fold, it is handed the volume, outside of the fold.
+* :class:`Layer`: a 3D layer in the place of a 2D one. Called inside a fold, it is handed the volume, outside of the
+  fold.
 * :class:`Solid`: any other module that works on volumes, put in by people; likewise.
 """
 
@@ -70,8 +71,8 @@ class Converted:
         grids = {volume: found for volume, found in grids.items() if maps and None not in found}
         if len({tuple(found) for found in grids.values()}) > 1:
             raise ConversionError(
-                f"{type(self).__name__}: recomputed during backward, it cannot tell which of several volumes it is given; "
-                "run backward before the next volume of another shape"
+                f"{type(self).__name__}: recomputed during backward, it cannot tell which of several volumes it is "
+                "given; run backward before the next volume of another shape"
             )
         return next(reversed(grids), None)
 
@@ -134,8 +135,8 @@ class Folded(Converted):
                 return self._run_inside(volume, function, args, kwargs)
         if self._acs_is_root and _has_rank(4, args, kwargs):
             raise ValueError(
-                f"{type(self).__name__}: expected a volume [N, C, D, H, W], got a tensor of 4 dimensions and none of 5; "
-                f"this network was converted to 3D (to={self._acs_target.name!r})"
+                f"{type(self).__name__}: expected a volume [N, C, D, H, W], got a tensor of 4 dimensions and none of "
+                f"5; this network was converted to 3D (to={self._acs_target.name!r})"
             )
         return function(*args, **kwargs)
 

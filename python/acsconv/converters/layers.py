@@ -19,8 +19,9 @@ class SliceConv(Conv2_5d):
     """A 2D convolution of every slice that follows the 2D sizes along the axis left alone, too.
 
     Along ``unsqueeze_axis`` the output has the size that the plane's axes would have, and its slice is the input's at
-    the thin position of an ACS convolution, the nearest one at the border. A volume made by repeating one slice therefore
-    gives the 2D layer's output in every slice, whatever the padding. :class:`Conv2_5d` itself has padding 0 on that axis.
+    the thin position of an ACS convolution, the nearest one at the border. A volume made by repeating one slice
+    therefore gives the 2D layer's output in every slice, whatever the padding. :class:`Conv2_5d` itself has padding 0
+    on that axis.
 
     Args:
         kernel_size, stride, padding, dilation: of the 2D layer, (h, w); ``padding`` also ``'same'`` or ``'valid'``.
@@ -80,7 +81,7 @@ class SliceConv(Conv2_5d):
 
 
 class Conv3d(nn.Conv3d):
-    """``nn.Conv3d`` that also loads 4D weights, repeated along ``repeat_axis`` (-3, -2 or -1) and divided by its size."""
+    """``nn.Conv3d`` that also loads 4D weights, repeated along ``repeat_axis`` (-3, -2, -1) and divided by its size."""
 
     repeat_axis = -3
 

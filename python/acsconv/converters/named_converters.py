@@ -32,8 +32,8 @@ class ACSConverter(BaseConverter):
 class SoftACSConverter(BaseConverter):
     """Converts a 2D network in place to Soft ACS convolutions, or, with ``mean=True``, to mean ACS convolutions.
 
-    Arguments, result and errors otherwise as :class:`ACSConverter`. Layers of Soft ACS have a parameter ``soft_w_core`` more
-    than the 2D layers; a checkpoint without it loads, and leaves it as it is.
+    Arguments, result and errors otherwise as :class:`ACSConverter`. Layers of Soft ACS have a parameter
+    ``soft_w_core`` more than the 2D layers; a checkpoint without it loads, and leaves it as it is.
     """
 
     def __new__(cls, model: nn.Module, mean: bool = False) -> nn.Module:
@@ -58,8 +58,8 @@ class Conv3dConverter(BaseConverter):
     """Converts a 2D network in place to ``nn.Conv3d``.
 
     Args:
-        i3d_repeat_axis: the axis (-3, -2 or -1) along which the 2D kernels are repeated, and divided by the repetitions;
-            None, as in acsconv 0.1.1, gives the convolutions new weights.
+        i3d_repeat_axis: the axis (-3, -2 or -1) along which the 2D kernels are repeated, and divided by the
+            repetitions; None, as in acsconv 0.1.1, gives the convolutions new weights.
 
     Other arguments, the result and errors as :class:`ACSConverter`; weights are 5D, and 2D checkpoints load.
     """

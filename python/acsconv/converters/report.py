@@ -21,7 +21,8 @@ class Report:
 
     Attributes:
         to: the target.
-        changes: one :class:`Change` for each module whose class or sizes changed, or whose convolutions are computed by rule.
+        changes: one :class:`Change` for each module whose class or sizes changed, or whose convolutions are computed
+            by rule.
         kept: how many modules run as they are.
     """
 

@@ -202,7 +202,7 @@ class SliceTarget(Target):
 
 @dataclass(frozen=True)
 class CubeTarget(Target):
-    """``to="3d"``: ``nn.Conv3d`` with cubic kernels, the 2D weights repeated along ``repeat_axis``; None: new weights."""
+    """``to="3d"``: ``nn.Conv3d`` with cubic kernels, 2D weights repeated along ``repeat_axis``; None: new weights."""
 
     name = "3d"
     repeat_axis: int | None = -3

@@ -69,7 +69,8 @@ def _no_sizes(module: nn.Module) -> dict[str, Any]:
     return {}
 
 
-#: 2D class -> (3D class, function that gives the attributes that change). Exact classes only: a subclass has its own code.
+#: 2D class -> (3D class, function that gives the attributes that change). Exact classes only: a subclass has its own
+#: code.
 EVERYWHERE: dict[type, tuple[type, Callable[[nn.Module], dict[str, Any]]]] = {
     nn.BatchNorm2d: (BatchNorm3d, _no_sizes),
     nn.InstanceNorm2d: (nn.InstanceNorm3d, _no_sizes),

@@ -1,7 +1,8 @@
 """Rules: what torch functions, and a few modules, do on a folded volume. One line registers another.
 
-A function's rule takes its place inside a fold. It is given the :class:`~acsconv.converters.fold.Volume`, the function, and
-the call's arguments; ``volume.unfold(tensor, name)`` gives [N, C, D, H, W], ``volume.fold(result)`` goes back:
+A function's rule takes its place inside a fold. It is given the :class:`~acsconv.converters.fold.Volume`, the
+function, and the call's arguments; ``volume.unfold(tensor, name)`` gives [N, C, D, H, W], ``volume.fold(result)``
+goes back:
 
     >>> @rule(torch.roll)
     ... def roll(volume, function, input, shifts, dims=None):
@@ -14,8 +15,8 @@ imported, so that no other package has to be there:
     ... def space_to_depth(volume, module, forward, input):
     ...     return volume.fold(forward_of_a_volume(volume.unfold(input, "SpaceToDepth")))
 
-Register rules before the conversion. A function's rule runs with all rules off, ``with volume:`` turns them on; a module's
-runs with all rules on, ``with volume.off():`` turns them off.
+Register rules before the conversion. A function's rule runs with all rules off, ``with volume:`` turns them on; a
+module's runs with all rules on, ``with volume.off():`` turns them off.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rules for convolutions that are not layers of their own: in subclasses of ``nn.Conv2d``, blurs, networks' own code."""
+"""Rules for convolutions that are not layers of their own: in subclasses of ``nn.Conv2d``, in networks' own code."""
 
 from __future__ import annotations
 

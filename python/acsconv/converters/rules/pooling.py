@@ -1,4 +1,4 @@
-"""Rules for pooling. A kernel (h, w) becomes (h, h, w); on a plane it stays 2D and slices are picked as convolutions do."""
+"""Rules for pooling. A kernel (h, w) becomes (h, h, w); in 2.5D it stays, and slices are picked as convolutions do."""
 
 from __future__ import annotations
 

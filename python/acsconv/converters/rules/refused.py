@@ -1,7 +1,8 @@
 """Refusals: functions that would accept a folded map and compute something that has no meaning on a volume.
 
 On a folded map [N, C, D * H, W], what treats the last two axes alike is right; what treats one of them alone would run
-through the boundaries between slices. It is refused, never passed. A rule of one's own (:func:`.rule`) takes precedence.
+through the boundaries between slices. It is refused, never passed. A rule of one's own (:func:`.rule`) takes
+precedence.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ def _is_map(volume: Volume, input) -> bool:
 
 def _refuse(volume: Volume, function, input):
     raise ConversionError(
-        f"{function.__name__}: works along one axis of a feature map {tuple(input.shape)}, which has no counterpart in a "
-        f"volume; {_HELP}"
+        f"{function.__name__}: works along one axis of a feature map {tuple(input.shape)}, which has no counterpart "
+        f"in a volume; {_HELP}"
     )
 
 
@@ -43,7 +44,7 @@ def _tensors(volume: Volume, function, tensors, *args, **kwargs):
 
 
 def _single_axis(position: int, name: str = "dim"):
-    """A rule that refuses the function where its argument ``name``, at ``position``, is one of the last two axes alone."""
+    """A rule that refuses the function where ``name``, at ``position``, is one of the last two axes alone."""
 
     def checked(volume: Volume, function, input, *args, **kwargs):
         if _is_map(volume, input):
