@@ -32,33 +32,34 @@ _HEADS = ("fc.", "conv_seg.")  # of torchvision, timm and Kinetics files; of Med
 class _Block(nn.Module):
     """Convolutions with a shortcut around them: [N, inplanes, D, H, W] -> [N, planes * expansion, D', H', W']."""
 
+    expansion: int
+    kernel_sizes: tuple[int, ...]
+
     def __init__(
         self,
         inplanes: int,
         planes: int,
-        stride: int,
-        downsample: nn.Module | None,
-        sizes: Sequence[int],
-        conv: Conv,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        conv: Conv = "acs",
     ) -> None:
         super().__init__()
-        layer = convolution(conv)
-        widths = [inplanes] + [planes] * (len(sizes) - 1) + [planes * self.expansion]
-        for index, size in enumerate(sizes):
+        layer, count = convolution(conv), len(self.kernel_sizes)
+        widths = [inplanes] + [planes] * (count - 1) + [planes * self.expansion]
+        for index, size in enumerate(self.kernel_sizes):
             options = {"kernel_size": size, "padding": size // 2, "bias": False}
-            options["stride"] = stride if index == sizes.index(3) else 1
+            options["stride"] = stride if index == self.kernel_sizes.index(3) else 1
             self.add_module(f"conv{index + 1}", layer(widths[index], widths[index + 1], **options))
             self.add_module(f"bn{index + 1}", nn.BatchNorm3d(widths[index + 1]))
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
         self.stride = stride
-        self._depth = len(sizes)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = x
-        for index in range(1, self._depth + 1):
+        out, count = x, len(self.kernel_sizes)
+        for index in range(1, count + 1):
             out = getattr(self, f"bn{index}")(getattr(self, f"conv{index}")(out))
-            if index < self._depth:
+            if index < count:
                 out = self.relu(out)
         out += x if self.downsample is None else self.downsample(x)
         return self.relu(out)
@@ -68,32 +69,14 @@ class BasicBlock(_Block):
     """Two 3x3 convolutions."""
 
     expansion = 1
-
-    def __init__(
-        self,
-        inplanes: int,
-        planes: int,
-        stride: int = 1,
-        downsample: nn.Module | None = None,
-        conv: Conv = "acs",
-    ) -> None:
-        super().__init__(inplanes, planes, stride, downsample, (3, 3), conv)
+    kernel_sizes = (3, 3)
 
 
 class Bottleneck(_Block):
     """A 3x3 convolution between two of 1x1, the last of which widens fourfold."""
 
     expansion = 4
-
-    def __init__(
-        self,
-        inplanes: int,
-        planes: int,
-        stride: int = 1,
-        downsample: nn.Module | None = None,
-        conv: Conv = "acs",
-    ) -> None:
-        super().__init__(inplanes, planes, stride, downsample, (1, 3, 1), conv)
+    kernel_sizes = (1, 3, 1)
 
 
 class _PaddedShortcut(nn.Module):
