@@ -30,6 +30,8 @@ inline constexpr int kGatherShapeCount = 6, kGatherSmallShape = 1;
 
 // Most taps of a kernel of the depthwise kernels, which keep the weights of 32 channels at hand.
 inline constexpr int64_t kDepthwiseTaps = 128;
+// Most output channels of an input channel there: with more of them the gather kernel's tiles are full.
+inline constexpr int64_t kDepthwiseMultiplier = 4;
 // Channels of a block in the depthwise gradient of the weight, when a warp holds channels and when it holds
 // voxels.
 inline constexpr int kDepthwiseInner = 32, kDepthwiseOuter = 4;
@@ -96,7 +98,12 @@ inline std::string gather_rejection(const Problem& p) {
 // Why the kernels for layers in which every channel stands alone, so that no product of matrices is left, do
 // not take a problem; empty: they do.
 inline std::string depthwise_rejection(const Problem& p, bool soft) {
-  if (p.in_channels != p.groups || p.out_channels != p.groups) return "channels share a group";
+  const int64_t multiplier = p.out_channels / p.groups;
+  if (p.in_channels != p.groups) return "channels share a group";
+  if (p.groups == 1 && multiplier > 1) return "a single input channel";
+  if (multiplier > kDepthwiseMultiplier) {
+    return "more than " + std::to_string(kDepthwiseMultiplier) + " output channels of an input channel";
+  }
   if (soft) return "Soft ACS";
   if (p.kernel_h * p.kernel_w > kDepthwiseTaps) {
     return "more than " + std::to_string(kDepthwiseTaps) + " taps";

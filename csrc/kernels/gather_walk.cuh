@@ -146,23 +146,38 @@ __device__ inline SegmentAxis segment_axis(const GatherWork& work, int view, int
           step * every};
 }
 
-// The segment that `view` adds to a tile.
-__device__ inline Segment gather_segment(const GatherWork& work, const GatherTile& tile, int view) {
-  const Problem& p = work.problem;
-  Segment s;
+// Where a view reads for a tile, whatever the channels: 1 of them, or 0 where no tap reads at all.
+__device__ inline Segment segment_taps(const GatherWork& work, const GatherTile& tile, int view) {
+  Segment s{};
   s.thin = thin_axis(view);
   s.row = row_axis(view);
   s.column = column_axis(view);
+  s.channels = 1;
+  int row_first = 0, row_step = 1, column_first = 0, column_step = 1;
 #pragma unroll
   for (int axis = 0; axis < 3; ++axis) {
     s.axis[axis] = segment_axis(work, view, axis, tile.residue[axis]);
+    if (s.axis[axis].taps == 0) s.channels = 0;
+    if (axis == s.row) row_first = s.axis[axis].first, row_step = s.axis[axis].tap_step;
+    if (axis == s.column) column_first = s.axis[axis].first, column_step = s.axis[axis].tap_step;
   }
+  s.weight_base = row_first * work.problem.kernel_w + column_first;
+  s.weight_row = row_step * work.problem.kernel_w;
+  s.weight_column = column_step;
+  return s;
+}
+
+// The segment that `view` adds to a tile.
+__device__ inline Segment gather_segment(const GatherWork& work, const GatherTile& tile, int view) {
+  const Problem& p = work.problem;
+  Segment s = segment_taps(work, tile, view);
   const int64_t taps = p.kernel_h * p.kernel_w, channels_in = p.in_channels / p.groups;
   const int64_t per_output = channels_in * taps, channels_out = p.out_channels / p.groups;
-  s.weight_base = work.soft ? view * p.out_channels * per_output : 0;
+  if (work.soft) s.weight_base += view * p.out_channels * per_output;
+  int64_t channels = channels_in;
   if (work.pass == Pass::Forward) {
+    if (!work.soft && view != tile.view) channels = 0;
     s.source_channel = tile.group * channels_in;
-    s.channels = static_cast<int>(channels_in);
     s.weight_base += tile.begin * per_output;
     s.weight_item = per_output;
     s.weight_channel = taps;
@@ -173,22 +188,13 @@ __device__ inline Segment gather_segment(const GatherWork& work, const GatherTil
       if (begin < view_begin) begin = view_begin;
       if (end > view_end) end = view_end;
     }
+    channels = end > begin ? end - begin : 0;
     s.source_channel = begin;
-    s.channels = end > begin ? static_cast<int>(end - begin) : 0;
     s.weight_base += begin * per_output + (tile.begin - tile.group * channels_in) * taps;
     s.weight_item = taps;
     s.weight_channel = per_output;
   }
-  int row_first = 0, row_step = 1, column_first = 0, column_step = 1;
-#pragma unroll
-  for (int axis = 0; axis < 3; ++axis) {
-    if (s.axis[axis].taps == 0) s.channels = 0;
-    if (axis == s.row) row_first = s.axis[axis].first, row_step = s.axis[axis].tap_step;
-    if (axis == s.column) column_first = s.axis[axis].first, column_step = s.axis[axis].tap_step;
-  }
-  s.weight_base += row_first * p.kernel_w + column_first;
-  s.weight_row = row_step * p.kernel_w;
-  s.weight_column = column_step;
+  s.channels *= static_cast<int>(channels);
   return s;
 }
 

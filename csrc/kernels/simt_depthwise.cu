@@ -11,12 +11,13 @@ template <class Config>
 const char* launch_depthwise(const Problem& p, Pass pass, const void* source, const void* weight,
                              const void* bias, void* destination, void* stream) {
   using Scalar = typename Config::Scalar;
+  const int64_t channels = pass == Pass::Forward ? p.out_channels : p.in_channels;
   const GatherWork work{p,
                         pass,
                         /*soft=*/false,
                         /*folded=*/false,
                         gather_voxel_tiles(p, pass, Config::kVoxels),
-                        depthwise_channel_tiles(p, Config::kChannels)};
+                        ceil_div(channels, Config::kChannels)};
   int64_t tiles = work.voxel_tiles * work.item_tiles * p.batch;
   for (int axis = 0; axis < 3; ++axis) tiles *= residues(p, pass, axis);
   if (tiles == 0) return nullptr;

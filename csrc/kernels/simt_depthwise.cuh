@@ -1,9 +1,11 @@
-// Depthwise ACS convolution, forward and gradient of the input, for any dtype and geometry: every channel is
-// a 2D kernel over its own volume, so there is no product of matrices, and memory (or the first-level cache)
-// is the limit. A block keeps the weights of its channels, all of one view, in shared memory and computes
-// kVoxels voxels of them. A thread computes kRows voxels of one channel together: each weight is read once
-// for all of them. Neighbouring lanes are neighbouring channels (channels-last), or neighbouring voxels of
-// one channel. Positions come from gather_walk.cuh, as in the gather kernel. Launched by simt_depthwise.cu.
+// Depthwise ACS convolution, forward and gradient of the input, for any dtype and geometry and up to
+// kDepthwiseMultiplier output channels of an input channel: every output channel is a 2D kernel over a volume
+// of its own, so there is no product of matrices, and memory (or the first-level cache) is the limit. A block
+// computes kVoxels voxels of kChannels channels of the result, adding view by view and, in the gradient,
+// output channel by output channel, with the weights in shared memory. A thread computes kRows voxels of one
+// channel together: each weight is read once for all of them. Neighbouring lanes are neighbouring channels
+// (channels-last), or neighbouring voxels of one channel. Positions come from gather_walk.cuh, as in the
+// gather kernel. Launched by simt_depthwise.cu.
 #pragma once
 
 #include "simt_gather.cuh"
@@ -34,15 +36,13 @@ struct SimtDepthwise {
   static_assert(kSharedBytes <= kDefaultSharedBytes);
 };
 
-// Tile `index`: up to kChannels channels of one view and kVoxels voxels. work.item_tiles counts the former.
+// Tile `index`: up to kChannels channels of the result and kVoxels voxels. work.item_tiles counts the former.
 template <class Config>
 __device__ inline void depthwise_tile(const GatherWork& work, int64_t index, GatherTile& tile) {
   const Problem& p = work.problem;
-  const ViewChannels channels = depthwise_channels(p, index % work.item_tiles, Config::kChannels);
-  tile.view = channels.view;
-  tile.begin = channels.begin;
-  tile.end = channels.end;
-  tile.group = tile.begin;  // the segment is that of the first channel; the others follow it
+  const int64_t channels = work.pass == Pass::Forward ? p.out_channels : p.in_channels;
+  tile.begin = index % work.item_tiles * Config::kChannels;
+  tile.end = tile.begin + Config::kChannels < channels ? tile.begin + Config::kChannels : channels;
   gather_tile_voxels(work, index / work.item_tiles, Config::kVoxels, tile);
 }
 
@@ -84,31 +84,44 @@ __global__ void __launch_bounds__(Config::kThreads)
       shared.destination_strides = work.problem.input;
     }
   }
+  const Problem& p = work.problem;
+  const bool forward = work.pass == Pass::Forward;
+  const int64_t multiplier = p.out_channels / p.groups, taps = p.kernel_h * p.kernel_w;
+  const int64_t terms = forward ? 1 : multiplier;  // output channels that a channel of the result depends on
   for (int64_t index = blockIdx.x; index < tiles; index += gridDim.x) {
-    if (thread == 0) {
-      depthwise_tile<Config>(work, index, shared.tile);
-      segment_loop(work, shared.tile, shared.tile.view, shared.segment);
-    }
+    if (thread == 0) depthwise_tile<Config>(work, index, shared.tile);
     __syncthreads();
     describe_voxels<Config>(shared);
-    __syncthreads();
-    describe_sources<Config>(shared.segment, shared);
-    const SegmentLoop& loop = shared.segment;
-    const int64_t taps = work.problem.kernel_h * work.problem.kernel_w;
-    for (int i = thread; i < loop.rows * loop.columns * Config::kChannels; i += Config::kThreads) {
-      const int tap = i / Config::kChannels, item = i % Config::kChannels;
-      const int64_t offset = loop.weight_base + item * taps + tap / loop.columns * loop.weight_row +
-                             tap % loop.columns * loop.weight_column;
-      shared.weight[i] = item < loop.items ? widen(weight[offset]) : typename Config::Sum(0);
-    }
-    __syncthreads();
-    if (channel < loop.items) {
-      typename Config::Sum sum[Config::kRows] = {};
-      if (loop.channels > 0) {
-        depthwise_sums<Config>(source + loop.source_base + channel * loop.channel_step, shared, first_voxel,
-                               channel, sum);
+    const int64_t begin = shared.tile.begin, end = shared.tile.end, item = begin + channel;
+    typename Config::Sum sum[Config::kRows] = {};
+    for (int view = 0; view < kViews; ++view) {
+      const int64_t view_begin = view_channels_begin(p, view), view_end = view_begin + p.split[view];
+      if (end * terms <= view_begin || begin * terms >= view_end) continue;
+      __syncthreads();  // the voxels are described, and the view before has been added
+      if (thread == 0) segment_loop(work, shared.tile, segment_taps(work, shared.tile, view), shared.segment);
+      __syncthreads();
+      const SegmentLoop& loop = shared.segment;
+      if (loop.channels == 0) continue;
+      describe_sources<Config>(loop, shared);
+      for (int64_t term = 0; term < terms; ++term) {
+        if (term > 0) __syncthreads();
+        for (int i = thread; i < loop.rows * loop.columns * Config::kChannels; i += Config::kThreads) {
+          const int tap = i / Config::kChannels, own = i % Config::kChannels;
+          const int64_t offset = ((begin + own) * terms + term) * taps + loop.weight_base +
+                                 tap / loop.columns * loop.weight_row +
+                                 tap % loop.columns * loop.weight_column;
+          shared.weight[i] = own < end - begin ? widen(weight[offset]) : typename Config::Sum(0);
+        }
+        __syncthreads();
+        const int64_t output = item * terms + term;
+        if (item < end && output >= view_begin && output < view_end) {
+          const int64_t source_channel = forward ? output / multiplier : output;
+          depthwise_sums<Config>(source + loop.source_base + source_channel * loop.channel_step, shared,
+                                 first_voxel, channel, sum);
+        }
       }
-      const int64_t item = shared.tile.begin + channel;
+    }
+    if (item < end) {
       const typename Config::Sum shift = bias ? widen(bias[item]) : typename Config::Sum(0);
       typename Config::Scalar* to = destination + shared.tile.batch * shared.destination_strides.batch +
                                     item * shared.destination_strides.channel;

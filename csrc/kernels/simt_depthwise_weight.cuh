@@ -114,7 +114,7 @@ __device__ inline void add_line(const Problem& p, const typename Config::Tile& t
   at[0] = tile.row == 0 ? first : other;
   at[1] = tile.row == 0 ? other : first;
 
-  int64_t source = batch * p.input.batch + channel * p.input.channel;
+  int64_t source = batch * p.input.batch + channel / (p.out_channels / p.groups) * p.input.channel;
   int64_t gradient = batch * p.output.batch + channel * p.output.channel;
   bool inside = true;  // on the thin axis
   int row = 0, column = 0;

@@ -155,13 +155,12 @@ __device__ inline void describe_sources(const SegmentLoop& segment, typename Con
   }
 }
 
-__device__ inline void segment_loop(const GatherWork& work, const GatherTile& tile, int view,
+__device__ inline void segment_loop(const GatherWork& work, const GatherTile& tile, const Segment& s,
                                     SegmentLoop& loop) {
-  const Segment s = gather_segment(work, tile, view);
   const bool forward = work.pass == Pass::Forward;
   const Problem& p = work.problem;
   const int64_t channel_stride = forward ? p.input.channel : p.output.channel;
-  loop.channels = forward && !work.soft && view != tile.view ? 0 : s.channels;
+  loop.channels = s.channels;
   loop.items = static_cast<int>(tile.end - tile.begin);
   loop.thin = s.thin;
   loop.row = s.row;
@@ -384,7 +383,9 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
   for (int64_t index = blockIdx.x; index < tiles; index += gridDim.x) {
     if (thread == 0) gather_tile(work, index, Config::kVoxels, Config::kItems, shared.tile);
     __syncthreads();
-    if (thread < kViews) segment_loop(work, shared.tile, thread, shared.segment[thread]);
+    if (thread < kViews) {
+      segment_loop(work, shared.tile, gather_segment(work, shared.tile, thread), shared.segment[thread]);
+    }
     describe_voxels<Config>(shared);
     __syncthreads();
     typename Config::Sum sum[Config::kRows][Config::kColumns] = {};

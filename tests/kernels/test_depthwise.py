@@ -32,6 +32,12 @@ LAYERS = [
     Layer(7, 7, (5, 6, 10), groups=7, stride=(2, 2, 2), dilation=(1, 2, 3), padding=(1, 2, 3), bias=False),
     Layer(5, 5, (6, 5, 4), kernel=(1, 3), padding=(0, 1), groups=5),
     Layer(3, 3, (5, 5, 5), kernel=(2, 2), padding=(0, 0, 0), groups=3),
+    # Several outputs of an input channel, of one view or of two.
+    Layer(35, 70, (3, 4, 5), groups=35, split=(33, 20, 17)),
+    Layer(
+        5, 15, (5, 6, 7), groups=5, stride=(2, 1, 2), dilation=(1, 2, 1), padding=(1, 2, 1), split=(4, 4, 7)
+    ),
+    Layer(4, 16, (4, 5, 6), kernel=(5, 5), padding=(2, 2, 2), groups=4, split=(0, 15, 1), batch=2),
 ]
 VARIANTS = [
     replace(layer, dtype=dtype, layout=layout) for layer in LAYERS for dtype in DTYPES for layout in LAYOUTS
@@ -149,11 +155,17 @@ def test_batch_zero_gives_zeros(emulator):
 
 @pytest.mark.parametrize("step", ["forward", "backward_input", "backward_weight"])
 def test_plan_takes_the_depthwise_kernel(emulator, step):
-    for layer, taken in [(LAYERS[0], True), (replace(LAYERS[0], groups=1), False)]:
+    for layer, reason in [
+        (LAYERS[0], None),
+        (LAYERS[-1], None),
+        (replace(LAYERS[0], groups=1), "channels share a group"),
+        (Layer(2, 10, (3, 3, 3), groups=2), "more than 4 output channels of an input channel"),
+        (Layer(1, 2, (3, 3, 3), kernel=(9, 9), padding=(4, 4, 4)), "a single input channel"),
+    ]:
         data = integer_data(layer)
         text, _ = emulator.plan(step, problem(layer, data.input, data.grad_output))
-        assert text.startswith("depthwise") == taken
-        assert text.endswith("not depthwise: channels share a group") != taken
+        assert text.startswith("depthwise") == (reason is None)
+        assert text.endswith(f"not depthwise: {reason}") == (reason is not None)
 
 
 def test_large_kernels_fall_to_the_gather_kernel(emulator):

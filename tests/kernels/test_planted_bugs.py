@@ -74,6 +74,9 @@ class Bug:
 
 GATHER, WALK, WEIGHT = "simt_gather.cuh", "gather_walk.cuh", "simt_backward_weight.cuh"
 DEPTHWISE, FEW = "simt_depthwise_weight.cuh", "simt_few_channels.cuh"
+MULTIPLIED = Layer(
+    5, 10, (4, 5, 6), groups=5, split=(3, 3, 4), layout="channels_last"
+)  # outputs of two views
 FIRST = Layer(2, 20, (5, 9, 40), batch=2)  # a first layer: several tiles, octets of two views
 LINES = Layer(5, 5, (11, 12, 13), groups=5, kernel=(5, 5), padding=(2, 2, 2))
 BUGS = [
@@ -152,6 +155,17 @@ BUGS = [
     Bug("tap step of a stride forgotten", DEPTHWISE, "tile.tap_step = stride / divisor;", "tile.tap_step = 1;",
         "device read|" + WRONG, check_backward_weight,
         replace(LINES, stride=(2, 2, 2))),
+    Bug("input channel of another output", "simt_depthwise.cuh", "forward ? output / multiplier : output", "output",
+        "device read|" + WRONG, layer=MULTIPLIED),
+    Bug("second output of an input channel left out", "simt_depthwise.cuh", "terms = forward ? 1 : multiplier;",
+        "terms = 1;", "device read|" + WRONG, check_backward_input, MULTIPLIED),
+    Bug("every view adds every channel", "simt_depthwise.cuh",
+        "if (item < end && output >= view_begin && output < view_end)", "if (item < end)", "device read|" + WRONG,
+        layer=MULTIPLIED),
+    Bug("weights of the next output written too early", "simt_depthwise.cuh", "if (term > 0) __syncthreads();", "",
+        "RACE", check_backward_input, MULTIPLIED),
+    Bug("input channel of another output in the weight", DEPTHWISE, "channel / (p.out_channels / p.groups)", "channel",
+        "device read|" + WRONG, check_backward_weight, MULTIPLIED),
     Bug("box of the next view loaded too early", FEW, "if (loaded) __syncthreads();", "", "RACE", layer=FIRST),
     Bug("next tile's voxels described too early", FEW, "    __syncthreads();  // tables, weights", "    // tables",
         "RACE|uninitialised", layer=FIRST),
