@@ -95,8 +95,8 @@ inline std::string gather_rejection(const Problem& p) {
   return {};
 }
 
-// Why the kernels for layers in which every channel stands alone, so that no product of matrices is left, do
-// not take a problem; empty: they do.
+// Why the kernels for layers in which every input channel is a group, so that no product of matrices is left,
+// do not take a problem; empty: they do.
 inline std::string depthwise_rejection(const Problem& p, bool soft) {
   const int64_t multiplier = p.out_channels / p.groups;
   if (p.in_channels != p.groups) return "channels share a group";

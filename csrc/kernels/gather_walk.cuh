@@ -1,14 +1,12 @@
 // What a thread block of the gather kernel (simt_gather.cuh) computes, in the terms of one matrix product
 //
-//   destination[voxel, item] = bias[item] + sum over segments, k of source[position(voxel, k)] * weight[item,
-//   k]
+//   destination[voxel, item] = bias[item] + sum of source[position(voxel, k)] * weight[item, k]
 //
-// with k running over (channel, row tap, column tap) of a segment. The two passes differ in nothing else:
+// over segments and k = (channel, row tap, column tap) of a segment. The two passes differ in nothing else:
 //
-//   forward          source x, destination out; items are output channels; one segment, the view of those
-//   channels gradient of x    source grad_out, destination grad_x; items are input channels; a segment per
-//   view, whose
-//                    channels are the view's output channels
+//   forward         source x, destination out; items are output channels; one segment: the items' view
+//   gradient of x   source grad_out, destination grad_x; items are input channels; a segment per view,
+//                   whose channels are the view's output channels
 //
 // In the gradient, voxel x of the input receives from output (x - origin - tap * dilation) / stride, where
 // that is an integer. A tile therefore takes input voxels of one residue class modulo the stride: within a

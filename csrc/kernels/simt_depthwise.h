@@ -1,5 +1,4 @@
-// Launches the depthwise kernel: forward pass or gradient of the input where every channel is a group of its
-// own.
+// Launches the depthwise kernel: forward pass or gradient of the input where every input channel is a group.
 #pragma once
 
 #include "../plan.h"

@@ -8,10 +8,9 @@
 // all taps. For 7x7 that makes 8 loads for 49 products.
 //
 // With stride s and dilation d, let t = s / gcd and e = d / gcd. Taps r, r + t, ... read the same rows of x,
-// for outputs o, o + e, ...: they form one walk, which moves by e outputs and e * s rows of x. Without a
-// stride, t is
-// 1. A block computes kChannels channels of one view over one part of the lines (the walks), adds the sums of
-// its threads in a fixed tree, and writes them as simt_backward_weight.cuh does. Launched by
+// for outputs o, o + e, ...: they form one walk, which moves by e outputs and e * s rows of x (no stride: t
+// is 1). A block computes kChannels output channels of one view over one part of the lines (the walks), adds
+// the sums of its threads in a fixed tree, and writes them as simt_backward_weight.cuh does. Launched by
 // simt_depthwise_weight.cu.
 #pragma once
 

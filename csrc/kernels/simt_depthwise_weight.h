@@ -1,4 +1,4 @@
-// Launches the gradients of weight and bias where every channel is a group of its own.
+// Launches the gradients of weight and bias where every input channel is a group.
 #pragma once
 
 #include "../plan.h"
