@@ -6,6 +6,7 @@ The table of all networks is docs/coverage.md, by benchmarks/coverage.py, whose 
 import copy
 import importlib.util
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from acsconv.converters import ACSConverter, convert
+from acsconv.converters.rules import MODULE_RULES, RULES
 from acsconv.operators import ACSConv
 from numerics import relative_error
 from torch import nn
@@ -257,3 +259,19 @@ def test_an_unfrozen_head_trains():
     optimizer.step()
     assert model.features[0][0].weight.grad is None
     assert not torch.equal(before, model.classifier[1].weight)
+
+
+def test_the_examples_of_the_manual(capsys):
+    text = (ROOT / "docs" / "converters.md").read_text().replace('weights="DEFAULT"', "weights=None")
+    held = dict(RULES), dict(MODULE_RULES)
+    names: dict = {}
+    try:
+        for example in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            exec(example, names)
+        assert "layer1.0.conv1         Conv2d             ACSConv" in capsys.readouterr().out
+        assert isinstance(names["model_3d"].layer4[0].conv1, nn.Conv2d)
+        assert torch.Tensor.flip in RULES
+    finally:
+        for table, before in zip((RULES, MODULE_RULES), held):
+            table.clear()
+            table.update(before)

@@ -158,7 +158,10 @@ class Layer(Converted):
         maps = volume.unfold(input, type(self).__name__)
         with volume.off():
             out = super().__call__(volume.target.from_canonical(maps), *args, **kwargs)
-        return map_tensors(lambda tensor: volume.fold(volume.target.to_canonical(tensor)), out)
+        out = map_tensors(lambda tensor: volume.fold(volume.target.to_canonical(tensor)), out)
+        if hasattr(self, "output_size"):  # an adaptive pooling
+            volume.pooled.add(volume.grid(out, type(self).__name__))
+        return out
 
 
 class Solid(Converted):

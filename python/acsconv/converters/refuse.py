@@ -57,8 +57,13 @@ _WRAPPERS = (
 
 def problems(model: nn.Module, skipped: set[int]) -> Iterator[tuple[str, str]]:
     """(path, reason) of every module that cannot be converted, whose id is not in ``skipped``."""
-    for path, module in model.named_modules(remove_duplicate=True):
-        reason = None if id(module) in skipped else _problem(module)
+    judged: set[int] = set()  # what is inside something converted needs no line of its own
+    for path, module in model.named_modules():
+        if id(module) in skipped or id(module) in judged:
+            continue
+        if isinstance(module, Converted):
+            judged.update(map(id, module.modules()))
+        reason = _problem(module)
         if reason is not None:
             yield f"{path or 'the network'} ({type(module).__name__})", reason
 
