@@ -83,9 +83,10 @@ inline FewChannelsPlan plan_few_channels(const Problem& p, bool soft, int multip
         for (int axis = 0; axis < 3; ++axis) {
           axes[axis] = few_box_axis(p, view, axis, int64_t{1} << log_tile[axis]);
         }
-        // No product leaves 64 bits: gather_rejection() bounds every extent by 2^30.
-        const int64_t rows = axes[0].extent * axes[1].extent;
-        const bool fits = rows < kFewSharedBytes && axes[2].extent < kFewSharedBytes;
+        const auto small = [](int64_t number) { return number < kFewSharedBytes; };
+        const bool fits = small(axes[0].extent) && small(axes[1].extent) && small(axes[2].extent) &&
+                          small(axes[0].extent * axes[1].extent);
+        const int64_t rows = fits ? axes[0].extent * axes[1].extent : 0;
         box = fits ? std::max(box, p.in_channels * rows * few_row_pitch(axes[2])) : kFewSharedBytes;
         row_loads += p.in_channels * rows * ((axes[2].extent + 31) / 32);
       }

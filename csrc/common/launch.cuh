@@ -18,6 +18,12 @@ namespace acsconv {
 // Kernels may use this much shared memory without asking the driver for more.
 inline constexpr size_t kDefaultSharedBytes = 48 * 1024;
 
+// Registers of a thread where a multiprocessor, of any GPU from 8.0 on, is to hold `blocks` blocks.
+constexpr int register_budget(int threads, int blocks) {
+  const int registers = 65536 / (threads * blocks);
+  return registers < 255 ? registers : 255;
+}
+
 }  // namespace acsconv
 
 #if defined(__CUDACC__)

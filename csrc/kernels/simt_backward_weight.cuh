@@ -54,6 +54,10 @@ struct SimtBackwardWeight {
   // the most loads on its way.
   static constexpr int kBlocks = kWarps == 1 ? (Narrow_ ? 12 : 8) : (Narrow_ ? 576 : 384) / kThreads;
 
+  // Sums, a slice on its way, and about 32 for factors and addresses.
+  static_assert((kWarpItems * kRows + kColumnLoads + kItemLoads) * int{sizeof(Sum)} / 4 + 32 <=
+                register_budget(kThreads, kBlocks));
+
   // Where a column reads relative to a voxel. The bias's column, and those past the last one, read nothing:
   // their row is kOutside, and they are told apart by `column`.
   struct alignas(16) Shift {

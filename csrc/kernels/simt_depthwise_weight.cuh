@@ -44,6 +44,10 @@ struct SimtDepthwiseWeight {
   static constexpr int kBlocks =
       sizeof(Sum) == 8 ? 2 : 3;  // per multiprocessor: 255 or 168 registers a thread
 
+  // Sums, the values of grad_output and x of a step, and about 32 for addresses.
+  static_assert((kTaps * kTaps + 2 * kTaps) * int{sizeof(Sum)} / 4 + 32 <=
+                register_budget(kThreads, kBlocks));
+
   struct Tile {
     int view;
     int row, column, other;  // axes: `other` is the one that is neither `row` nor W

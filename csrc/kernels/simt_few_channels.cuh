@@ -41,6 +41,10 @@ struct SimtFewChannels {
   static constexpr int kBlocks =
       sizeof(Sum) == 8 ? 1 : 3;  // per multiprocessor: 255 or 80 registers a thread
 
+  // Sums, the factors of a product, and about 32 for addresses.
+  static_assert((kRows * kOctet + kRows + kOctet) * int{sizeof(Sum)} / 4 + 32 <=
+                register_budget(kThreads, kBlocks));
+
   // What a view needs of the block's slab.
   struct View {
     int first, end;           // octets that hold channels of the view
@@ -224,7 +228,7 @@ __device__ __forceinline__ void store_octet(const typename Config::Sum (&sum)[Co
 #pragma unroll
   for (int j = 0; j < Config::kOctet; ++j) narrow(sum[j] + bias[j], value[j]);
   if (vectors) {
-    constexpr int kVectors = sizeof(value) / sizeof(uint4);
+    constexpr int kVectors = Config::kOctet * sizeof(Scalar) / sizeof(uint4);
     uint4 words[kVectors];
     memcpy(words, value, sizeof(value));
 #pragma unroll

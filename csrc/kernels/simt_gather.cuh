@@ -91,6 +91,9 @@ struct SimtGather {
   static constexpr bool kLarge = kRows * kColumns * sizeof(Sum) >= 192 || sizeof(Sum) == 8 || kWarps == 1;
   static constexpr int kBlocks = (kLarge ? 384 : 512) / kThreads;
   static_assert(kVoxels % kThreads == 0 && kThreads % kSlice == 0);
+  // Sums, a slice on its way, and about 32 for factors and addresses.
+  static_assert((kRows * kColumns + kSourceLoads + kWeightLoads) * int{sizeof(Sum)} / 4 + 32 <=
+                register_budget(kThreads, kBlocks));
 
   struct Stage {
     alignas(16) Sum source[kSlice][kSourcePitch];

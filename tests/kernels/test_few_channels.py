@@ -140,6 +140,12 @@ def test_what_is_left_to_the_gather_kernel(emulator, layer, reason):
     assert f"not few channels: {reason};" in plan_of(emulator, layer)
 
 
+def test_huge_strides_are_left_to_the_gather_kernel(emulator):
+    """Extents of a tile whose product exceeds 64 bits."""
+    problem = fields(Layer(1, 6, (3, 3, 3))) | {"stride": (2**27,) * 3, "out_size": (2, 2, 2)}
+    assert "exceeds 96 KiB" in emulator.plan("forward", problem)[0]
+
+
 def test_shared_memory_is_bounded(emulator):
     """No plan asks for more than every GPU from 8.0 on gives to a block."""
     for channels, out, kernel, stride in itertools.product((1, 2, 3, 4), (16, 64, 96), (3, 5, 7), (1, 2)):
