@@ -1,0 +1,125 @@
+"""Bugs planted in the tensor-core kernels of forward and gradient of the input must be found; see test_planted_bugs.py.
+
+Only bfloat16 and one tile of each arrangement are compiled; the other kernels come from the emulator's cache.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass, replace
+
+import pytest
+from kernels.harness import (
+    Layer,
+    assert_equal,
+    backward_input,
+    forward,
+    integer_data,
+    run_backward_input,
+    run_forward,
+    soft_kernels,
+)
+from kernels.test_mma_forward import soft_forward
+from kernels.test_planted_bugs import CSRC, WRONG, replace_once
+
+# Three steps of the reduction, several tiles of voxels, views of odd widths that begin at odd channels.
+COPIED = Layer(40, 21, (5, 9, 9), split=(7, 9, 5), dtype="bfloat16", layout="channels_last")
+GATHERED = replace(COPIED, in_channels=37, layout="contiguous")
+BACKWARD = replace(COPIED, in_channels=20, out_channels=44, split=(5, 20, 19))  # five steps
+
+
+@dataclass(frozen=True)
+class Bug:
+    name: str
+    file: str
+    old: str
+    new: str
+    found_by: str  # in the emulator's report, or WRONG
+    run: str = "forward"
+    layer: Layer = COPIED
+    multiprocessors: int = 1
+
+
+WARP, STEP, COPY = "mma_view_per_warp.cuh", "mma_view_per_step.cuh", "mma_copy.cuh"
+VIEW, STORE, WORK, PACK = "mma_view.cuh", "mma_store.cuh", "mma_work.cuh", "mma_pack.cu"
+WAIT = "    ptx::cp_async_wait<kMmaStages - 2>();\n    __syncthreads();\n"
+EPILOGUE = "  ptx::cp_async_wait<0>();\n  __syncthreads();\n"
+BUGS = [
+    *(
+        bug
+        for file, run, layer in ((WARP, "forward", COPIED), (STEP, "backward", BACKWARD))
+        for bug in (
+            Bug(f"wait too weak ({run})", file, WAIT, WAIT.replace("- 2", "- 1"), "RACE|uninitialised", run, layer),
+            Bug(f"barrier after the wait removed ({run})", file, WAIT, WAIT.split("\n")[0], "RACE|uninitialised", run,
+                layer),
+            Bug(f"stage released early ({run})", file, "shared, ahead, other", "shared, ahead, stage",
+                "RACE|uninitialised", run, layer),
+            Bug(f"barrier before the epilogue removed ({run})", file, EPILOGUE, EPILOGUE.split("\n")[0], "RACE", run,
+                layer),
+            Bug(f"barrier before the stores removed ({run})", file, "  __syncthreads();\n  tile.template store",
+                "  tile.template store", "RACE|uninitialised", run, layer),
+            Bug(f"barrier after the table removed ({run})", file, "  __syncthreads();\n#pragma unroll\n  for (int s",
+                "#pragma unroll\n  for (int s", "RACE|uninitialised", run, layer),
+        )
+    ),
+    Bug("gathered stage stored before the barrier", WARP, WAIT, "", "RACE|uninitialised", layer=GATHERED),
+    Bug("border not tested", COPY, "inside = inside && position >= 0 &&", "inside = inside &&",
+        "device read|" + WRONG),
+    Bug("channels past the end gathered", COPY, "offset >= 0 && channel + element < channels", "offset >= 0",
+        "device read|" + WRONG, layer=GATHERED),
+    Bug("row of another tap", VIEW, "row >= inner && (row - inner)", "row >= inner && m > 0 && (row - inner)", WRONG),
+    Bug("taps of the coronal view exchanged", STEP, "HaloOf::voxel(kInner, 0, kOuter)",
+        "HaloOf::voxel(kOuter, 0, kInner)", WRONG, "backward", BACKWARD),
+    Bug("voxels past the end stored", STORE, "inside = inside && at[axis] < work.result_size[axis];", "",
+        "device write|RACE between blocks"),
+    Bug("last part left out", STORE, "part < work.parts;", "part < work.parts - 1;", WRONG,
+        layer=replace(COPIED, in_channels=80), multiprocessors=100),
+    Bug("parts share a slot", STORE, "(blockIdx.z * blocks + block) * kSlot", "block * kSlot",
+        "RACE between blocks|" + WRONG, layer=replace(COPIED, in_channels=80), multiprocessors=100),
+    Bug("residue of the dilation forgotten", WORK, "return place.residue[axis] + ", "return ", "RACE between blocks|" + WRONG,
+        layer=replace(COPIED, dilation=(2, 2, 2), padding=(2, 2, 2))),
+    Bug("slack of odd channels forgotten", PACK, "range.begin - column_slack(range, 8 * pack.tiles)", "range.begin",
+        WRONG),
+    Bug("channels of another view count", PACK, "channel < reduced.valid.begin ||", "", WRONG, "backward", BACKWARD),
+    Bug("taps not turned round", PACK, "tap = 8 - tap;", "tap = tap;", WRONG, "backward", BACKWARD),
+    Bug("weights not folded", PACK, "if (view == 1 && column == 1) sum += at(2, pair, row, 1);", "", WRONG, "soft"),
+]  # fmt: skip
+
+
+def build_variant(emulator_builder, root, bug: Bug):
+    shutil.copytree(CSRC, root, ignore=shutil.ignore_patterns("__pycache__", "cpu"))
+    plan = root / "mma_plan.h"
+    text = re.sub(
+        r"(kViewPerWarpShapes\[\] = )\{.*?\};", r"\1{{2, 8, 4, 8, 1, 2}};", plan.read_text(), flags=re.S
+    )
+    text = re.sub(r"(kViewPerStepShapes\[\] = )\{.*?\};", r"\1{{4, 4, 4, 8, 1, 2}};", text, flags=re.S)
+    plan.write_text(re.sub(r"static_assert\([^;]*Shapes\[[^;]*;\n", "", text))
+    for arrangement, parameters in (("warp", "int"), ("step", "int, bool")):
+        for name, scalar in (("f16", "Float16"), ("tf32", "float")):
+            (root / "kernels" / f"mma_view_per_{arrangement}_{name}.cu").write_text(
+                '#include "mma_launch.h"\nnamespace acsconv {\ntemplate <>\n'
+                f"MmaLauncher view_per_{arrangement}_instance<{scalar}>({parameters}) {{ return nullptr; }}\n}}\n"
+            )
+    replace_once(root / "kernels" / bug.file, bug.old, bug.new)
+    return emulator_builder.module(root)
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: re.sub(r"\W+", "-", bug.name))
+def test_bug_is_found(emulator_builder, tmp_path, bug):
+    module = build_variant(emulator_builder, tmp_path / "csrc", bug)
+    module.configure(multiprocessors=bug.multiprocessors)
+    layer, data = bug.layer, integer_data(bug.layer)
+    with pytest.raises((RuntimeError, AssertionError)) as found:
+        if bug.run == "forward":
+            actual = run_forward(module, layer, data, launcher="mma_forward")
+            expected = forward(layer, data)
+        elif bug.run == "backward":
+            actual = run_backward_input(module, layer, data, launcher="mma_backward_input")
+            expected = backward_input(layer, data)
+        else:
+            kernels = soft_kernels(layer)
+            actual = run_forward(module, layer, replace(data, weight=kernels), launcher="mma_soft_forward")
+            expected = soft_forward(layer, data, kernels)
+        assert_equal(actual, expected, layer.dtype)
+    assert re.search(bug.found_by, str(found.value)), str(found.value)
