@@ -786,6 +786,14 @@ def test_wrapped_networks_are_refused(wrap, message):
         lambda x: x @ x.transpose(-1, -2),
         lambda x: torch.matmul(x, torch.ones(x.size(-1), 2)),
         lambda x: torch.einsum("bchw,bchv->bcwv", x, x),
+        lambda x: (x @ x.mT) @ x,
+        lambda x: F.linear(x, torch.ones(x.size(-1), x.size(-1))),
+        lambda x: F.layer_norm(x, x.shape[-1:]),
+        lambda x: x[:, :, torch.arange(x.size(2))],
+        lambda x: x.prod(2),
+        lambda x: x.topk(2, dim=2).values,
+        lambda x: x.index_select(3, torch.tensor([0, 1])),
+        lambda x: x + torch.meshgrid(torch.arange(x.size(2)), torch.arange(x.size(3)), indexing="ij")[0],
     ],
 )
 def test_what_would_be_wrong_in_silence_is_refused(function):

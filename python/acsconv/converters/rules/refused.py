@@ -35,6 +35,21 @@ def _whole(volume: Volume, function, input, *args, **kwargs):
     return function(input, *args, **kwargs)
 
 
+def _product(volume: Volume, function, input, other):
+    for tensor in (input, other):
+        if _is_map(volume, tensor):
+            _refuse(volume, function, tensor)
+    return function(input, other)
+
+
+def _coordinates(volume: Volume, function, *tensors, **kwargs):
+    axes = tensors[0] if isinstance(tensors[0], (list, tuple)) else tensors
+    sizes = tuple(int(axis.numel()) for axis in axes)
+    if len(sizes) == 2 and any(volume.grids.get(s, _POINT) != _POINT for s in (sizes, sizes[::-1])):
+        raise ConversionError(f"meshgrid: coordinates {sizes} of a folded map are none of a volume; {_HELP}")
+    return function(*tensors, **kwargs)
+
+
 def _tensors(volume: Volume, function, tensors, *args, **kwargs):
     dim = args[0] if args else kwargs.get("dim", 0)
     for tensor in tensors:
@@ -104,11 +119,15 @@ rule(
     torch.fft.irfft2,
     F.fractional_max_pool2d,
     F.fractional_max_pool2d_with_indices,
+    F.layer_norm,
+    F.linear,
     Tensor.tril,
     Tensor.triu,
     torch.tril,
     torch.triu,
 )(_whole)
+rule(torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__)(_product)
+rule(torch.meshgrid)(_coordinates)
 rule(torch.cat, torch.concat)(_tensors)
 rule(torch.roll, Tensor.roll)(_roll)
 rule(F.normalize, torch.norm, Tensor.norm, torch.linalg.vector_norm)(_single_axis(1))
@@ -129,7 +148,17 @@ rule(
     torch.var_mean,
     torch.logsumexp,
     Tensor.logsumexp,
+    torch.nanmean,
+    Tensor.nanmean,
+    torch.nansum,
+    Tensor.nansum,
+    torch.std_mean,
+    torch.any,
+    Tensor.any,
+    torch.all,
+    Tensor.all,
 )(_single_axis(0))
+rule(torch.topk, Tensor.topk, torch.kthvalue, Tensor.kthvalue, torch.diff, Tensor.diff)(_single_axis(1))
 rule(
     F.softmax,
     F.log_softmax,
@@ -145,6 +174,22 @@ rule(
     Tensor.min,
     torch.argmax,
     Tensor.argmax,
+    torch.argmin,
+    Tensor.argmin,
+    torch.prod,
+    Tensor.prod,
+    torch.median,
+    Tensor.median,
+    torch.cummax,
+    Tensor.cummax,
+    torch.cummin,
+    Tensor.cummin,
+    torch.logcumsumexp,
+    Tensor.logcumsumexp,
+    torch.gather,
+    Tensor.gather,
+    torch.index_select,
+    Tensor.index_select,
     torch.sort,
     Tensor.sort,
     torch.unbind,

@@ -15,10 +15,10 @@ _POINT = (1, 1, 1)
 @rule(Tensor.__getitem__)
 def getitem(volume: Volume, function, input, index):
     grid = volume.find(input) if isinstance(index, tuple) else None
-    if grid is None or grid == _POINT:
+    if grid is None or grid == _POINT or any(i is None for i in index):
         return function(input, index)
     plane = _plane_index(index)
-    if plane is None or all(isinstance(i, slice) and i == _ALL for i in plane):
+    if all(isinstance(i, slice) and i == _ALL for i in plane):
         return function(input, index)
     slices = _crop(volume, grid, plane)
     leading = (
@@ -36,10 +36,8 @@ def _plain(index: tuple) -> list:
     return [i for i in index if i is Ellipsis]
 
 
-def _plane_index(index: tuple) -> tuple | None:
-    """What an index of a 4D tensor says of (h, w); None where it does not speak of them, or is too involved."""
-    if any(i is None or isinstance(i, (Tensor, list)) for i in index):
-        return None
+def _plane_index(index: tuple) -> tuple:
+    """What an index of a 4D tensor says of (h, w)."""
     items = list(index)
     if _plain(index):
         at = next(k for k, i in enumerate(items) if i is Ellipsis)
