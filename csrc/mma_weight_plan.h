@@ -11,15 +11,15 @@
 
 namespace acsconv {
 
-// A tile of voxels: 8 along the inner axis of the view, 4 along the pair axis, 8 along W.
-inline constexpr int kWeightTileInner = 8, kWeightTilePair = 4, kWeightTileW = 8;
-inline constexpr int kWeightTileVoxels = kWeightTileInner * kWeightTilePair * kWeightTileW;
-inline constexpr int kWeightStages = 2, kWeightGeometryBytes = 128;
-// What a block computes: `taps` x `taps` kernels, 16 x m_tiles x m_groups input channels, 8 x n_tiles
-// columns, which are output channels of one view. A warp has one outer tap, all inner ones, one of the
-// m_groups and one of the `shares` of every tile of voxels. `blocks` of them fit a multiprocessor.
+// A tile of voxels of grad_output: `inner` along the inner axis of the view, 4 along the pair axis, 8 along
+// W.
+inline constexpr int kWeightTilePair = 4, kWeightTileW = 8;
+inline constexpr int kWeightStages = 2, kWeightGeometryBytes = 256;
+// What a block computes: `taps` x `taps` kernels of one stride, 16 x m_tiles x m_groups input channels, 8 x
+// n_tiles columns, which are output channels of one view. A warp has one outer tap, all inner ones, one of
+// the m_groups and one of the `shares` of every tile of voxels. `blocks` of them fit a multiprocessor.
 struct MmaWeightShape {
-  int taps, m_tiles, m_groups, shares, n_tiles, blocks;
+  int taps, stride, inner, m_tiles, m_groups, shares, n_tiles, blocks;
 
   ACSCONV_HD constexpr int channels() const { return 16 * m_tiles * m_groups; }
   ACSCONV_HD constexpr int columns() const { return 8 * n_tiles; }
@@ -27,28 +27,32 @@ struct MmaWeightShape {
 
   // Shared memory, in bytes: a voxel has 16 in each plane of 8 channels, and planes are so far apart that the
   // copies of neighbouring pieces of neighbouring voxels fall into different banks
-  // (test_mma_backward_weight.py counts them). `halo` is that of view s, the largest.
+  // (test_mma_backward_weight.py counts them). `halo` is that of the view with the largest.
   static constexpr int up_to(int bytes, int residue) { return (bytes - residue + 127) / 128 * 128 + residue; }
   constexpr int x_planes() const { return channels() / 8; }
+  constexpr int voxels() const { return inner * kWeightTilePair * kWeightTileW; }
+  constexpr int reach(int length) const { return (length - 1) * stride + taps; }
   constexpr int halo() const {
-    return (kWeightTileInner + taps - 1) * (kWeightTilePair + taps - 1) * kWeightTileW;
+    const int in_s = reach(kWeightTilePair) * kWeightTileW,
+              in_a_and_c = kWeightTilePair * reach(kWeightTileW);
+    return reach(inner) * (in_s > in_a_and_c ? in_s : in_a_and_c);
   }
   constexpr int x_plane() const { return up_to(16 * halo(), 128 / x_planes()); }
-  constexpr int g_plane() const {
-    return up_to(16 * kWeightTileVoxels, n_tiles == 2 ? 64 : n_tiles == 3 ? 48 : 32);
-  }
+  constexpr int g_plane() const { return up_to(16 * voxels(), n_tiles == 2 ? 64 : n_tiles == 3 ? 48 : 32); }
   constexpr int g_begin() const { return up_to(x_planes() * x_plane(), 0); }
   constexpr int stage() const { return g_begin() + up_to(n_tiles * g_plane(), 0); }
   constexpr int tables() const {
-    return up_to(kWeightGeometryBytes + 8 * (halo() + kWeightTileVoxels / kWeightTileW), 0);
+    return up_to(kWeightGeometryBytes + 8 * (halo() + voxels() / kWeightTileW), 0);
   }
   constexpr int shared_bytes() const { return tables() + kWeightStages * stage(); }
 };
 // Two columns of tiles for layers of about 32 channels, three for views of 17 to 24 channels (64 in all),
-// four for views of 32 (96, 192). Kernels of 5 and 7 leave registers for fewer input channels.
+// four for views of 32 (96, 192). Kernels of 5 and 7 leave registers for fewer input channels; of stride 2,
+// the halo leaves shared memory for fewer. 2 x 2 kernels of stride 2 halve a volume.
 inline constexpr MmaWeightShape kMmaWeightShapes[] = {
-    {3, 2, 1, 2, 2, 2}, {3, 2, 2, 2, 3, 1}, {3, 2, 2, 2, 4, 1}, {5, 1, 2, 1, 3, 1}, {7, 1, 1, 2, 2, 1}};
-inline constexpr int kMmaWeightShapeCount = 5;
+    {3, 1, 8, 2, 1, 2, 2, 2}, {3, 1, 8, 2, 2, 2, 3, 1}, {3, 1, 8, 2, 2, 2, 4, 1}, {5, 1, 8, 1, 2, 1, 3, 1},
+    {7, 1, 8, 1, 1, 2, 2, 1}, {3, 2, 4, 2, 1, 2, 2, 2}, {3, 2, 4, 2, 1, 2, 3, 2}, {2, 2, 4, 2, 1, 2, 3, 2}};
+inline constexpr int kMmaWeightShapeCount = 8;
 
 // Columns of a block start at a multiple of this channel, so that grad_output is copied in pieces of 8 bytes.
 inline constexpr int64_t kColumnAlignment = 4;
@@ -86,7 +90,7 @@ struct MmaWeightPlan {
 
 // Offsets within a tile are kept in 32 bits.
 inline bool spans_fit(const VolumeStrides& s) {
-  constexpr int64_t most_voxels = 16, limit = int64_t{1} << 31;
+  constexpr int64_t most_voxels = 32, limit = int64_t{1} << 31;
   int64_t span = 0;
   for (const int64_t stride : s.axis) {
     if (stride < 0 || stride > limit) return false;
@@ -103,11 +107,15 @@ inline std::string mma_weight_rejection(const Problem& p, const Machine& machine
   }
   if (p.type == ScalarType::Float64) return "float64 has no tensor-core instruction of this shape";
   if (p.groups != 1) return "groups > 1";
-  if (p.kernel_h != p.kernel_w || (p.kernel_h != 3 && p.kernel_h != 5 && p.kernel_h != 7)) {
-    return "the kernel is not 3 x 3, 5 x 5 or 7 x 7";
+  if (p.kernel_h != p.kernel_w) return "the kernel is not square";
+  bool exists = false;
+  for (const MmaWeightShape& s : kMmaWeightShapes) exists |= s.taps == p.kernel_h && s.stride == p.stride[0];
+  if (!exists) {
+    return "no block takes kernels of " + std::to_string(p.kernel_h) + " x " + std::to_string(p.kernel_h) +
+           " and stride " + std::to_string(p.stride[0]);
   }
   for (int axis = 0; axis < 3; ++axis) {
-    if (p.stride[axis] != 1) return "stride > 1";
+    if (p.stride[axis] != p.stride[0]) return "the strides differ";
     for (int view = 0; view < kViews; ++view) {
       if (axis != thin_axis(view) && p.dilation[view][axis] != 1) return "dilation > 1";
     }
@@ -116,16 +124,19 @@ inline std::string mma_weight_rejection(const Problem& p, const Machine& machine
   return gather_rejection(p);
 }
 
-ACSCONV_HD inline int64_t weight_tiles(const Problem& p, int view) {
+// `inner`: length of a tile along the inner axis.
+ACSCONV_HD inline int64_t weight_tiles(const Problem& p, int view, int inner) {
   const auto tiles = [&](int axis, int64_t length) { return (p.out_size[axis] + length - 1) / length; };
-  return p.batch * tiles(weight_inner_axis(view), kWeightTileInner) *
-         tiles(weight_pair_axis(view), kWeightTilePair) * tiles(2, kWeightTileW);
+  return p.batch * tiles(weight_inner_axis(view), inner) * tiles(weight_pair_axis(view), kWeightTilePair) *
+         tiles(2, kWeightTileW);
 }
 
-// What a block costs per tile, in cycles of a multiprocessor: 2 per mma, and its bytes at 32 per cycle.
+// What a block costs per tile of 256 voxels, in cycles of a multiprocessor: 2 per mma, and its bytes at 32
+// per cycle.
 inline int64_t weight_block_cost(const MmaWeightShape& s) {
-  const int64_t products = s.taps * s.taps * (kWeightTileVoxels / 16) * (s.channels() / 16) * s.n_tiles;
-  return 2 * products + 2 * (s.channels() * s.halo() + s.columns() * kWeightTileVoxels) / 32;
+  const int64_t products = s.taps * s.taps * (s.voxels() / 16) * (s.channels() / 16) * s.n_tiles;
+  const int64_t bytes = 2 * (s.channels() * s.halo() + s.columns() * s.voxels());
+  return (2 * products + bytes / 32) * (256 / s.voxels());
 }
 
 inline MmaWeightPlan plan_mma_backward_weight(const Problem& p, bool soft, const Machine& machine) {
@@ -136,7 +147,8 @@ inline MmaWeightPlan plan_mma_backward_weight(const Problem& p, bool soft, const
   int64_t best = INT64_MAX;
   for (int shape = 0; shape < kMmaWeightShapeCount; ++shape) {
     const MmaWeightShape& s = kMmaWeightShapes[shape];
-    if (s.taps != p.kernel_h || static_cast<size_t>(s.shared_bytes()) > machine.block_shared_bytes) continue;
+    if (s.taps != p.kernel_h || s.stride != p.stride[0]) continue;
+    if (static_cast<size_t>(s.shared_bytes()) > machine.block_shared_bytes) continue;
     int64_t units = 0;
     for (int view = 0; view < kViews; ++view) units += view_columns(p, soft, view, s.columns()).units;
     const int64_t channel_blocks = (p.in_channels + s.channels() - 1) / s.channels();
@@ -159,7 +171,7 @@ inline MmaWeightPlan plan_mma_backward_weight(const Problem& p, bool soft, const
   // accuracy, and as few as the workspace holds.
   constexpr int64_t kMostTiles = 64;
   int64_t tiles = 1;
-  for (int view = 0; view < kViews; ++view) tiles = std::max(tiles, weight_tiles(p, view));
+  for (int view = 0; view < kViews; ++view) tiles = std::max(tiles, weight_tiles(p, view, s.inner));
   const int64_t blocks = std::max<int64_t>(1, plan.units * plan.channel_blocks);
   constexpr int64_t reserved = 1024;  // of a multiprocessor's shared memory, for each block
   const auto fitting =

@@ -37,13 +37,13 @@ const char* launch_instance(const MmaWeightWork& work, const void* grad_output, 
 template <class Scalar, bool kAsync>
 const char* launch_shape(int shape, const MmaWeightWork& work, const void* grad_output, const void* input,
                          void* stream) {
-  static_assert(kMmaWeightShapeCount == 5);
-  const auto run = shape == 0   ? launch_instance<Scalar, 0, kAsync>
-                   : shape == 1 ? launch_instance<Scalar, 1, kAsync>
-                   : shape == 2 ? launch_instance<Scalar, 2, kAsync>
-                   : shape == 3 ? launch_instance<Scalar, 3, kAsync>
-                                : launch_instance<Scalar, 4, kAsync>;
-  return run(work, grad_output, input, stream);
+  static_assert(kMmaWeightShapeCount == 8);
+  using Run = decltype(&launch_instance<Scalar, 0, kAsync>);
+  constexpr Run kRun[] = {launch_instance<Scalar, 0, kAsync>, launch_instance<Scalar, 1, kAsync>,
+                          launch_instance<Scalar, 2, kAsync>, launch_instance<Scalar, 3, kAsync>,
+                          launch_instance<Scalar, 4, kAsync>, launch_instance<Scalar, 5, kAsync>,
+                          launch_instance<Scalar, 6, kAsync>, launch_instance<Scalar, 7, kAsync>};
+  return kRun[shape](work, grad_output, input, stream);
 }
 
 template <class Scalar>

@@ -1,6 +1,7 @@
-// Gradients of weight and bias on tensor cores, stride 1:
-//   grad_weight[o][i][p][q] = sum over voxels of grad_output[o][voxel] * x[i][voxel + origin + tap(p, q)]
-//   grad_bias[o]            = sum over voxels of grad_output[o][voxel]
+// Gradients of weight and bias on tensor cores:
+//   grad_weight[o][i][p][q] = sum over voxels v of grad_output[o][v] * x[i][stride * v + origin + tap(p, q)]
+//   grad_bias[o]            = sum over voxels v of grad_output[o][v]
+//
 // for float16 and bfloat16 volumes of any strides, summed in float32. Launched by mma_backward_weight.cu.
 //
 // One product of matrices per tap: M = input channels, N = output channels of one view, depth = voxels. M is
@@ -10,12 +11,12 @@
 //
 // A block takes one unit (8 n_tiles columns of a view), one block of input channels and one part of the
 // view's tiles of voxels. Its halo lies only in the view's plane and its tiles along the view's own axes:
-//     view  inner axis (8 long)  pair axis (4; two rows make a depth of 16)  outer tap
+//     view  inner axis (8 or 4)  pair axis (4; two rows make a depth of 16)  outer tap
 //      a          H                             D                            along W
 //      c          D                             H                            along W
 //      s          H                             D                            along D, the pair axis
 // A warp has one outer tap, all inner taps, m_tiles x 16 input channels, and one share of the tile's stacks;
-// a stack is 8 pairs of rows along the inner axis. Fragments of grad_output stay in registers for as many
+// a stack is the pairs of rows along the inner axis. Fragments of grad_output stay in registers for as many
 // rows as there are taps, so that every fragment of x serves all inner taps. The accumulators of a part leave
 // the block once, in the order of the fragments; mma_add_parts_kernel adds the parts in order.
 #pragma once
@@ -42,11 +43,14 @@ struct MmaBackwardWeight {
   static constexpr int kTaps = kS.taps, kM = kS.m_tiles, kGroups = kS.m_groups, kShares = kS.shares,
                        kN = kS.n_tiles, kBlocks = kS.blocks;
   static constexpr int kThreads = 32 * kS.warps();
-  static constexpr int kInner = kWeightTileInner, kW = kWeightTileW, kVoxels = kWeightTileVoxels;
-  static constexpr int kStacks = kWeightTilePair / 2;
+  static constexpr int kStride = kS.stride, kInner = kS.inner, kW = kWeightTileW, kVoxels = kS.voxels();
+  static constexpr int kStacks = kWeightTilePair / 2,
+                       kRows = kS.reach(kInner);  // rows of x that a stack reads
   static_assert(kW == 8 && kWeightTilePair % 2 == 0 && kStacks % kShares == 0 && kShares <= 2);
-  static_assert(kS.halo() >= (kInner + kTaps - 1) * kWeightTilePair * (kW + kTaps - 1), "of views a and c");
-  static_assert(kInner + kWeightTilePair + kW + 2 * (kTaps - 1) <= 32, "a bit per coordinate of the halo");
+  static_assert(kStride == 1 || kStride == 2);
+  static_assert(kS.reach(kInner) + kS.reach(kW) + kWeightTilePair <= 32 &&
+                    kS.reach(kInner) + kW + kS.reach(kWeightTilePair) <= 32,
+                "a bit per coordinate of the halo");
 
   // Shared memory: the geometry, the tables of voxels, and the stages, each x and then grad_output.
   static_assert(sizeof(WeightGeometry) <= kWeightGeometryBytes);
@@ -69,12 +73,12 @@ __device__ __forceinline__ void load_stage(const MmaWeightWork& work, const Weig
                                            unsigned char* stage) {
   using Scalar = typename Config::Scalar;
   const Problem& p = work.problem;
-  constexpr int kTile[kWeightAxes] = {kWeightTileW, kWeightTileInner, kWeightTilePair};
+  constexpr int kTile[kWeightAxes] = {Config::kW, Config::kInner, kWeightTilePair}, kShift[kWeightAxes] = {};
   const Scalar *x = input + tile.sample * p.input.batch, *g = grad_output + tile.sample * p.output.batch;
   int read[kWeightAxes];
 #pragma unroll
   for (int i = 0; i < kWeightAxes; ++i) {
-    read[i] = tile.at[i] + geometry.origin[i];
+    read[i] = tile.at[i] * Config::kStride + geometry.origin[i];
     x += read[i] * geometry.input_stride[i];
     g += tile.at[i] * geometry.output_stride[i];
   }
@@ -85,7 +89,7 @@ __device__ __forceinline__ void load_stage(const MmaWeightWork& work, const Weig
                           first_channel,
                           static_cast<int>(p.in_channels),
                           geometry.halo_voxels,
-                          outside_box(read, geometry.input_end, geometry.halo),
+                          outside_box(read, geometry.input_end, geometry.halo, geometry.shift),
                           reinterpret_cast<const uint2*>(memory + Config::kXTable),
                           stage};
   const Box<Scalar> g_box{grad_output,
@@ -95,7 +99,7 @@ __device__ __forceinline__ void load_stage(const MmaWeightWork& work, const Weig
                           geometry.first_column,
                           geometry.columns,
                           Config::kVoxels,
-                          outside_box(tile.at, geometry.output_size, kTile),
+                          outside_box(tile.at, geometry.output_size, kTile, kShift),
                           reinterpret_cast<const uint2*>(memory + Config::kGTable),
                           stage + Config::kGBegin};
   if constexpr (Config::kAsync) {
@@ -136,7 +140,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
                                const typename Config::Scalar* __restrict__ grad_output,
                                const typename Config::Scalar* __restrict__ input) {
   using Scalar = typename Config::Scalar;
-  constexpr int kTaps = Config::kTaps, kM = Config::kM, kN = Config::kN, kRows = Config::kInner + kTaps - 1;
+  constexpr int kTaps = Config::kTaps, kM = Config::kM, kN = Config::kN, kRows = Config::kRows;
   constexpr int kGRow = Config::kW * 16, kGPair = Config::kInner * kGRow;  // bytes from row to row
   DYNAMIC_SHARED(memory);
   auto& geometry = *reinterpret_cast<WeightGeometry*>(memory);
@@ -145,17 +149,17 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
   const int64_t unit = index % work.units;
   index /= work.units;
   const int64_t channel_block = index % work.channel_blocks, part = index / work.channel_blocks;
-  if (threadIdx.x == 0) describe_block(work.problem, work.soft, unit, 8 * kN, geometry);
+  if (threadIdx.x == 0) describe_block(work.problem, work.soft, work.shape, unit, geometry);
   __syncthreads();
   const int view = geometry.view;
   for (int i = threadIdx.x; i < geometry.halo_voxels; i += Config::kThreads) {
-    describe_voxel(i, geometry.halo, geometry.input_stride,
+    describe_voxel(i, geometry.halo, geometry.input_stride, geometry.shift, geometry.evens,
                    reinterpret_cast<uint2*>(memory + Config::kXTable)[i]);
   }
   for (int i = threadIdx.x; i < Config::kVoxels / Config::kW; i += Config::kThreads) {
-    constexpr int kTile[kWeightAxes] = {kWeightTileW, kWeightTileInner, kWeightTilePair};
+    constexpr int kShift[kWeightAxes] = {};
     uint2& row = reinterpret_cast<uint2*>(memory + Config::kGTable)[i];
-    describe_voxel(i * Config::kW, kTile, geometry.output_stride, row);
+    describe_voxel(i * Config::kW, geometry.tile, geometry.output_stride, kShift, /*evens=*/0, row);
     row.y &= ~1u;  // the bit along W is each voxel's own
   }
   __syncthreads();
@@ -163,17 +167,21 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int outer = warp % kTaps, group = warp / kTaps % Config::kGroups;
   const int share = warp / (kTaps * Config::kGroups);
-  const int64_t tiles = weight_tiles(work.problem, view);
+  const int64_t tiles = weight_tiles(work.problem, view, Config::kInner);
   const int64_t first_tile = tiles * part / work.parts, last_tile = tiles * (part + 1) / work.parts;
   const int first_channel = static_cast<int>(channel_block) * Config::kS.channels();
   const bool sums_bias = work.bias && channel_block == 0;
 
   // Matrices of a fragment of x: lane bit 3 is the upper 8 channels, bit 4 the second row of the pair; of two
   // columns of tiles of grad_output: bit 3 the second row, bit 4 the second column of tiles.
-  const int row_step = geometry.halo[kAlongW] * 16, pair_step = row_step * geometry.halo[kAlongInner];
+  const int row_step = geometry.halo[kAlongW] * 16, plane_step = row_step * geometry.halo[kAlongInner];
+  const int pair_step = view == 2 ? Config::kStride * plane_step : plane_step;
+  const int outer_step = view == 2              ? outer * plane_step
+                         : Config::kStride == 1 ? outer * 16
+                                                : (outer % 2 * geometry.evens + outer / 2) * 16;
   const int upper = lane >> 3 & 1, second = lane >> 4;
-  const uint32_t x_lane = (group * kM * 2 + upper) * Config::kXPlane + second * pair_step +
-                          ((lane & 7) + outer * geometry.outer_step) * 16;
+  const uint32_t x_lane =
+      (group * kM * 2 + upper) * Config::kXPlane + second * pair_step + (lane & 7) * 16 + outer_step;
   const uint32_t g_lane = Config::kGBegin + upper * kGPair + (lane & 7) * 16;
 
   float sum[kTaps][kM][kN][4] = {}, bias[kN] = {};
@@ -214,8 +222,9 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
       uint32_t columns[kTaps][kN][2];  // row r of grad_output in columns[r % kTaps]
 #pragma unroll
       for (int row = 0; row < kRows; ++row) {
-        if (row < Config::kInner) {
-          load_columns<Config>(columns[row % kTaps], pairs + row * kGRow, single + row * kGRow);
+        const int starts = row / Config::kStride;  // the row of grad_output whose first tap this is
+        if (row % Config::kStride == 0 && starts < Config::kInner) {
+          load_columns<Config>(columns[starts % kTaps], pairs + starts * kGRow, single + starts * kGRow);
         }
         uint32_t x[kM][4];
 #pragma unroll
@@ -224,8 +233,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
         }
 #pragma unroll
         for (int tap = 0; tap < kTaps; ++tap) {
-          const int meets = row - tap;
-          if (meets < 0 || meets >= Config::kInner) continue;
+          const int meets = (row - tap) / Config::kStride;
+          if (row < tap || (row - tap) % Config::kStride != 0 || meets >= Config::kInner) continue;
           ptx::mma_tiles<Scalar>(sum[tap], x, 0, columns[meets % kTaps]);
         }
       }

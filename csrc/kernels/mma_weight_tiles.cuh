@@ -2,10 +2,12 @@
 // block's lie, which of their voxels exist, and how they get into shared memory, as [plane of 8
 // channels][voxel][8 channels].
 //
-// A tile of grad_output is a box of 8 x 4 x 8 voxels, and that of x the same box with the view's halo around
-// it. A table has the offset of every voxel of x from the box's corner, and one bit for each of its
-// coordinates; for grad_output it has the rows along W, which leaves room for another block on a
-// multiprocessor. A tile is then a mask of the coordinates that lie outside the volume, and a test one AND.
+// A tile of grad_output is a box of 8 (4 for stride 2) x 4 x 8 voxels; that of x, what they read in the view.
+// With stride 2 and along W, in its plane, the even positions lie before the odd ones, so that 8 outputs side
+// by side still read 128 bytes; along the thin axis the box has the positions that are read and no others. A
+// table has the offset of every voxel of x from the box's corner, and one bit for each of its coordinates;
+// for grad_output it has the rows along W, which leaves room for another block on a multiprocessor. A tile is
+// then a mask of the coordinates that lie outside the volume, and a test one AND.
 #pragma once
 
 #include "../common/ptx.cuh"
@@ -16,17 +18,15 @@ namespace acsconv {
 // A block's axes: those of its view, in the order in which tiles follow each other.
 enum WeightAxis { kAlongW, kAlongInner, kAlongPair, kWeightAxes };
 
-ACSCONV_HD constexpr int weight_tile_length(int axis) {
-  return axis == kAlongW ? kWeightTileW : axis == kAlongInner ? kWeightTileInner : kWeightTilePair;
-}
-
 struct WeightGeometry {
   int64_t input_stride[kWeightAxes], output_stride[kWeightAxes];
   int origin[kWeightAxes];     // of the read positions
   int input_end[kWeightAxes];  // behind the last position that some output reads
   int output_size[kWeightAxes];
-  int halo[kWeightAxes];            // extents of the box of x
-  int halo_voxels, outer_step;      // voxels of that box; from one outer tap to the next
+  int tile[kWeightAxes];            // extents of the box of grad_output
+  int halo[kWeightAxes];            // and of x; its voxels are `halo_voxels`
+  int shift[kWeightAxes];           // log2 of the distance of its voxels: of the stride, along the thin axis
+  int stride, halo_voxels, evens;   // even positions along W that lie before the odd ones; 0: in order
   int view, first_column, columns;  // the block's first channel of grad_output, and how many the tensor has
 };
 
@@ -34,8 +34,9 @@ struct WeightTile {
   int at[kWeightAxes], sample;
 };
 
-__device__ inline void describe_block(const Problem& p, bool soft, int64_t unit, int columns,
+__device__ inline void describe_block(const Problem& p, bool soft, const MmaWeightShape& shape, int64_t unit,
                                       WeightGeometry& to) {
+  const int columns = shape.columns();
   int view = 0;
   ViewColumns v = view_columns(p, soft, view, columns);
   while (unit >= v.units) {
@@ -49,13 +50,17 @@ __device__ inline void describe_block(const Problem& p, bool soft, int64_t unit,
     to.input_stride[i] = p.input.axis[axis];
     to.output_stride[i] = p.output.axis[axis];
     to.origin[i] = static_cast<int>(p.origin[view][axis]);
-    const int64_t read = p.out_size[axis] + p.origin[view][axis] + extent - 1;
+    const int64_t read = (p.out_size[axis] - 1) * shape.stride + p.origin[view][axis] + extent;
     to.input_end[i] = static_cast<int>(read < p.in_size[axis] ? read : p.in_size[axis]);
     to.output_size[i] = static_cast<int>(p.out_size[axis]);
-    to.halo[i] = weight_tile_length(i) + extent - 1;
+    const bool is_thin = axis == thin_axis(view);
+    to.tile[i] = i == kAlongW ? kWeightTileW : i == kAlongInner ? shape.inner : kWeightTilePair;
+    to.halo[i] = is_thin ? to.tile[i] : (to.tile[i] - 1) * shape.stride + extent;
+    to.shift[i] = is_thin ? shape.stride - 1 : 0;
   }
   to.halo_voxels = to.halo[kAlongW] * to.halo[kAlongInner] * to.halo[kAlongPair];
-  to.outer_step = view == 2 ? to.halo[kAlongW] * to.halo[kAlongInner] : 1;
+  to.stride = shape.stride;
+  to.evens = shape.stride == 2 && view != 2 ? (to.halo[kAlongW] + 1) / 2 : 0;
   to.view = view;
   to.first_column = static_cast<int>(v.base + unit * columns);
   to.columns = static_cast<int>(p.out_channels);
@@ -63,28 +68,33 @@ __device__ inline void describe_block(const Problem& p, bool soft, int64_t unit,
 
 // A table entry of a voxel of a box: its offset from the box's corner, and a bit for each of its coordinates.
 __device__ __forceinline__ void describe_voxel(int voxel, const int (&extent)[kWeightAxes],
-                                               const int64_t (&stride)[kWeightAxes], uint2& to) {
-  const int w = voxel % extent[kAlongW], row = voxel / extent[kAlongW];
+                                               const int64_t (&stride)[kWeightAxes],
+                                               const int (&shift)[kWeightAxes], int evens, uint2& to) {
+  const int column = voxel % extent[kAlongW], row = voxel / extent[kAlongW];
+  const int w = evens == 0 ? column : column < evens ? 2 * column : 2 * (column - evens) + 1;
   const int inner = row % extent[kAlongInner], pair = row / extent[kAlongInner];
-  to.x = static_cast<unsigned>(w * stride[kAlongW] + inner * stride[kAlongInner] + pair * stride[kAlongPair]);
+  to.x = static_cast<unsigned>((w * stride[kAlongW] << shift[kAlongW]) +
+                               (inner * stride[kAlongInner] << shift[kAlongInner]) +
+                               (pair * stride[kAlongPair] << shift[kAlongPair]));
   to.y = 1u << w | 1u << (extent[kAlongW] + inner) | 1u << (extent[kAlongW] + extent[kAlongInner] + pair);
 }
 
-// Bits [0, length) of the coordinates that, from `begin` on, lie outside [0, end).
-__device__ __forceinline__ uint32_t outside_bits(int begin, int end, int length) {
+// A bit for each of `length` coordinates, 1 << shift apart from `begin` on, that lies outside [0, end).
+__device__ __forceinline__ uint32_t outside_bits(int begin, int end, int length, int shift) {
   const auto clamp = [length](int value) { return value < 0 ? 0 : value > length ? length : value; };
-  const int first = clamp(-begin), last = clamp(end - begin);
+  const int first = clamp((shift - begin) >> shift), last = clamp((shift + end - begin) >> shift);
   const auto low_bits = [](int count) { return (1u << count) - 1; };
   return low_bits(length) & ~(low_bits(last) & ~low_bits(first));
 }
 __device__ __forceinline__ uint32_t outside_box(const int (&begin)[kWeightAxes],
                                                 const int (&end)[kWeightAxes],
-                                                const int (&extent)[kWeightAxes]) {
+                                                const int (&extent)[kWeightAxes],
+                                                const int (&shift)[kWeightAxes]) {
   uint32_t bits = 0;
   int position = 0;
 #pragma unroll
   for (int i = 0; i < kWeightAxes; ++i) {
-    bits |= outside_bits(begin[i], end[i], extent[i]) << position;
+    bits |= outside_bits(begin[i], end[i], extent[i], shift[i]) << position;
     position += extent[i];
   }
   return bits;
@@ -94,7 +104,7 @@ __device__ inline WeightTile tile_at(const WeightGeometry& geometry, int64_t ind
   WeightTile tile;
 #pragma unroll
   for (int i = 0; i < kWeightAxes; ++i) {
-    const int length = weight_tile_length(i), count = (geometry.output_size[i] + length - 1) / length;
+    const int length = geometry.tile[i], count = (geometry.output_size[i] + length - 1) / length;
     tile.at[i] = static_cast<int>(index % count) * length;
     index /= count;
   }
@@ -104,7 +114,7 @@ __device__ inline WeightTile tile_at(const WeightGeometry& geometry, int64_t ind
 __device__ __forceinline__ void next_tile(const WeightGeometry& geometry, WeightTile& tile) {
 #pragma unroll
   for (int i = 0; i < kWeightAxes; ++i) {
-    tile.at[i] += weight_tile_length(i);
+    tile.at[i] += geometry.tile[i];
     if (tile.at[i] < geometry.output_size[i]) return;
     tile.at[i] = 0;
   }
@@ -175,11 +185,15 @@ __device__ __forceinline__ void gather_box(const Box<typename Config::Scalar>& b
     const int channels = (entry.y & box.outside) == 0 ? box.channels - channel : 0;
     const typename Config::Scalar* from =
         box.corner + static_cast<int>(entry.x) + channel * box.channel_stride;
+    const auto next = [&](int i) {  // a step at a time: multiples of the stride would be kept in registers
+      const uint32_t bits = i < channels ? from->bits : 0;
+      from += box.channel_stride;
+      return bits;
+    };
     uint32_t words[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint32_t low = 2 * i < channels ? from[2 * i * box.channel_stride].bits : 0;
-      const uint32_t high = 2 * i + 1 < channels ? from[(2 * i + 1) * box.channel_stride].bits : 0;
+      const uint32_t low = next(2 * i), high = next(2 * i + 1);
       words[i] = low | high << 16;
     }
     *reinterpret_cast<uint4*>(box.stage + plane * kPlane + voxel * 16) =

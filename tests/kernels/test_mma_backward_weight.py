@@ -73,7 +73,7 @@ def generated(count: int, seed: int) -> list[Layer]:
     draw = random.Random(seed)
     layers: dict[str, Layer] = {}
     while len(layers) < count:
-        kernel = draw.choice((3, 3, 3, 3, 5, 7))
+        kernel, stride = draw.choice(((3, 1), (3, 1), (3, 1), (5, 1), (7, 1), (3, 2), (3, 2), (2, 2)))
         out_channels = draw.choice((1, 3, 4, 8, 12, 16, 21, 24, 32, 48, 64, 70))
         first = draw.choice((None, None, 0, out_channels, draw.randint(0, out_channels)))
         split = None
@@ -85,6 +85,7 @@ def generated(count: int, seed: int) -> list[Layer]:
             out_channels,
             tuple(draw.choice((1, 2, 3, 4, 5, 7, 9, 12, 17)) for _ in range(3)),
             kernel=(kernel, kernel),
+            stride=(stride,) * 3,
             padding=(draw.choice(((kernel - 1) // 2, (kernel - 1) // 2, 0, kernel - 1)),) * 3,
             split=split,
             batch=draw.choice((1, 1, 2)),
@@ -102,13 +103,17 @@ def test_bit_equal_on_integers(emulator, layer):
     check(emulator, layer)
 
 
-# Every shape of block by both ways of copying: 32 input channels, 64 with three and four columns of tiles, 5, 7.
+# Every shape of block by both ways of copying: 32 input channels, 64 with three and four columns of tiles, 5, 7; of
+# stride 2 with two and three columns, and for 2 x 2 kernels.
 BLOCKS = [
     Layer(32, 32, (4, 4, 9)),
     Layer(64, 64, (4, 4, 9)),
     Layer(64, 96, (4, 4, 9)),
     Layer(32, 24, (4, 4, 9), kernel=(5, 5), padding=(2, 2, 2)),
     Layer(16, 16, (4, 4, 9), kernel=(7, 7), padding=(3, 3, 3)),
+    Layer(32, 32, (4, 4, 9), stride=(2, 2, 2)),
+    Layer(32, 64, (4, 4, 9), stride=(2, 2, 2)),
+    Layer(24, 64, (4, 4, 9), kernel=(2, 2), stride=(2, 2, 2), padding=(0, 0, 0)),
 ]
 
 
@@ -119,7 +124,8 @@ BLOCKS = [
 def test_tiles_of_a_part(emulator, layer, layout, dtype, tiles):
     """One part of 1, 2, 3 and 5 tiles: both stages are used again."""
     emulator.configure(detect_races=False)
-    check(emulator, replace(layer, size=(4, 4, 8 * tiles - 3), layout=layout, dtype=dtype))
+    width = (8 * tiles - 3) * layer.stride[2]
+    check(emulator, replace(layer, size=(4, 4, width), layout=layout, dtype=dtype))
 
 
 RACES = [
@@ -130,6 +136,8 @@ RACES = [
     Layer(9, 7, (5, 9, 10), batch=2),
     Layer(16, 8, (3, 5, 17), kernel=(5, 5), padding=(2, 2, 2), layout="channels_last"),
     Layer(8, 4, (3, 4, 17), kernel=(7, 7), padding=(3, 3, 3), split=(1, 2, 1), layout="channels_last"),
+    Layer(16, 8, (9, 7, 35), stride=(2, 2, 2), layout="channels_last"),
+    Layer(8, 24, (8, 9, 32), stride=(2, 2, 2), kernel=(2, 2), padding=(0, 0, 0)),
 ]
 RACES = [replace(layer, dtype="bfloat16") if layer.dtype == "float32" else layer for layer in RACES]
 SCHEDULES = [("warp-first", "late", 1), ("random", "early", 2), ("random", "random", 3)]
@@ -283,9 +291,10 @@ REJECTED = [
     (replace(LAYER, dtype="float32"), "float32: ldmatrix transposes 16-bit elements only"),
     (replace(LAYER, dtype="float64"), "float64"),
     (replace(LAYER, groups=2), "groups > 1"),
-    (replace(LAYER, kernel=(1, 1), padding=(0, 0, 0)), "the kernel is not 3 x 3, 5 x 5 or 7 x 7"),
-    (replace(LAYER, kernel=(1, 3), padding=(0, 1)), "the kernel is not 3 x 3"),
-    (replace(LAYER, stride=(1, 2, 1)), "stride > 1"),
+    (replace(LAYER, kernel=(1, 1), padding=(0, 0, 0)), "no block takes kernels of 1 x 1 and stride 1"),
+    (replace(LAYER, kernel=(1, 3), padding=(0, 1)), "the kernel is not square"),
+    (replace(LAYER, kernel=(5, 5), stride=(2, 2, 2)), "no block takes kernels of 5 x 5 and stride 2"),
+    (replace(LAYER, stride=(1, 2, 1)), "the strides differ"),
     (replace(LAYER, dilation=(1, 1, 2), padding=(1, 1, 2)), "dilation > 1"),
     (
         replace(LAYER, in_channels=2048, out_channels=2048, split=None),
