@@ -16,6 +16,8 @@ ALLOWED = {
     "cudaDeviceGetAttribute",
     "cudaFuncSetAttribute",
     "cudaGetDevice",
+    "cudaGetDriverEntryPoint",
+    "cudaGetDriverEntryPointByVersion",
     "cudaGetErrorString",
     "cudaGetLastError",
 }
