@@ -204,7 +204,10 @@ def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, *flat) -> Tenso
     refuse_complex(input)
     arguments = Arguments.of(flat)
     split, geometry, groups, _ = arguments
-    if choose("forward", input, arguments) == "torch":
+    backend = choose("forward", input, arguments)
+    if backend != "cuda":
+        weight, bias = _rounded(weight, input), None if bias is None else _rounded(bias, input)
+    if backend == "torch":
         if split is None:
             return reference.soft_acs_conv3d(input, weight, bias, geometry, groups)
         return reference.acs_conv3d(input, weight, bias, split, geometry, groups)
@@ -219,7 +222,10 @@ def _backward_input(
 ) -> Tensor:
     arguments = Arguments.of(flat)
     split, geometry, groups, _ = arguments
-    if choose("backward_input", grad_output, arguments) == "torch":
+    backend = choose("backward_input", grad_output, arguments)
+    if backend != "cuda":
+        weight = _rounded(weight, grad_output)
+    if backend == "torch":
         return reference.backward_input(
             grad_output, weight, size, split, geometry, groups, _format(channels_last)
         )
@@ -237,6 +243,11 @@ def _backward_weight(grad_output: Tensor, input: Tensor, needs_bias: bool, *flat
     return torch.ops.acsconv.fused_backward_weight(
         grad_output, input, geometry.kernel, needs_bias, *_fused(arguments), groups
     )
+
+
+def _rounded(weight: Tensor, volume: Tensor) -> Tensor:
+    """A float32 weight in the dtype of a 16-bit volume; the CUDA kernels round it while they pack it."""
+    return weight.to(volume.dtype)
 
 
 def tf32_is_allowed() -> bool:
@@ -317,13 +328,20 @@ def _vmap_rule(operator: Callable, folds: Callable[[tuple], bool]) -> Callable:
 
 
 # ---- autocast: as the built-in convolutions, to the dtype that the user chose --------------------------------------
+# float32 weights, which parameters are, go to the operator as they are and are rounded there.
 
 
 def _autocast_rule(operator: Callable, device_type: str, key) -> Callable:
     def rule(*args):
         dtype = torch.get_autocast_dtype(device_type)
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-            return operator(*(_cast(a, device_type, dtype) for a in args))
+            input, weight, bias, *rest = args
+            input = _cast(input, device_type, dtype)
+            if input.dtype != dtype or any(
+                t is not None and t.dtype != torch.float32 for t in (weight, bias)
+            ):
+                weight, bias = (_cast(t, device_type, dtype) for t in (weight, bias))
+            return operator(input, weight, bias, *rest)
 
     return rule
 

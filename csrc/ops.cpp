@@ -101,6 +101,17 @@ void check_companion(const char* name, const Tensor& tensor, const char* volume_
   check(tensor.device() == volume.device(), name, " must be on the device of ", volume_name);
 }
 
+// A weight or bias: of the volume's dtype, or float32 beside 16 bits, as autocast leaves parameters.
+void check_weight(const char* name, const Tensor& tensor, const char* volume_name, const Tensor& volume,
+                  int64_t rank) {
+  const TorchScalar type = volume.scalar_type();
+  const bool wide = tensor.scalar_type() == TorchScalar::Float &&
+                    (type == TorchScalar::Half || type == TorchScalar::BFloat16);
+  if (!wide) return check_companion(name, tensor, volume_name, volume, rank);
+  check(tensor.dim() == rank, name, " must have ", rank, " dimensions, got ", tensor.dim());
+  check(tensor.device() == volume.device(), name, " must be on the device of ", volume_name);
+}
+
 // The numbers that all operators take behind their tensors.
 struct Layer {
   Numbers split, stride, origin, dilation;
@@ -173,7 +184,7 @@ struct Forward {
 Forward prepare_forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                         const Numbers& output_size, const Layer& layer) {
   check_volume("input", input);
-  check_companion("weight", weight, "input", input, layer.soft() ? 5 : 4);
+  check_weight("weight", weight, "input", input, layer.soft() ? 5 : 4);
   check(!layer.soft() || weight.size(0) == kViews, "the kernels of three views are needed");
   const int first = layer.soft() ? 1 : 0;
   const Sizes sizes{input.size(0),      input.size(1), weight.size(first),
@@ -182,7 +193,8 @@ Forward prepare_forward(const Tensor& input, const Tensor& weight, const std::op
   check(weight.size(first + 1) == p.in_channels / p.groups, "weight must have ", p.in_channels / p.groups,
         " input channels per group, got ", weight.size(first + 1));
   if (bias) {
-    check_companion("bias", *bias, "input", input, 1);
+    check_weight("bias", *bias, "input", input, 1);
+    check(bias->scalar_type() == weight.scalar_type(), "bias must have the dtype of weight");
     check(bias->size(0) == p.out_channels, "bias must have ", p.out_channels, " elements");
   }
   const bool channels_last = is_channels_last(input) && !input.is_contiguous();
@@ -203,7 +215,7 @@ struct BackwardInput {
 BackwardInput prepare_backward_input(const Tensor& grad_output, const Tensor& weight,
                                      const Numbers& input_size, bool channels_last, const Layer& layer) {
   check_volume("grad_output", grad_output);
-  check_companion("weight", weight, "grad_output", grad_output, layer.soft() ? 5 : 4);
+  check_weight("weight", weight, "grad_output", grad_output, layer.soft() ? 5 : 4);
   check(!layer.soft() || weight.size(0) == kViews, "the kernels of three views are needed");
   const int first = layer.soft() ? 1 : 0;
   const Sizes sizes{grad_output.size(0),      weight.size(first + 1) * layer.groups,
@@ -265,6 +277,7 @@ Tensor fused_forward_cpu(const Tensor& input, const Tensor& weight, const std::o
                          Numbers split, Numbers stride, Numbers origin, Numbers dilation, Numbers output_size,
                          int64_t groups, bool) {
   const Layer layer{split, stride, origin, dilation, groups};
+  check_companion("weight", weight, "input", input, layer.soft() ? 5 : 4);
   Forward call = prepare_forward(input, weight, bias, output_size, layer);
   if (call.output.numel() > 0) {
     cpu_forward(call.problem, layer.soft(), input.const_data_ptr(), call.weight.const_data_ptr(),
@@ -277,6 +290,7 @@ Tensor fused_backward_input_cpu(const Tensor& grad_output, const Tensor& weight,
                                 bool channels_last, Numbers split, Numbers stride, Numbers origin,
                                 Numbers dilation, int64_t groups, bool) {
   const Layer layer{split, stride, origin, dilation, groups};
+  check_companion("weight", weight, "grad_output", grad_output, layer.soft() ? 5 : 4);
   BackwardInput call = prepare_backward_input(grad_output, weight, input_size, channels_last, layer);
   if (call.grad_input.numel() > 0) {
     cpu_backward_input(call.problem, layer.soft(), grad_output.const_data_ptr(), call.weight.const_data_ptr(),
@@ -346,6 +360,18 @@ Tensor new_workspace(const Tensor& like, size_t bytes) {
 
 void check_launch(const char* refusal) { check(refusal == nullptr, refusal == nullptr ? "" : refusal); }
 
+// Gives float32 weights of 16-bit volumes to the kernels as they are, or rounded where these do not round.
+void round_weight(Convolution& convolution, const Tensor& volume, Tensor* weight,
+                  std::optional<Tensor>* bias) {
+  if (weight->scalar_type() == volume.scalar_type()) return;
+  if (takes_float32_weight(convolution)) {
+    convolution.weight_type = ScalarType::Float32;
+    return;
+  }
+  *weight = torch::stable::to(*weight, volume.scalar_type());
+  if (*bias) *bias = torch::stable::to(**bias, volume.scalar_type());
+}
+
 Tensor fused_forward_cuda(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                           Numbers split, Numbers stride, Numbers origin, Numbers dilation,
                           Numbers output_size, int64_t groups, bool allow_tf32) {
@@ -353,7 +379,8 @@ Tensor fused_forward_cuda(const Tensor& input, const Tensor& weight, const std::
   const Layer layer{split, stride, origin, dilation, groups};
   Forward call = prepare_forward(input, weight, bias, output_size, layer);
   if (call.output.numel() > 0) {
-    const Convolution convolution{call.problem, Pass::Forward, layer.soft(), allow_tf32};
+    Convolution convolution{call.problem, Pass::Forward, layer.soft(), allow_tf32, call.problem.type};
+    round_weight(convolution, input, &call.weight, &call.bias);
     Tensor workspace = new_workspace(input, convolve_workspace(convolution));
     check_launch(convolve(convolution, input.const_data_ptr(), call.weight.const_data_ptr(), call.bias_data(),
                           call.output.mutable_data_ptr(), workspace.mutable_data_ptr(), launch.stream()));
@@ -369,7 +396,9 @@ Tensor fused_backward_input_cuda(const Tensor& grad_output, const Tensor& weight
   const Layer layer{split, stride, origin, dilation, groups};
   BackwardInput call = prepare_backward_input(grad_output, weight, input_size, channels_last, layer);
   if (call.grad_input.numel() == 0) return call.grad_input;
-  const Convolution convolution{call.problem, Pass::BackwardInput, layer.soft(), allow_tf32};
+  Convolution convolution{call.problem, Pass::BackwardInput, layer.soft(), allow_tf32, call.problem.type};
+  std::optional<Tensor> no_bias;
+  round_weight(convolution, grad_output, &call.weight, &no_bias);
   Tensor workspace = new_workspace(grad_output, convolve_workspace(convolution));
   check_launch(convolve(convolution, grad_output.const_data_ptr(), call.weight.const_data_ptr(), nullptr,
                         call.grad_input.mutable_data_ptr(), workspace.mutable_data_ptr(), launch.stream()));

@@ -19,6 +19,8 @@ MmaPlan plan_on_tensor_cores(const Convolution& c) {
 
 }  // namespace
 
+bool takes_float32_weight(const Convolution& c) { return plan_on_tensor_cores(c).rejection.empty(); }
+
 size_t convolve_workspace(const Convolution& c) {
   const MmaPlan plan = plan_on_tensor_cores(c);
   if (plan.rejection.empty()) return plan.workspace_bytes();
@@ -30,7 +32,7 @@ const char* convolve(const Convolution& c, const void* source, const void* weigh
   const MmaPlan plan = plan_on_tensor_cores(c);
   report_plan("", plan.describe());
   if (plan.rejection.empty()) {
-    return mma_convolve(c.problem, plan, c.pass, c.soft, source, weight, bias, c.problem.type, result,
+    return mma_convolve(c.problem, plan, c.pass, c.soft, source, weight, bias, c.weight_type, result,
                         workspace, stream);
   }
   if (c.pass == Pass::Forward) {

@@ -15,7 +15,12 @@ struct Convolution {
   Problem problem;
   Pass pass;
   bool soft, allow_tf32;
+  ScalarType weight_type;  // the problem's, or float32 where takes_float32_weight() allows it
 };
+
+// Whether weight and bias of 16-bit volumes may be float32: the tensor-core kernels round them when they
+// pack.
+bool takes_float32_weight(const Convolution& convolution);
 
 // Bytes of workspace that convolve() needs on the current device.
 size_t convolve_workspace(const Convolution& convolution);

@@ -74,6 +74,27 @@ def dtypes() -> None:
         assert acs_conv3d(*problem.tensors(torch.float32), padding=1, backend="cpu").dtype == torch.bfloat16
 
 
+def float32_weights() -> None:
+    """What autocast leaves: a float32 weight beside 16 bits, packed on tensor cores or rounded for CUDA cores."""
+    operators = torch.ops.acsconv
+    for channels in (16, 3):  # 3: not on tensor cores
+        problem = Problem(channels, 12, (3, 3), (4, 5, 6), (5, 4, 3), padding=1)
+        input, weight, bias = problem.tensors(torch.float32)
+        input = input.bfloat16()
+        geometry = resolve((3, 3), 1, 1, 1)
+        tail = (problem.split, geometry.stride, geometry.flat_origin(), geometry.flat_dilation())
+        out, rounded = (
+            operators.fused_forward(input, weight.to(dtype), bias.to(dtype), *tail, (4, 5, 6), 1)
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+        torch.testing.assert_close(out, rounded, rtol=0, atol=0)
+        grad, rounded = (
+            operators.fused_backward_input(out, weight.to(dtype), (4, 5, 6), False, *tail, 1)
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+        torch.testing.assert_close(grad, rounded, rtol=0, atol=0)
+
+
 def layouts() -> None:
     problem = Problem(9, 7, (3, 3), (4, 5, 6), (3, 2, 2), padding=1, stride=2)
     input, weight, bias = problem.tensors()

@@ -33,6 +33,7 @@ def run(emulator_builder):
         "acs",
         "soft",
         "dtypes",
+        "float32_weights",
         "layouts",
         "empty",
         "gradients",
