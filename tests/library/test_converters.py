@@ -508,6 +508,13 @@ def test_pooling_before_a_linear_has_one_slice(inplace):
     assert relative_error(converted(volume), net[5](features.flatten(1))) < 1e-12
 
 
+def test_square_pooling_before_a_linear():
+    net = nn.Sequential(nn.Conv2d(3, 5, 1), nn.AdaptiveMaxPool2d(2), nn.Flatten(), nn.Linear(20, 2))
+    converted = convert(net)
+    assert converted[1].output_size == (1, 2, 2)
+    assert converted(torch.randn(2, 3, 4, 8, 6)).shape == (2, 2)
+
+
 def test_pooling_before_a_linear_that_sizes_do_not_show():
     net = nn.Sequential(
         nn.AdaptiveAvgPool2d((2, 3)), nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Flatten(), nn.Linear(30, 2)
@@ -931,6 +938,17 @@ def test_layers_of_ones_own(net, volume):
 
     assert isinstance(convert(net, make).stem[0], nn.Conv3d)
     assert convert(net, make)(volume).shape == (2, 4)
+
+
+def test_a_layer_that_cannot_be_made_changes_nothing(net):
+    def make(conv):
+        if conv.groups > 1:
+            raise ValueError("no groups here")
+        return nn.Conv3d(conv.in_channels, conv.out_channels, 1)
+
+    with pytest.raises(ConversionError, match=r"block\.depthwise \(Conv2d\): no groups here"):
+        convert(net, make, inplace=True)
+    assert not any(isinstance(module, nn.Conv3d) for module in net.modules())
 
 
 def test_a_converter_as_0_1_1_would_write_it(net, volume):

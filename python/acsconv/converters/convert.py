@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import refuse
-from .fold import ConversionError, Volume, triple
+from .fold import ConversionError, Volume, pair, triple
 from .guard import guard, make_layer, make_solid
 from .report import Change, Report
 from .targets import CubeTarget, CustomTarget, SoftTarget, Target, make_target
@@ -65,10 +65,10 @@ def convert(
     target = make_target(to, unsqueeze_axis, i3d_repeat_axis)
     skipped = _skipped(model, skip)
     failures = list(refuse.problems(model, skipped))
-    failures += _layer_problems(model, target, skipped)
+    layers = _layers(model, target, skipped, failures)
     if example is not None and not failures:
         trial = copy.deepcopy(model)
-        _change(trial, target, _skipped(trial, skip))
+        _change(trial, target, _skipped(trial, skip), copy.deepcopy(layers))
         failures += _try(trial, target, example)
     if failures:
         lines = "".join(f"\n  {path}: {reason}" for path, reason in failures)
@@ -80,7 +80,7 @@ def convert(
     if not inplace:
         model = copy.deepcopy(model)
         skipped = _skipped(model, skip)
-    done = _change(model, target, skipped)
+    done = _change(model, target, skipped, layers)
     return (model, done) if report else model
 
 
@@ -113,24 +113,24 @@ def _is_plain_conv(module: nn.Module) -> bool:
     return type(module) in (nn.Conv2d, nn.ConvTranspose2d) and module._parameters.get("weight") is not None
 
 
-def _make_layer(module: nn.Module, target: Target) -> nn.Module:
-    if type(module) is nn.ConvTranspose2d:
-        return target.transposed_layer(module)
-    return target.layer(module)
-
-
-def _layer_problems(model: nn.Module, target: Target, skipped: set[int]) -> Iterable[tuple[str, str]]:
-    if isinstance(target, CustomTarget):
-        return
+def _layers(
+    model: nn.Module, target: Target, skipped: set[int], failures: list[tuple[str, str]]
+) -> dict[str, nn.Module]:
+    """The layer for each convolution, by its path; those that cannot be made go to ``failures``."""
+    layers = {}
     for path, module in model.named_modules():
         if id(module) in skipped or not _is_plain_conv(module):
             continue
-        if isinstance(module.weight, nn.parameter.UninitializedTensorMixin):
-            continue
         try:
-            _make_layer(module, target)
-        except (TypeError, ValueError) as error:
-            yield f"{path or 'the network'} ({type(module).__name__})", str(error)
+            if type(module) is nn.ConvTranspose2d:
+                layers[path] = target.transposed_layer(module)
+            else:
+                layers[path] = target.layer(module)
+            if not path and isinstance(target, CustomTarget):
+                raise ValueError("is itself the layer to be replaced: call the function that makes it")
+        except Exception as error:
+            failures.append((f"{path or 'the network'} ({type(module).__name__})", str(error)))
+    return layers
 
 
 def _try(trial: nn.Module, target: Target, example: Example) -> list[tuple[str, str]]:
@@ -159,11 +159,11 @@ def _inputs(model: nn.Module, example: Example) -> tuple[tuple, dict]:
     return tuple(example), {}
 
 
-def _change(model: nn.Module, target: Target, skipped: set[int]) -> Report:
+def _change(model: nn.Module, target: Target, skipped: set[int], layers: dict[str, nn.Module]) -> Report:
     """Converts the network in place; whatever could fail has been tried before."""
     report = Report(target.name)
     flat = _poolings_before_linear(model)
-    weights: dict[int, nn.Parameter] = {}  # of layers that share one
+    weights: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
     replaced: dict[int, nn.Module] = {}
     modules = list(model.named_modules())
     for path, module in modules:
@@ -174,8 +174,8 @@ def _change(model: nn.Module, target: Target, skipped: set[int]) -> Report:
             continue
         before = type(module).__name__
         note = ""
-        if _is_plain_conv(module):
-            layer = _make_layer(module, target)
+        if path in layers:
+            layer = layers[path]
             if isinstance(target, CustomTarget) and type(module) is nn.Conv2d:
                 replaced[id(module)] = layer
                 report.changes.append(Change(path, before, type(layer).__name__))
@@ -185,8 +185,7 @@ def _change(model: nn.Module, target: Target, skipped: set[int]) -> Report:
         elif (found := twin(module, target.planar)) is not None:
             cls, attributes = found
             if id(module) in flat:
-                height, width = module.output_size
-                attributes = {"output_size": (1, height, width)}
+                attributes = {"output_size": (1, *pair(module.output_size))}
                 note = "what follows has weights for one slice"
             module.__class__ = cls
             vars(module).update(attributes)
@@ -210,8 +209,16 @@ def _inside_skipped(path: str, modules: list[tuple[str, nn.Module]], skipped: se
     return bool(path) and any(name == parent and id(module) in skipped for name, module in modules)
 
 
-def _become(module: nn.Module, layer: nn.Module, target: Target, weights: dict[int, nn.Parameter]) -> str:
-    """Gives a 2D convolution the class and attributes of ``layer``, and the weight that it needs; returns a note."""
+def _become(
+    module: nn.Module,
+    layer: nn.Module,
+    target: Target,
+    weights: dict[int, tuple[nn.Parameter, nn.Parameter]],
+) -> str:
+    """Gives a 2D convolution the class and attributes of ``layer``, and the weight that it needs; returns a note.
+
+    ``weights`` holds, by the id of each 2D weight, that weight and its successor: layers that shared one still do.
+    """
     weight = target.weight(module, layer)
     for name in set(vars(type(module)(1, 1, 1, device="meta"))) - _INTERNAL:
         vars(module).pop(name, None)
@@ -223,9 +230,8 @@ def _become(module: nn.Module, layer: nn.Module, target: Target, weights: dict[i
         return ""
     old = module.weight
     if id(old) not in weights:
-        weights[id(old)] = nn.Parameter(weight.detach().clone(), requires_grad=old.requires_grad)
-        weights[id(weights[id(old)])] = weights[id(old)]
-    module.weight = weights[id(old)]
+        weights[id(old)] = old, nn.Parameter(weight.detach().clone(), requires_grad=old.requires_grad)
+    module.weight = weights[id(old)][1]
     if isinstance(target, CubeTarget):
         return (
             "new weights"

@@ -29,7 +29,7 @@ _REMEMBERED = 8
 
 
 class Converted:
-    """What both kinds share."""
+    """What all kinds share."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         # A module that is put in afterwards is meant for volumes.
@@ -228,7 +228,7 @@ def _converted_class(kind: str, base: type, target: Target | None, is_root: bool
 
 
 def _model(self: nn.Module) -> nn.Module:
-    return self._modules.get("model", self)
+    return self._modules.get("model", self.__dict__.get("model", self))
 
 
 def _public_methods(base: type) -> set[str]:
