@@ -229,6 +229,28 @@ def random_problem(seed: int, layout: str) -> Problem:
 
 
 @functools.cache
+def depthwise_problem(seed: int, layout: str) -> Problem:
+    """One channel per group, stride and dilation 1, any origin and output size."""
+    choose = random.Random(seed)
+    torch.manual_seed(seed)
+    channels, kernel = choose.choice([2, 5, 17]), (3, 5, 7)[seed % 3]
+    size = [choose.randint(1, 12), choose.randint(1, 12), choose.randint(1, 20)]
+    axial = choose.randint(0, channels)
+    coronal = choose.randint(0, channels - axial)
+    return Problem(
+        input=arrange([2, channels, *size], layout),
+        weight=values(channels, 1, kernel, kernel),
+        bias=values(channels),
+        split=[axial, coronal, channels - axial - coronal],
+        stride=[1] * 3,
+        origin=[choose.randint(-kernel, 2) for _ in range(9)],
+        dilation=[1] * 9,
+        output_size=[max(1, s + choose.randint(-2, 3)) for s in size],
+        groups=channels,
+    )
+
+
+@functools.cache
 def random_oracle(seed: int, layout: str, operation: str) -> list[tuple[Tensor, Tensor]]:
     return oracle(random_problem(seed, layout), operation)
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "depthwise_pass.h"
+#include "depthwise_plan.h"
 #include "isa.h"
 #include "memory.h"
 #include "passes.h"
@@ -93,6 +95,7 @@ int64_t weight_numbers(const Problem& p, bool soft) {
 
 void cpu_forward(const Problem& p, bool soft, const void* input, const void* weight, const void* bias,
                  void* output, const Threads& threads) {
+  if (is_depthwise(p, soft)) return depthwise_gather(p, false, input, weight, bias, output, threads);
   const Tensors tensors{input,
                         weight,
                         bias,
@@ -105,6 +108,9 @@ void cpu_forward(const Problem& p, bool soft, const void* input, const void* wei
 
 void cpu_backward_input(const Problem& p, bool soft, const void* grad_output, const void* weight,
                         void* grad_input, const Threads& threads) {
+  if (is_depthwise(p, soft)) {
+    return depthwise_gather(p, true, grad_output, weight, nullptr, grad_input, threads);
+  }
   const Tensors tensors{grad_output,
                         weight,
                         nullptr,

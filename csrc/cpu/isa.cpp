@@ -7,17 +7,19 @@
 namespace acsconv {
 
 #define ACSCONV_OF_TYPES(name) &name##Float64, &name##Float32, &name##Float16, &name##BFloat16
-#define ACSCONV_DECLARE(isa)                                                                   \
-  namespace isa {                                                                              \
-  extern const Conversion kConvertFloat64, kConvertFloat32, kConvertFloat16, kConvertBFloat16; \
-  extern const WalkKernel kWalkFloat64, kWalkFloat32, kWalkFloat16, kWalkBFloat16;             \
-  extern const WeightKernel kOuterFloat64, kOuterFloat32, kOuterFloat16, kOuterBFloat16;       \
-  extern const WeightKernel kDotsFloat64, kDotsFloat32, kDotsFloat16, kDotsBFloat16;           \
-  static constexpr Isa kIsa = {#isa,                                                           \
-                               {ACSCONV_OF_TYPES(kConvert)},                                   \
-                               {ACSCONV_OF_TYPES(kWalk)},                                      \
-                               {ACSCONV_OF_TYPES(kOuter)},                                     \
-                               {ACSCONV_OF_TYPES(kDots)}};                                     \
+#define ACSCONV_DECLARE(isa)                                                                                \
+  namespace isa {                                                                                           \
+  extern const Conversion kConvertFloat64, kConvertFloat32, kConvertFloat16, kConvertBFloat16;              \
+  extern const WalkKernel kWalkFloat64, kWalkFloat32, kWalkFloat16, kWalkBFloat16;                          \
+  extern const WeightKernel kOuterFloat64, kOuterFloat32, kOuterFloat16, kOuterBFloat16;                    \
+  extern const DepthwiseKernel kDepthwiseFloat64, kDepthwiseFloat32, kDepthwiseFloat16, kDepthwiseBFloat16; \
+  extern const WeightKernel kDotsFloat64, kDotsFloat32, kDotsFloat16, kDotsBFloat16;                        \
+  static constexpr Isa kIsa = {#isa,                                                                        \
+                               {ACSCONV_OF_TYPES(kConvert)},                                                \
+                               {ACSCONV_OF_TYPES(kWalk)},                                                   \
+                               {ACSCONV_OF_TYPES(kOuter)},                                                  \
+                               {ACSCONV_OF_TYPES(kDots)},                                                   \
+                               {ACSCONV_OF_TYPES(kDepthwise)}};                                             \
   }
 ACSCONV_DECLARE(portable)
 #ifdef ACSCONV_X86

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "convert.h"
+#include "depthwise_walk.h"
 #include "walk.h"
 #include "weight_walk.h"
 
@@ -13,6 +14,7 @@ struct Isa {
   const Conversion* conversion[4];
   const WalkKernel* walk[4];
   const WeightKernel *outer[4], *dots[4];
+  const DepthwiseKernel* depthwise[4];
 };
 
 // The environment variable ACSCONV_CPU_ISA names a lesser one to use instead; it is read at every call.

@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "depthwise_pass.h"
+#include "depthwise_plan.h"
 #include "isa.h"
 #include "memory.h"
 #include "passes.h"
@@ -90,6 +92,9 @@ void backward_weight(const Problem& p, bool soft, const void* grad_output, const
 
 void cpu_backward_weight(const Problem& p, bool soft, const void* grad_output, const void* input,
                          void* grad_weight, void* grad_bias, const Threads& threads) {
+  if (is_depthwise(p, soft)) {
+    return depthwise_backward_weight(p, grad_output, input, grad_weight, grad_bias, threads);
+  }
   if (p.type == ScalarType::Float64) {
     backward_weight<double>(p, soft, grad_output, input, grad_weight, grad_bias, threads);
   } else {

@@ -10,9 +10,11 @@ from cpu_problems import (
     LAYOUTS,
     PASSES,
     assert_close,
+    depthwise_problem,
     is_channels_last,
     layer,
     layer_oracle,
+    oracle,
     random_oracle,
     random_problem,
     run,
@@ -32,6 +34,7 @@ LAYERS = [
     (100, 44, (4, 4, 4), 3, 1),  # rows far shorter than a vector
     (20, 10, (30, 9, 3), 1, 1),
     (9, 9, (13, 14, 20), 7, 1, 9),  # depthwise
+    (16, 16, (26, 24, 20), 5, 1, 16),  # channels-last in several slabs
     (80, 160, (5, 7, 6), 3, 1, 40),  # several chunks of groups
     (20, 18, (7, 12, 19), 3, 1, 1, True),  # 19 displacements
     (18, 18, (7, 12, 19), 3, 2, 18, True),
@@ -52,6 +55,17 @@ def test_random_problems(monkeypatch, isa, layout, dtype, operation):
         if dtype != torch.float32:
             problem = problem.to(dtype)
         assert_close(problem, operation, random_oracle(seed, layout, operation))
+
+
+@pytest.mark.parametrize("operation", PASSES)
+@pytest.mark.parametrize("seed", range(15))
+def test_depthwise_problems(monkeypatch, seed, operation):
+    problem = depthwise_problem(seed, LAYOUTS[seed % 5])
+    expected = oracle(problem, operation)
+    for isa in ISAS:
+        monkeypatch.setenv("ACSCONV_CPU_ISA", isa)
+        for dtype in DTYPES:
+            assert_close(problem if dtype == torch.float32 else problem.to(dtype), operation, expected)
 
 
 @pytest.mark.parametrize("operation", PASSES)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cases import CASES
-from cpu_problems import LAYOUTS, random_problem
+from cpu_problems import LAYOUTS, Problem, depthwise_problem, random_problem
 
 from acsconv_cuda.geometry import default_split, resolve
 
@@ -97,10 +98,10 @@ def lines_of_cases(type: int) -> list[str]:
     return list(lines)
 
 
-def lines_of_random_problems(type: int, seeds: range) -> list[str]:
+def lines_of_random_problems(type: int, draw: Callable[[int, str], Problem], seeds: range) -> list[str]:
     lines = []
     for seed in seeds:
-        p = random_problem(seed, LAYOUTS[seed % 2])
+        p = draw(seed, LAYOUTS[seed % 2])
         soft = not p.split
         out_channels = p.weight.shape[-4]
         lines.append(
@@ -124,7 +125,8 @@ def run(program: Path, lines: list[str], fault: str = "") -> subprocess.Complete
 def test_no_report_and_right_results(driver, type):
     if driver[0] == "thread" and type in (0, 2):
         pytest.skip("threads share the same memory whatever the type: float32 and bfloat16 are enough")
-    lines = lines_of_cases(type) + lines_of_random_problems(type, range(12))
+    lines = lines_of_cases(type) + lines_of_random_problems(type, random_problem, range(12))
+    lines += lines_of_random_problems(type, depthwise_problem, range(6))
     result = run(driver[1], lines)
     assert result.returncode == 0, result.stdout[-500:] + result.stderr[:3000]
     assert result.stdout == f"{len(lines)} problems\n"

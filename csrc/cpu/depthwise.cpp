@@ -1,0 +1,247 @@
+// The depthwise kernels: outputs and gradients of the input, and of the weight.
+//
+//   accumulator[output along the line][16 voxels] += weight[row tap] * source[16 voxels, line + row tap]
+//
+// Vectors run over voxels. Where a layer has one channel per group, a source serves a single product of the
+// gather kernel, and loads decide; here it serves up to 7, and weights stay in registers.
+//
+// Compiled once per instruction set, see walk.cpp; depthwise_pass.cpp calls it.
+#include "depthwise_walk.h"
+
+#include "pack.h"
+
+namespace acsconv {
+namespace ACSCONV_ISA {
+
+// Outputs of a line in registers, beside up to 7 weights and a source.
+constexpr int kLine = ACSCONV_ACCUMULATORS < 24 ? 6 : 8;
+
+template <class T, int Kernel, int Outputs>
+[[gnu::noinline]] void line_outputs(const T* source, int64_t line, int64_t other, const T* weights, T bias,
+                                    T* out, int64_t out_line) {
+  Vec<T> sum[Outputs];
+  unrolled<0, Outputs>([&](auto o) { sum[o.value] = broadcast(T(0)); });
+  for (int column = 0; column < Kernel; ++column, source += other, weights += Kernel) {
+    Vec<T> weight[Kernel];
+    unrolled<0, Kernel>([&](auto i) { weight[i.value] = broadcast(weights[i.value]); });
+    unrolled<0, Outputs + Kernel - 1>([&](auto place) {
+      const Vec<T> x = load<T>(source + place.value * line);
+      unrolled<0, Kernel>([&](auto i) {
+        constexpr int o = place.value - i.value;
+        if constexpr (o >= 0 && o < Outputs) sum[o] += weight[i.value] * x;
+      });
+    });
+  }
+  unrolled<0, Outputs>([&](auto o) { store<T>(out + o.value * out_line, sum[o.value] + broadcast(bias)); });
+}
+
+template <class T, int Kernel, int Outputs>
+[[gnu::noinline]] void line_products(const T* source, int64_t line, int64_t other, const T* grad,
+                                     int64_t grad_line, T* sums) {
+  constexpr int lanes = kLanes<T>;
+  Vec<T> g[Outputs];
+  unrolled<0, Outputs>([&](auto o) { g[o.value] = load<T>(grad + o.value * grad_line); });
+  for (int column = 0; column < Kernel; ++column, source += other, sums += Kernel * lanes) {
+    Vec<T> sum[Kernel];
+    unrolled<0, Kernel>([&](auto i) { sum[i.value] = load<T>(sums + i.value * lanes); });
+    unrolled<0, Outputs + Kernel - 1>([&](auto place) {
+      const Vec<T> x = load<T>(source + place.value * line);
+      unrolled<0, Kernel>([&](auto i) {
+        constexpr int o = place.value - i.value;
+        if constexpr (o >= 0 && o < Outputs) sum[i.value] += g[o] * x;
+      });
+    });
+    unrolled<0, Kernel>([&](auto i) { store<T>(sums + i.value * lanes, sum[i.value]); });
+  }
+}
+
+template <class T>
+struct Lines {
+  void (*outputs[kLine + 1])(const T*, int64_t, int64_t, const T*, T, T*, int64_t) = {};
+  void (*products[kLine + 1])(const T*, int64_t, int64_t, const T*, int64_t, T*) = {};
+};
+
+template <class T, int Kernel>
+constexpr Lines<T> lines_of() {
+  Lines<T> lines;
+  unrolled<1, kLine>([&](auto o) {
+    lines.outputs[o.value] = line_outputs<T, Kernel, o.value>;
+    lines.products[o.value] = line_products<T, Kernel, o.value>;
+  });
+  return lines;
+}
+
+template <class T>
+const Lines<T>& lines_for(int64_t kernel) {
+  static constexpr Lines<T> three = lines_of<T, 3>(), five = lines_of<T, 5>(), seven = lines_of<T, 7>();
+  return kernel == 3 ? three : kernel == 5 ? five : seven;
+}
+
+// Calls body(first, count) for pieces of at most kLine, as equal as can be.
+template <class Body>
+[[gnu::always_inline]] inline void for_each_piece(int64_t size, const Body& body) {
+  const int64_t pieces = (size + kLine - 1) / kLine;
+  for (int64_t i = 0; i < pieces; ++i) {
+    const int64_t begin = i * size / pieces;
+    body(begin, (i + 1) * size / pieces - begin);
+  }
+}
+
+// A view's tiles in a slab of `planes` x `rows`: body(plane, flat, outputs, valid), where the tile's first
+// line begins at the flat index and has `valid` voxels (at most a vector) that belong to it alone. Vectors
+// that reach into the next row are called before the one that begins it.
+template <class T, class Body>
+[[gnu::always_inline]] inline void for_each_tile(const DepthwiseWalk& walk, const DepthwiseView& view,
+                                                 int64_t planes, int64_t rows, const Body& body) {
+  constexpr int lanes = kLanes<T>;
+  const int64_t pitch = walk.walk.packing.pitch, columns = walk.walk.out_size[2];
+  if (view.along_planes) {
+    const int64_t voxels = (rows - 1) * pitch + columns;
+    for_each_piece(planes, [&](int64_t plane, int64_t outputs) {
+      for (int64_t flat = 0; flat < voxels; flat += lanes) body(plane, flat, outputs, int64_t{lanes});
+    });
+    return;
+  }
+  for (int64_t plane = 0; plane < planes; ++plane) {
+    for_each_piece(rows, [&](int64_t row, int64_t outputs) {
+      for (int64_t c = (columns - 1) / lanes * lanes; c >= 0; c -= lanes) {
+        body(plane, row * pitch + c, outputs, columns - c < lanes ? columns - c : lanes);
+      }
+    });
+  }
+}
+
+template <class S, class T>
+void pack_slab(const DepthwiseWalk& depthwise, const Task& task, const S* source, T* to) {
+  const Walk& walk = depthwise.walk;
+  const int64_t channels = task.block_end - task.block_begin;
+  const int64_t first = task.plane_begin + depthwise.plane_min;
+  const int64_t planes = task.plane_end - task.plane_begin + depthwise.halo_planes;
+  const int64_t rows = task.row_end - task.row_begin + walk.packing.halo_rows;
+  const S* p =
+      source + task.sample * walk.packing.source.batch + task.block_begin * walk.packing.source.channel;
+  for (int64_t i = 0; i < planes; ++i, to += depthwise.source_plane) {
+    if (first + i >= 0 && first + i < walk.in_planes) {
+      pack_plane(walk.packing, p + (first + i) * walk.packing.source.plane, channels,
+                 walk.packing.row_min + task.row_begin, rows, to);
+    } else {
+      for (int64_t c = 0; c < channels; ++c) {
+        fill_zero(to + c * walk.packing.channel_stride, depthwise.source_plane);
+      }
+    }
+  }
+}
+
+const DepthwiseView& view_of(const DepthwiseWalk& walk, int64_t channel) {
+  const DepthwiseView* view = walk.views;
+  while (channel >= view->channel_end) ++view;
+  return *view;
+}
+
+template <class S>
+void run_depthwise(const DepthwiseWalk& depthwise, const Task& task, const void* source_data,
+                   const void* weight_data, const void* bias_data, void* target_data,
+                   const Scratch& scratch) {
+  using T = Computed<S>;
+  const Walk& walk = depthwise.walk;
+  const Lines<T>& lines = lines_for<T>(depthwise.kernel);
+  T* slab = static_cast<T*>(scratch.ring);
+  T* stage = static_cast<T*>(scratch.stage);
+  pack_slab(depthwise, task, static_cast<const S*>(source_data), slab);
+
+  const int64_t planes = task.plane_end - task.plane_begin, rows = task.row_end - task.row_begin;
+  for (int64_t channel = task.block_begin; channel < task.block_end; ++channel) {
+    const DepthwiseView& view = view_of(depthwise, channel);
+    const T* x = slab + (channel - task.block_begin) * walk.packing.channel_stride + view.first;
+    T* out = stage + (channel - task.block_begin) * walk.stage_channel;
+    const T* weights = static_cast<const T*>(weight_data) + channel * depthwise.kernel * depthwise.kernel;
+    const T bias = static_cast<const T*>(bias_data)[channel];
+    const int64_t out_line = view.along_planes ? walk.stage_plane : walk.packing.pitch;
+    for_each_tile<T>(
+        depthwise, view, planes, rows, [&](int64_t plane, int64_t flat, int64_t outputs, int64_t) {
+          lines.outputs[outputs](x + plane * depthwise.source_plane + flat, view.line, view.other, weights,
+                                 bias, out + plane * walk.stage_plane + flat, out_line);
+        });
+  }
+  S* target = static_cast<S*>(target_data) + task.sample * walk.target.batch +
+              task.block_begin * walk.target.channel + task.row_begin * walk.target.row;
+  for (int64_t o = 0; o < planes; ++o) {
+    write_plane(walk, stage + o * walk.stage_plane, task.block_end - task.block_begin, rows, walk.target.row,
+                target + (task.plane_begin + o) * walk.target.plane);
+  }
+}
+
+template <class S>
+void run_depthwise_weight(const DepthwiseWalk& depthwise, const Task& task, const void* source_data,
+                          const void* grad_data, void* vectors, const Scratch& scratch) {
+  using T = Computed<S>;
+  constexpr int lanes = kLanes<T>;
+  const Walk& walk = depthwise.walk;
+  const Lines<T>& lines = lines_for<T>(depthwise.kernel);
+  T* slab = static_cast<T*>(scratch.ring);
+  T* packed_grad = static_cast<T*>(scratch.stage);
+  const int64_t channels = task.block_end - task.block_begin;
+  const int64_t planes = task.plane_end - task.plane_begin, rows = task.row_end - task.row_begin;
+  pack_slab(depthwise, task, static_cast<const S*>(source_data), slab);
+  const Strides5& from = depthwise.grad.source;
+  const S* grad =
+      static_cast<const S*>(grad_data) + task.sample * from.batch + task.block_begin * from.channel;
+  for (int64_t o = 0; o < planes; ++o) {
+    pack_plane(depthwise.grad, grad + (task.plane_begin + o) * from.plane, channels, task.row_begin, rows,
+               packed_grad + o * walk.stage_plane);
+  }
+
+  T* sums = static_cast<T*>(vectors);
+  for (int64_t c = 0; c < channels; ++c) {
+    const DepthwiseView& view = view_of(depthwise, task.block_begin + c);
+    const T* x = slab + c * walk.packing.channel_stride + view.first;
+    const T* g = packed_grad + c * walk.stage_channel;
+    const int64_t grad_line = view.along_planes ? walk.stage_plane : walk.packing.pitch;
+    const int64_t voxels = (rows - 1) * walk.packing.pitch + walk.out_size[2];
+    Vec<T> total = load<T>(sums);
+    for (int64_t o = 0; o < planes; ++o) {
+      for (int64_t v = 0; v < voxels; v += lanes) total += load<T>(g + o * walk.stage_plane + v);
+    }
+    store<T>(sums, total);
+    sums += lanes;
+    for_each_tile<T>(
+        depthwise, view, planes, rows, [&](int64_t plane, int64_t flat, int64_t outputs, int64_t valid) {
+          const T* first = g + plane * walk.stage_plane + flat;
+          T own[kLine * lanes];
+          if (valid < lanes) {  // the rest is the next row's
+            for (int64_t o = 0; o < outputs; ++o) {
+              for (int64_t i = 0; i < lanes; ++i)
+                own[o * lanes + i] = i < valid ? first[o * grad_line + i] : T(0);
+            }
+          }
+          lines.products[outputs](x + plane * depthwise.source_plane + flat, view.line, view.other,
+                                  valid < lanes ? own : first, valid < lanes ? lanes : grad_line, sums);
+        });
+    sums += depthwise.kernel * depthwise.kernel * lanes;
+  }
+}
+
+template <class T>
+void add_lanes(const void* vectors, int64_t count, void* sums) {
+  constexpr int lanes = kLanes<T>;
+  const T* from = static_cast<const T*>(vectors);
+  for (int64_t i = 0; i < count; ++i, from += lanes) {
+    T sum = 0;
+    for (int lane = 0; lane < lanes; ++lane) sum += from[lane];
+    static_cast<T*>(sums)[i] = sum;
+  }
+}
+
+template <class S>
+constexpr DepthwiseKernel depthwise_kernel() {
+  return {run_depthwise<S>, run_depthwise_weight<S>, add_lanes<Computed<S>>};
+}
+
+extern const DepthwiseKernel kDepthwiseFloat64, kDepthwiseFloat32, kDepthwiseFloat16, kDepthwiseBFloat16;
+const DepthwiseKernel kDepthwiseFloat64 = depthwise_kernel<double>();
+const DepthwiseKernel kDepthwiseFloat32 = depthwise_kernel<float>();
+const DepthwiseKernel kDepthwiseFloat16 = depthwise_kernel<Half>();
+const DepthwiseKernel kDepthwiseBFloat16 = depthwise_kernel<BFloat16>();
+
+}  // namespace ACSCONV_ISA
+}  // namespace acsconv
