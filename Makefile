@@ -109,7 +109,7 @@ peers: $(TOOLS) $(PEERS) ## install acsconv 0.1.1, the MNI152 volume and MobileN
 
 .PHONY: coverage
 coverage: build ## convert every network of four libraries; write docs/coverage.md (hours)
-	$(PY) benchmarks/coverage.py $(BENCH_ARGS)
+	$(PY) benchmarks/model_coverage.py $(BENCH_ARGS)
 
 # --- on a machine with a GPU -------------------------------------------------------------------------------------------
 # There may be no network there: prepare here, copy the checkout with .peers, then `make gpu VENV= PYTHON=python3`.

@@ -1,6 +1,6 @@
 """Converters on networks of torchvision and segmentation_models_pytorch, and what PyTorch does with the results.
 
-The table of all networks is docs/coverage.md, by benchmarks/coverage.py, whose checks run here on a few.
+The table of all networks is docs/coverage.md, by benchmarks/model_coverage.py, whose checks run here on a few.
 """
 
 import copy
@@ -22,16 +22,17 @@ from torch import nn
 
 from acsconv_cuda.decompositions import decompositions
 
+for package in ("torchvision", "timm", "segmentation_models_pytorch", "tqdm"):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed (constraints.txt has its version)", allow_module_level=True)
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import coverage  # noqa: E402
-import coverage_models  # noqa: E402
+import model_coverage  # noqa: E402
+import model_zoo  # noqa: E402
 from vision import prepare_torchvision  # noqa: E402
 
-for package in ("torchvision", "timm", "segmentation_models_pytorch"):
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed (constraints.txt has its version)", allow_module_level=True)
 prepare_torchvision()
 
 import segmentation_models_pytorch as smp  # noqa: E402
@@ -94,12 +95,12 @@ def test_the_readme_line():
 )
 def test_a_row_of_the_coverage_table(name):
     entries = {
-        "torchvision": coverage_models.torchvision_entries,
-        "timm": coverage_models.timm_entries,
-        "smp": coverage_models.smp_entries,
+        "torchvision": model_zoo.torchvision_entries,
+        "timm": model_zoo.timm_entries,
+        "smp": model_zoo.smp_entries,
     }[name.split("/")[0]]
     entry = next(entry for entry in entries() if entry.name == name)
-    result = coverage.check(entry)
+    result = model_coverage.check(entry)
     assert result["status"] == "converted", result
 
 

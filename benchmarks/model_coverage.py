@@ -1,8 +1,8 @@
 """Converts every network of torchvision, timm, segmentation_models_pytorch and MONAI, and writes docs/coverage.md.
 
-    python benchmarks/coverage.py                  # goes on where it stopped; small networks first
-    python benchmarks/coverage.py --only 'timm/resnet*' --again
-    python benchmarks/coverage.py --table          # only writes the table again
+    python benchmarks/model_coverage.py                  # goes on where it stopped; small networks first
+    python benchmarks/model_coverage.py --only 'timm/resnet*' --again
+    python benchmarks/model_coverage.py --table          # only writes the table again
 
 Each network is built with random weights and checked twice. ``to="acs"``: a small volume goes forward and backward in
 training mode; keys and shapes of the state_dict are the 2D network's, and the same parameters get gradients.
@@ -30,12 +30,13 @@ from typing import Any
 
 import torch
 from acsconv.converters import convert
-from coverage_models import Entry, entries
+from model_zoo import Entry, entries
 from torch import Tensor, nn
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "coverage.jsonl"
+COUNTS = HERE / "out" / "coverage-parameters.json"
 TABLE = HERE.parent / "docs" / "coverage.md"
 SIZES = (32, 64, 96, 128)
 TOLERANCE = 1e-3  # of what another image changes; float32 through some hundred layers
@@ -246,13 +247,15 @@ def load() -> dict[str, dict[str, Any]]:
 
 def sizes(todo: list[Entry]) -> dict[str, float]:
     """Numbers of parameters, counted without memory, to begin with the small ones."""
-    found = {}
-    for entry in tqdm(todo, desc="counting parameters", leave=False):
+    found = json.loads(COUNTS.read_text()) if COUNTS.exists() else {}
+    for entry in tqdm([e for e in todo if e.name not in found], desc="counting parameters", leave=False):
         try:
             with torch.device("meta"):
                 found[entry.name] = sum(p.numel() for p in entry.build().parameters())
         except Exception:
             found[entry.name] = 3e7
+        COUNTS.parent.mkdir(exist_ok=True)
+        COUNTS.write_text(json.dumps(found))
     return found
 
 
@@ -317,7 +320,7 @@ def write_table() -> None:
 
 HEAD = """# Coverage: which 2D networks become 3D
 
-Written by `python benchmarks/coverage.py`; the checks are described at the top of that file. "Converted" means:
+Written by `python benchmarks/model_coverage.py`; the checks are described at the top of that file. "Converted" means:
 forward and backward as ACS on a small volume of the size given, in training mode, with the 2D network's state_dict
 and gradients for the same parameters; and, as 2.5D, the 2D network's own output on a volume that repeats one image.
 Weights are random. The size is the smallest of 32, 64, 96 and 128 that the 2D network itself takes. "Tried" leaves
