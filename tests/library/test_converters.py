@@ -737,6 +737,7 @@ def test_one_error_names_all_and_changes_nothing():
     "wrap,message",
     [
         (lambda net: nn.DataParallel(net), "made parallel"),
+        (lambda net: torch.compile(net), "compiled"),
         (lambda net: torch.jit.trace(net, torch.rand(1, 3, 8, 8)), "scripted"),
         (lambda net: convert(net), r"1 part .* the network \(Sequential\): is converted already"),
         (lambda net: nn.Sequential(nn.LazyConv2d(3, 3)), "has no size yet"),
@@ -773,6 +774,7 @@ def test_wrapped_networks_are_refused(wrap, message):
         lambda x: x[:, :, 0],
         lambda x: x[..., 0],
         lambda x: x[:, :, 3:7],
+        lambda x: x[:, None, :, 1:],
         lambda x: x.select(2, 0),
         lambda x: x.narrow(3, 0, 2),
         lambda x: torch.rot90(x, 1, (2, 3)),

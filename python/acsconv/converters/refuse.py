@@ -49,7 +49,6 @@ _CLASSES = {
 #: Wrappers whose forward is no Python code of the network, or which copy it.
 _WRAPPERS = (
     torch.jit.ScriptModule,
-    torch._dynamo.OptimizedModule,
     nn.DataParallel,
     nn.parallel.DistributedDataParallel,
 )
@@ -72,7 +71,7 @@ def _problem(module: nn.Module) -> str | None:
     name = type(module).__name__
     if isinstance(module, Converted):
         return "is converted already"
-    if isinstance(module, _WRAPPERS):
+    if isinstance(module, _WRAPPERS) or name == "OptimizedModule":  # torch.compile's, not imported for this
         return "convert the network before it is compiled, scripted or made parallel"
     if name in MODULE_RULES:
         return None

@@ -15,35 +15,23 @@ _POINT = (1, 1, 1)
 @rule(Tensor.__getitem__)
 def getitem(volume: Volume, function, input, index):
     grid = volume.find(input) if isinstance(index, tuple) else None
-    if grid is None or grid == _POINT or any(i is None for i in index):
+    if grid is None or grid == _POINT:
         return function(input, index)
-    plane = _plane_index(index)
-    if all(isinstance(i, slice) and i == _ALL for i in plane):
+    items = _per_axis(index)
+    if all(isinstance(i, slice) and i == _ALL for i in items[2:]):
         return function(input, index)
-    slices = _crop(volume, grid, plane)
-    leading = (
-        tuple(i for i in index if i is not Ellipsis)[: len(index) - 2]
-        if Ellipsis not in _plain(index)
-        else ()
-    )
-    maps = volume.unfold(input, "slice")
-    maps = function(maps, (*leading, *[_ALL] * (2 - len(leading)), *slices))
-    return volume.fold(maps)
+    if any(i is None for i in index):
+        raise ConversionError(f"slice {index}: cuts a map and adds axes at once")
+    slices = _crop(volume, grid, items[2:])
+    return volume.fold(function(volume.unfold(input, "slice"), (*items[:2], *slices)))
 
 
-def _plain(index: tuple) -> list:
-    """The index without tensors, which cannot be looked for."""
-    return [i for i in index if i is Ellipsis]
-
-
-def _plane_index(index: tuple) -> tuple:
-    """What an index of a 4D tensor says of (h, w)."""
-    items = list(index)
-    if _plain(index):
-        at = next(k for k, i in enumerate(items) if i is Ellipsis)
-        items[at : at + 1] = [_ALL] * (5 - len(items))
-    items += [_ALL] * (4 - len(items))
-    return tuple(items[2:])
+def _per_axis(index: tuple) -> tuple:
+    """What an index of a 4D tensor says of each of its axes."""
+    items = [i for i in index if i is not None]
+    at = next((k for k, i in enumerate(items) if i is Ellipsis), len(items))
+    items[at : at + 1] = [_ALL] * (4 - len(items[:at]) - len(items[at + 1 :]))
+    return tuple(items)
 
 
 def _crop(volume: Volume, grid, plane: tuple) -> list[slice]:
