@@ -29,9 +29,9 @@ const char* launch_instance(const MmaWeightWork& work, const void* grad_output, 
                             void* stream) {
   using Config = MmaBackwardWeight<Scalar, kShape, kAsync>;
   return launch(mma_backward_weight_kernel<Config>,
-                dim3(grid_size(work.parts * work.channel_blocks * work.units)), dim3(Config::kThreads),
-                Config::kSharedBytes, stream, work, static_cast<const Scalar*>(grad_output),
-                static_cast<const Scalar*>(input));
+                dim3(static_cast<unsigned>(work.parts * work.channel_blocks * work.units)),
+                dim3(Config::kThreads), Config::kSharedBytes, stream, work,
+                static_cast<const Scalar*>(grad_output), static_cast<const Scalar*>(input));
 }
 
 template <class Scalar, bool kAsync>
@@ -48,11 +48,9 @@ const char* launch_shape(int shape, const MmaWeightWork& work, const void* grad_
 
 template <class Scalar>
 const char* add_weight_parts(const MmaWeightWork& work, void* grad_weight, void* grad_bias, void* stream) {
-  const MmaWeightShape& s = work.shape;
-  const int64_t weight_quads =
-      work.units * work.channel_blocks * s.taps * s.taps * s.channels() * s.columns() / 4;
-  const int64_t blocks = weight_quads / 32 + (work.units * s.columns() + 31) / 32;
-  return launch(mma_add_parts_kernel<Scalar>, dim3(grid_size(blocks)), dim3(32 * kAddWarps),
+  const auto blocks = static_cast<unsigned>(weight_blocks(work) + bias_blocks(work));
+  if (blocks == 0) return nullptr;
+  return launch(mma_add_parts_kernel<Scalar>, dim3(blocks), dim3(32 * kAddWarps),
                 32 * kAddWarps * sizeof(float4), stream, work, static_cast<Scalar*>(grad_weight),
                 static_cast<Scalar*>(grad_bias));
 }

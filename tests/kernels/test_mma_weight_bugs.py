@@ -17,6 +17,10 @@ from kernels.test_planted_bugs import WRONG, replace_once
 # Three tiles in a part, a part of a unit and of a block of input channels, all three views.
 COPIED = Layer(24, 20, (4, 5, 19), dtype="bfloat16", layout="channels_last")
 GATHERED = replace(COPIED, layout="contiguous")
+HALVED, HALVED_SHAPE = (
+    Layer(24, 20, (7, 9, 35), stride=(2, 2, 2), dtype="bfloat16", layout="channels_last"),
+    5,
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Bug:
     found_by: str  # in the emulator's report, or WRONG
     layer: Layer = COPIED
     multiprocessors: int = 1
+    shape: int = 0  # of the block that the layer takes
 
 
 KERNEL, TILES, PARTS = "mma_backward_weight.cuh", "mma_weight_tiles.cuh", "mma_weight_parts.cuh"
@@ -52,8 +57,8 @@ BUGS = [
     Bug("shares meet in a stage that is read", KERNEL, "        __syncthreads();\n        if (share == 1) {",
         "        if (share == 1) {", "RACE"),
     Bug("second share forgotten", KERNEL, "total.x += other.x, total.y += other.y,", "total.x += other.x,", WRONG),
-    Bug("row of another tap", KERNEL, "const int meets = row - tap;", "const int meets = row + tap - 2;", WRONG),
-    Bug("outer tap forgotten", KERNEL, "(lane & 7) + outer * geometry.outer_step", "(lane & 7)", WRONG),
+    Bug("row of another tap", KERNEL, "const int meets = (row - tap) / Config::kStride;", "const int meets = (row - tap + 1) / Config::kStride;", WRONG),
+    Bug("outer tap forgotten", KERNEL, "(lane & 7) * 16 + outer_step;", "(lane & 7) * 16;", WRONG),
     Bug("second row of a pair", KERNEL, "upper * kGPair + (lane & 7) * 16", "(lane & 7) * 16", WRONG),
     Bug("bias of one lane", KERNEL, "total += __shfl_xor_sync(0xffffffffu, total, 2);", "", WRONG),
     Bug("border not tested", TILES, "exists && (entry[i].y & box.outside) == 0", "exists",
@@ -63,19 +68,27 @@ BUGS = [
     Bug("border not tested by the gather", TILES,
         "(entry.y & box.outside) == 0 ? box.channels - channel : 0", "box.channels - channel",
         "device read|" + WRONG, GATHERED),
-    Bug("channels past the end gathered", TILES, "2 * i + 1 < channels ?", "0 < channels ?", "device read|" + WRONG,
+    Bug("channels past the end gathered", TILES, "i < channels ?", "0 < channels ?", "device read|" + WRONG,
         replace(GATHERED, in_channels=9)),
     Bug("end of the output forgotten", TILES, "to.output_size[i] = static_cast<int>(p.out_size[axis]);",
         "to.output_size[i] = (static_cast<int>(p.out_size[axis]) + 7) / 8 * 8;", "device read|" + WRONG),
     Bug("carry of the tiles forgotten", TILES, "    tile.at[i] = 0;\n", "    tile.at[i] = 0;\n    return;\n",
         WRONG, replace(COPIED, size=(4, 9, 17))),
-    Bug("neighbour's columns written", PARTS, "if (in_view(column) && channel < p.in_channels)",
-        "if (column < p.out_channels && channel < p.in_channels)", "RACE between blocks|" + WRONG),
-    Bug("last part left out", PARTS, "part < work.parts * (warp + 1) / kAddWarps",
-        "part < (work.parts - 1) * (warp + 1) / kAddWarps", WRONG, multiprocessors=LARGE),
+    Bug("neighbour's columns written", PARTS, "if (!unit.contain(at_column) || at_channel >= in_channels) return;",
+        "if (at_column >= work.problem.out_channels || at_channel >= in_channels) return;",
+        "RACE between blocks|" + WRONG),
+    Bug("last part left out", PARTS, "part < parts * (warp + 1) / kAddWarps",
+        "part < (parts - 1) * (warp + 1) / kAddWarps", WRONG, multiprocessors=LARGE),
     Bug("parts share their sums", KERNEL,
         "((part * work.units + unit) * work.channel_blocks + channel_block) * Config::kSums",
         "(unit * work.channel_blocks + channel_block) * Config::kSums", "RACE between blocks", multiprocessors=LARGE),
+    Bug("even positions not first", TILES, "evens == 0 ? column", "true ? column", WRONG, HALVED, shape=HALVED_SHAPE),
+    Bug("odd tap among the even positions", KERNEL, "outer % 2 * geometry.evens", "0 * geometry.evens", WRONG, HALVED,
+        shape=HALVED_SHAPE),
+    Bug("thin axis read without a stride", TILES, "is_thin ? shape.stride - 1 : 0", "0", "device read|" + WRONG, HALVED,
+        shape=HALVED_SHAPE),
+    Bug("tiles read without a stride", KERNEL, "tile.at[i] * Config::kStride + geometry.origin[i]",
+        "tile.at[i] + geometry.origin[i]", WRONG, HALVED, shape=HALVED_SHAPE),
 ]  # fmt: skip
 
 
@@ -85,7 +98,9 @@ def test_bug_is_found(emulator_builder, tmp_path, bug):
     shutil.copytree(CSRC, root, ignore=shutil.ignore_patterns("__pycache__", "cpu"))
     launcher = root / "kernels" / "mma_backward_weight.cu"
     text = re.sub(
-        r"launch_instance<Scalar, \d, kAsync>", "launch_instance<Scalar, 0, kAsync>", launcher.read_text()
+        r"launch_instance<Scalar, \d, kAsync>",
+        f"launch_instance<Scalar, {bug.shape}, kAsync>",
+        launcher.read_text(),
     )
     launcher.write_text(text.replace("launch_shape<Float16,", "launch_shape<BFloat16,"))
     replace_once(root / "kernels" / bug.file, bug.old, bug.new)
