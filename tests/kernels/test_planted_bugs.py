@@ -74,9 +74,8 @@ class Bug:
 
 GATHER, WALK, WEIGHT = "simt_gather.cuh", "gather_walk.cuh", "simt_backward_weight.cuh"
 DEPTHWISE, FEW = "simt_depthwise_weight.cuh", "simt_few_channels.cuh"
-MULTIPLIED = Layer(
-    5, 10, (4, 5, 6), groups=5, split=(3, 3, 4), layout="channels_last"
-)  # outputs of two views
+# Two outputs of every input channel, some of them of two views.
+MULTIPLIED = Layer(5, 10, (4, 5, 6), groups=5, split=(3, 3, 4), layout="channels_last")
 FIRST = Layer(2, 20, (5, 9, 40), batch=2)  # a first layer: several tiles, octets of two views
 LINES = Layer(5, 5, (11, 12, 13), groups=5, kernel=(5, 5), padding=(2, 2, 2))
 BUGS = [
@@ -117,7 +116,7 @@ BUGS = [
     Bug("items past the tile's end are loaded", GATHER, "inside && item < loop.items", "inside", "device read"),
     Bug("tail of the reduction is loaded", GATHER, "inside && item < loop.items", "item < loop.items",
         "device read|" + WRONG),
-    Bug("bias of another channel", GATHER, "widen(bias[item])", "widen(bias[item - tile.begin])", WRONG),
+    Bug("bias of another channel", GATHER, "bias ? widen(bias[item])", "bias ? widen(bias[item - tile.begin])", WRONG),
     Bug("next tile described too early", GATHER, "    __syncthreads();  // the next tile rewrites",
         "    // the next tile rewrites", "RACE", few_blocks=True),
     Bug("group forgotten in the first input channel", WALK, "s.source_channel = tile.group * channels_in;",
