@@ -58,17 +58,22 @@ def _tensors(volume: Volume, function, tensors, *args, **kwargs):
     return function(tensors, *args, **kwargs)
 
 
-def _single_axis(position: int, name: str = "dim"):
-    """A rule that refuses the function where ``name``, at ``position``, is one of the last two axes alone."""
+def _along(position: int, several: bool = True, default: int | None = None, name: str = "dim"):
+    """A rule that refuses a function along one of the last two axes alone.
+
+    Args:
+        position: of the axis among the arguments behind the input; ``name`` is its keyword.
+        several: whether further positional integers are axes, too, as in ``x.flip(2, 3)``.
+        default: the axis where none is given.
+    """
 
     def checked(volume: Volume, function, input, *args, **kwargs):
         if _is_map(volume, input):
-            dims = args[position] if len(args) > position else kwargs.get(name, kwargs.get("dims"))
-            if isinstance(dims, int):
-                dims = args[position:] if all(type(a) is int for a in args[position:]) else (dims,)
-                dims = dims or (kwargs.get(name),)
-            if isinstance(dims, (tuple, list)) and all(type(d) is int for d in dims):
-                spatial = {d % 4 for d in dims} & {2, 3}
+            dims = args[position] if len(args) > position else kwargs.get(name, kwargs.get("axis", default))
+            if type(dims) is int:
+                dims = args[position:] if several and len(args) > position + 1 else (dims,)
+            if isinstance(dims, (tuple, list)):
+                spatial = {d % 4 for d in dims if type(d) is int} & {2, 3}
                 if len(spatial) == 1:
                     _refuse(volume, function, input)
         return function(input, *args, **kwargs)
@@ -81,15 +86,6 @@ def _roll(volume: Volume, function, input, shifts, dims=None):
     if spatial and _is_map(volume, input):
         _refuse(volume, function, input)
     return function(input, shifts, dims)
-
-
-def _first_dim(volume: Volume, function, input, dim=None, *args, **kwargs):
-    """As :func:`_single_axis`, for functions whose later arguments are no axes."""
-    if isinstance(dim, int) and not isinstance(dim, bool) and dim % 4 in (2, 3) and _is_map(volume, input):
-        _refuse(volume, function, input)
-    if dim is None:
-        return function(input, *args, **kwargs)
-    return function(input, dim, *args, **kwargs)
 
 
 def _swap(volume: Volume, function, input, *args, **kwargs):
@@ -130,8 +126,8 @@ rule(torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__)(_produc
 rule(torch.meshgrid)(_coordinates)
 rule(torch.cat, torch.concat)(_tensors)
 rule(torch.roll, Tensor.roll)(_roll)
-rule(F.normalize, torch.norm, Tensor.norm, torch.linalg.vector_norm)(_single_axis(1))
-rule(torch.flip, Tensor.flip)(_single_axis(0, "dims"))
+rule(F.normalize, torch.norm, Tensor.norm, torch.linalg.vector_norm)(_along(1))
+rule(torch.flip, Tensor.flip)(_along(0, name="dims"))
 rule(
     torch.mean,
     Tensor.mean,
@@ -157,11 +153,12 @@ rule(
     Tensor.any,
     torch.all,
     Tensor.all,
-)(_single_axis(0))
-rule(torch.topk, Tensor.topk, torch.kthvalue, Tensor.kthvalue, torch.diff, Tensor.diff)(_single_axis(1))
+)(_along(0))
+rule(torch.topk, Tensor.topk, torch.kthvalue, Tensor.kthvalue, torch.diff, Tensor.diff)(_along(1, default=-1))
 rule(
     F.softmax,
     F.log_softmax,
+    F.softmin,
     torch.softmax,
     Tensor.softmax,
     torch.cumsum,
@@ -190,8 +187,6 @@ rule(
     Tensor.gather,
     torch.index_select,
     Tensor.index_select,
-    torch.sort,
-    Tensor.sort,
     torch.unbind,
     Tensor.unbind,
     torch.select,
@@ -199,9 +194,9 @@ rule(
     torch.narrow,
     Tensor.narrow,
     Tensor.unfold,
-    torch.fft.fft,
-    torch.fft.rfft,
-)(_first_dim)
+)(_along(0, several=False))
+rule(torch.sort, Tensor.sort, torch.argsort, Tensor.argsort, F.glu)(_along(0, several=False, default=-1))
+rule(torch.fft.fft, torch.fft.rfft, torch.fft.ifft, torch.fft.irfft)(_along(1, several=False, default=-1))
 rule(torch.transpose, Tensor.transpose, torch.swapaxes, Tensor.swapaxes)(_swap)
 rule(Tensor.__setitem__)(_assign)
 
