@@ -13,6 +13,8 @@
 namespace acsconv {
 namespace ACSCONV_ISA {
 
+constexpr int64_t kTilesPerSum = 64;
+constexpr int kMostTaps = 49;
 // Outputs of a line in registers, beside up to 7 weights and a source.
 constexpr int kLine = ACSCONV_ACCUMULATORS < 24 ? 6 : 8;
 
@@ -198,26 +200,41 @@ void run_depthwise_weight(const DepthwiseWalk& depthwise, const Task& task, cons
     const T* g = packed_grad + c * walk.stage_channel;
     const int64_t grad_line = view.along_planes ? walk.stage_plane : walk.packing.pitch;
     const int64_t voxels = (rows - 1) * walk.packing.pitch + walk.out_size[2];
-    Vec<T> total = load<T>(sums);
     for (int64_t o = 0; o < planes; ++o) {
+      Vec<T> total = broadcast(T(0));
       for (int64_t v = 0; v < voxels; v += lanes) total += load<T>(g + o * walk.stage_plane + v);
+      store<T>(sums, load<T>(sums) + total);
     }
-    store<T>(sums, total);
     sums += lanes;
+    // Short chains of additions: first of some tiles.
+    const int64_t taps = depthwise.kernel * depthwise.kernel;
+    T tile_sums[kMostTaps * lanes];
+    int64_t tiles = 0;
+    auto add_tiles = [&] {
+      for (int64_t i = 0; i < taps * lanes && tiles > 0; i += lanes) {
+        store<T>(sums + i, load<T>(sums + i) + load<T>(tile_sums + i));
+      }
+      fill_zero(tile_sums, taps * lanes);
+      tiles = 0;
+    };
+    add_tiles();
     for_each_tile<T>(
         depthwise, view, planes, rows, [&](int64_t plane, int64_t flat, int64_t outputs, int64_t valid) {
           const T* first = g + plane * walk.stage_plane + flat;
           T own[kLine * lanes];
           if (valid < lanes) {  // the rest is the next row's
             for (int64_t o = 0; o < outputs; ++o) {
-              for (int64_t i = 0; i < lanes; ++i)
+              for (int64_t i = 0; i < lanes; ++i) {
                 own[o * lanes + i] = i < valid ? first[o * grad_line + i] : T(0);
+              }
             }
           }
           lines.products[outputs](x + plane * depthwise.source_plane + flat, view.line, view.other,
-                                  valid < lanes ? own : first, valid < lanes ? lanes : grad_line, sums);
+                                  valid < lanes ? own : first, valid < lanes ? lanes : grad_line, tile_sums);
+          if (++tiles == kTilesPerSum) add_tiles();
         });
-    sums += depthwise.kernel * depthwise.kernel * lanes;
+    add_tiles();
+    sums += taps * lanes;
   }
 }
 

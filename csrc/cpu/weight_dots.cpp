@@ -3,8 +3,8 @@
 //
 //   accumulator[output channel][item] += grad[output channel][16 voxels] * source[item][16 voxels]
 //
-// where an item is an input channel at a tap. Lanes are added to one another once, at the end of a task, so
-// accumulators are loaded and stored for every plane; there are few of them.
+// where an item is an input channel at a tap. Accumulators are loaded and stored for every plane, as there
+// are few of them, and lanes are added to one another seldom.
 //
 // Compiled once per instruction set, see walk.cpp; weight_pass.cpp calls it.
 #include "pack.h"
@@ -14,7 +14,8 @@ namespace acsconv {
 namespace ACSCONV_ISA {
 
 constexpr int kMaxDotOutputs = 4;
-constexpr int kMaxDotItems = 12;  // more pointers do not fit into registers
+constexpr int kMaxDotItems = 12;         // more pointers do not fit into registers
+constexpr int64_t kLongestChain = 1024;  // sums that a lane takes up before lanes are added
 constexpr int kDotAccumulators = ACSCONV_ACCUMULATORS < 24 ? ACSCONV_ACCUMULATORS : 24;
 
 constexpr int items_beside(int outputs) {
@@ -151,23 +152,33 @@ void run_dots(const WeightWalk& walk, const WeightTask& task, const void* source
     }
   };
 
-  for_each_unit(walk, task, pack_source, compute);
-
   T* to = static_cast<T*>(sums_data);
-  for (int64_t o = 0; o < out_count; ++o) {
-    to[walk.bias_sums + out_begin + o] = sum_of_lanes(vectors + o * lanes);
-  }
-  const T* sums = vectors + out_count * lanes;
-  for (const WeightBlock* block = block_begin; block != block_end; ++block) {
-    const int64_t taps = block->tap_end - block->tap_begin;
-    for (int64_t o = 0; o < block->out_count; ++o) {
-      for (int64_t t = 0; t < taps; ++t) {
-        for (int64_t c = 0; c < channels; ++c, sums += lanes) {
-          to[block->sums + (t * block->out_count + o) * channels + c] = sum_of_lanes(sums);
+  int64_t chain = 0;
+  auto add_up = [&] {
+    const T* sums = vectors;
+    for (int64_t o = 0; o < out_count; ++o, sums += lanes) {
+      to[walk.bias_sums + out_begin + o] += sum_of_lanes(sums);
+    }
+    for (const WeightBlock* block = block_begin; block != block_end; ++block) {
+      const int64_t taps = block->tap_end - block->tap_begin;
+      for (int64_t o = 0; o < block->out_count; ++o) {
+        for (int64_t t = 0; t < taps; ++t) {
+          for (int64_t c = 0; c < channels; ++c, sums += lanes) {
+            to[block->sums + (t * block->out_count + o) * channels + c] += sum_of_lanes(sums);
+          }
         }
       }
     }
-  }
+    fill_zero(vectors, vector_count * lanes);
+    chain = 0;
+  };
+
+  for_each_unit(walk, task, pack_source, [&](const Unit& unit) {
+    compute(unit);
+    chain += unit.rows * walk.source.pitch / lanes;
+    if (chain >= kLongestChain) add_up();
+  });
+  add_up();
 }
 
 template <class S>

@@ -114,6 +114,20 @@ def test_half_precision_as_pytorch_converts_it():
         torch.testing.assert_close(out.flatten(), halves, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize(
+    "arguments", [(20, 20, (64, 64, 64), 3, 1, 20), (1, 6, (64, 64, 64)), (20, 6, (48, 48, 48))]
+)
+def test_long_sums_keep_their_digits(arguments):
+    """Sums over all voxels, of numbers that do not cancel; one chain of float32 additions would be off by 1e-6."""
+    problem = layer(*arguments)
+    problem = problem._replace(input=torch.rand(problem.input.shape))
+    grad_output = torch.rand(problem.output_shape)
+    found = run(problem, "backward_weight", grad_output)
+    exact = run(problem.to(torch.float64), "backward_weight", grad_output.double())
+    for a, b in zip(found, exact, strict=True):
+        assert ((a.double() - b).abs().max() / b.abs().max()) < 5e-7
+
+
 # --- the same, whoever computes it ------------------------------------------------------------------------------------
 
 
