@@ -44,8 +44,8 @@ struct MmaBackwardWeight {
                        kN = kS.n_tiles, kBlocks = kS.blocks;
   static constexpr int kThreads = 32 * kS.warps();
   static constexpr int kStride = kS.stride, kInner = kS.inner, kW = kWeightTileW, kVoxels = kS.voxels();
-  static constexpr int kStacks = kWeightTilePair / 2,
-                       kRows = kS.reach(kInner);  // rows of x that a stack reads
+  static constexpr int kStacks = kWeightTilePair / 2;
+  static constexpr int kRows = kS.reach(kInner);  // of x, that a stack reads
   static_assert(kW == 8 && kWeightTilePair % 2 == 0 && kStacks % kShares == 0 && kShares <= 2);
   static_assert(kStride == 1 || kStride == 2);
   static_assert(kS.reach(kInner) + kS.reach(kW) + kWeightTilePair <= 32 &&

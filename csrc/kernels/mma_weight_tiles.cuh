@@ -26,7 +26,7 @@ struct WeightGeometry {
   int tile[kWeightAxes];            // extents of the box of grad_output
   int halo[kWeightAxes];            // and of x; its voxels are `halo_voxels`
   int shift[kWeightAxes];           // log2 of the distance of its voxels: of the stride, along the thin axis
-  int stride, halo_voxels, evens;   // even positions along W that lie before the odd ones; 0: in order
+  int halo_voxels, evens;           // even positions along W that lie before the odd ones; 0: in order
   int view, first_column, columns;  // the block's first channel of grad_output, and how many the tensor has
 };
 
@@ -59,7 +59,6 @@ __device__ inline void describe_block(const Problem& p, bool soft, const MmaWeig
     to.shift[i] = is_thin ? shape.stride - 1 : 0;
   }
   to.halo_voxels = to.halo[kAlongW] * to.halo[kAlongInner] * to.halo[kAlongPair];
-  to.stride = shape.stride;
   to.evens = shape.stride == 2 && view != 2 ? (to.halo[kAlongW] + 1) / 2 : 0;
   to.view = view;
   to.first_column = static_cast<int>(v.base + unit * columns);
