@@ -291,7 +291,10 @@ def write_table() -> None:
     """docs/coverage.md from the results."""
     done, all_entries = load(), list(entries())
     lines = [HEAD]
-    lines += ["| library | in scope | tried | converted | of those tried |", "|---|--:|--:|--:|--:|"]
+    lines += [
+        "| library | in scope | tried | converted | of those tried | not tried |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
     libraries = list(dict.fromkeys(entry.name.split("/")[0] for entry in all_entries))
     for library in libraries:
         mine = [e for e in all_entries if e.name.startswith(library + "/") and e.out_of_scope is None]
@@ -300,14 +303,21 @@ def write_table() -> None:
         ]
         good = [e for e in tried if done[e.name]["status"] == "converted"]
         share = f"{100 * len(good) / len(tried):.1f} %" if tried else "-"
-        lines.append(f"| {library} | {len(mine)} | {len(tried)} | {len(good)} | {share} |")
+        lines.append(
+            f"| {library} | {len(mine)} | {len(tried)} | {len(good)} | {share} | {len(mine) - len(tried)} |"
+        )
     for library in libraries:
         mine = [e for e in all_entries if e.name.startswith(library + "/")]
         lines += ["", f"## {library}", "", "| network | parameters 2D, 3D (M) | input | output | converted |"]
         lines.append("|---|--:|--:|---|---|")
+        waiting = []
         for entry in mine:
-            if entry.out_of_scope is None:
-                lines.append(row(entry.name, done.get(entry.name, {"status": "not run yet"})))
+            if entry.name in done and entry.out_of_scope is None:
+                lines.append(row(entry.name, done[entry.name]))
+            elif entry.out_of_scope is None:
+                waiting.append(entry.name.partition("/")[2])
+        if waiting:
+            lines += ["", f"Not run yet, {len(waiting)}: {', '.join(waiting)}"]
         outside: dict[str, list[str]] = {}
         for entry in mine:
             if entry.out_of_scope is not None:
