@@ -32,8 +32,8 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// threadIdx.x and blockIdx.x, read again. The compiler cannot merge two of these reads, so what is derived
-// from one need not stay in registers through a main loop.
+// threadIdx.x, blockIdx.x and blockIdx.y, read again. The compiler cannot merge two of these reads, so what
+// is derived from one need not stay in registers through a main loop.
 __device__ __forceinline__ int thread_x() {
   int value;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(value));
@@ -42,6 +42,11 @@ __device__ __forceinline__ int thread_x() {
 __device__ __forceinline__ int block_x() {
   int value;
   asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(value));
+  return value;
+}
+__device__ __forceinline__ int block_y() {
+  int value;
+  asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(value));
   return value;
 }
 
@@ -137,6 +142,7 @@ __device__ __forceinline__ uint32_t to_tf32(float value) {
 __forceinline__ uint32_t shared_address(const void* pointer) { return emulator::shared_address(pointer); }
 __forceinline__ int thread_x() { return static_cast<int>(threadIdx.x); }
 __forceinline__ int block_x() { return static_cast<int>(blockIdx.x); }
+__forceinline__ int block_y() { return static_cast<int>(blockIdx.y); }
 
 template <int kBytes>
 __forceinline__ void cp_async(uint32_t shared, const void* global, int source_bytes) {

@@ -124,21 +124,22 @@ __device__ __forceinline__ void gather_voxels(const T* source, const int* table,
   constexpr int kStep = kThreads / 2, kPerWord = kGranule<T> / 4;
   const int plane = thread / kStep;
   channel += plane * kGranule<T>;
+  const int left = channels - channel;
   const T* from = source + channel * channel_stride;
   unsigned char* to = stage + plane * HaloOf::kPlane;
 #pragma unroll 1
   for (int voxel = thread % kStep; voxel < HaloOf::kVoxels; voxel += kStep) {
     const int offset = table[voxel];
+    // From element to element, since addresses known ahead of the loop would fill registers.
+    const T* element = from + offset;
     uint32_t words[4];
 #pragma unroll
-    for (int word = 0; word < 4; ++word) {
-      words[word] = 0;
-#pragma unroll
-      for (int part = 0; part < kPerWord; ++part) {
-        const int element = word * kPerWord + part;
-        if (offset >= 0 && channel + element < channels) {
-          words[word] |= element_bits(from[offset + element * channel_stride]) << (16 * part);
-        }
+    for (int i = 0; i < kGranule<T>; ++i, element += channel_stride) {
+      const uint32_t bits = offset >= 0 && i < left ? element_bits(*element) : 0;
+      if (i % kPerWord == 0) {
+        words[i / kPerWord] = bits;
+      } else {
+        words[i / kPerWord] |= bits << 16;
       }
     }
     *reinterpret_cast<uint4*>(to + voxel * 16) = make_uint4(words[0], words[1], words[2], words[3]);

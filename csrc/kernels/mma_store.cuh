@@ -35,6 +35,13 @@ struct StagedColumns {
   }
 };
 
+// What is added to channels `channel` and `channel` + 1, as far as they are in the range.
+__device__ __forceinline__ void load_bias(float (&to)[2], const float* bias, int channel,
+                                          ChannelRange range) {
+  to[0] = bias != nullptr && channel >= range.begin && channel < range.end ? bias[channel] : 0.0f;
+  to[1] = bias != nullptr && channel + 1 < range.end ? bias[channel + 1] : 0.0f;
+}
+
 // Eight staged elements to memory `step` elements apart, those with begin <= index < end.
 template <class T>
 __device__ __forceinline__ void store_eight(T* to, const unsigned char* staged, int64_t step, int begin,

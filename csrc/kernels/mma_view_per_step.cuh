@@ -156,8 +156,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
   for (int step = steps.begin; step < steps.end; ++step) {
     ptx::cp_async_wait<kMmaStages - 2>();
     __syncthreads();
-    const int ahead = step + kMmaStages - 1;
-    const int other = stage == 0 ? kMmaStages - 1 : stage - 1;
+    const int ahead = step + kMmaStages - 1, other = stage == 0 ? kMmaStages - 1 : stage - 1;
     if (ahead < steps.end) load_view_per_step<Config>(work, source, packed, shared, ahead, other);
     ptx::cp_async_commit();
 
@@ -185,19 +184,21 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
   const StagedColumns columns = StagedColumns::of({first, last}, {0, 0}, {0, 0});
   const ResultTile<T> tile(work, Config::kShape, place, result, shared, columns);
   using Walk = typename Config::template Walk<2>;
+  const int channel = first + late % 4 * 2;
+  float bias_of[Config::kColumns][2];
 #pragma unroll
-  for (int n = 0; n < Config::kColumns; ++n) {
-    const int channel = first + 8 * n + late % 4 * 2;
-    const bool one = channel < last, two = channel + 1 < last;
-    const float bias_one = bias != nullptr && one ? bias[channel] : 0.0f;
-    const float bias_two = bias != nullptr && two ? bias[channel + 1] : 0.0f;
+  for (int n = 0; n < Config::kColumns; ++n) load_bias(bias_of[n], bias, channel + 8 * n, {first, last});
 #pragma unroll
-    for (int m = 0; m < Config::kRows; ++m) {
+  for (int m = 0; m < Config::kRows; ++m) {
 #pragma unroll
-      for (int row = 0; row < 2; ++row) {
-        tile.put(Walk::depth(late / 32) + Walk::tile_depth(m, row),
-                 Walk::height(late / 32) + Walk::tile_height(m, row), late % 32 / 4, channel, channel - first,
-                 one, two, sum[m][n][2 * row] + bias_one, sum[m][n][2 * row + 1] + bias_two);
+    for (int row = 0; row < 2; ++row) {
+      const int d = Walk::depth(late / 32) + Walk::tile_depth(m, row);
+      const int h = Walk::height(late / 32) + Walk::tile_height(m, row);
+#pragma unroll
+      for (int n = 0; n < Config::kColumns; ++n) {
+        const int own = channel + 8 * n;
+        tile.put(d, h, late % 32 / 4, own, own - first, own < last, own + 1 < last,
+                 sum[m][n][2 * row] + bias_of[n][0], sum[m][n][2 * row + 1] + bias_of[n][1]);
       }
     }
   }

@@ -43,7 +43,7 @@ __device__ __forceinline__ void load_view_per_warp(const MmaWork& work, const ty
                                                thread);
   }
   copy_weights<Config::kStepBytes, Config::kThreads>(
-      packed + step * int64_t{Config::kStepBytes},
+      packed + (static_cast<int>(blockIdx.y) * work.steps + step) * int64_t{Config::kStepBytes},
       address + static_cast<uint32_t>(Config::kShared.stage - Config::kStepBytes), thread);
 }
 
@@ -63,23 +63,33 @@ __device__ __forceinline__ void put_view(const float (&sum)[Config::kRows][Confi
                                          int lane) {
   using Walk = typename Config::template Walk<kView>;
   const ChannelRange range = columns.range[kView];
-  const int first = range.begin - column_slack(range, 8 * Config::kColumns);
+  const int first = range.begin - column_slack(range, 8 * Config::kColumns) + lane % 4 * 2;
+  float bias_of[Config::kColumns][2];
 #pragma unroll
   for (int n = 0; n < Config::kColumns; ++n) {
-    const int channel = first + 8 * n + lane % 4 * 2;
-    const bool one = channel >= range.begin && channel < range.end, two = channel + 1 < range.end;
-    const float bias_one = bias != nullptr && one ? bias[channel] : 0.0f;
-    const float bias_two = bias != nullptr && two ? bias[channel + 1] : 0.0f;
+    load_bias(bias_of[n], bias, first + 8 * n, range);
+  }
 #pragma unroll
-    for (int m = 0; m < Config::kRows; ++m) {
+  for (int m = 0; m < Config::kRows; ++m) {
 #pragma unroll
-      for (int row = 0; row < 2; ++row) {
-        tile.put(Walk::depth(warp) + Walk::tile_depth(m, row), Walk::height(warp) + Walk::tile_height(m, row),
-                 lane / 4, channel, channel - columns.shift[kView], one, two, sum[m][n][2 * row] + bias_one,
-                 sum[m][n][2 * row + 1] + bias_two);
+    for (int row = 0; row < 2; ++row) {
+      const int d = Walk::depth(warp) + Walk::tile_depth(m, row);
+      const int h = Walk::height(warp) + Walk::tile_height(m, row);
+#pragma unroll
+      for (int n = 0; n < Config::kColumns; ++n) {
+        const int channel = first + 8 * n;
+        tile.put(d, h, lane / 4, channel, channel - columns.shift[kView],
+                 channel >= range.begin && channel < range.end, channel + 1 < range.end,
+                 sum[m][n][2 * row] + bias_of[n][0], sum[m][n][2 * row + 1] + bias_of[n][1]);
       }
     }
   }
+}
+
+// The channels of a block: a range of every view.
+__device__ __forceinline__ StagedColumns staged_columns(const MmaWork& work, int block) {
+  return StagedColumns::of(view_columns(work, 0, block), view_columns(work, 1, block),
+                           view_columns(work, 2, block));
 }
 
 template <class Config>
@@ -89,7 +99,6 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
   using T = typename Config::Scalar;
   using HaloOf = typename Config::HaloOf;
   DYNAMIC_SHARED(shared);
-  packed += blockIdx.y * (work.steps * int64_t{Config::kStepBytes});
   const MmaSteps steps = steps_of_part(work, blockIdx.z);
 
   {
@@ -111,8 +120,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
   for (int step = steps.begin; step < steps.end; ++step) {
     ptx::cp_async_wait<kMmaStages - 2>();
     __syncthreads();
-    const int ahead = step + kMmaStages - 1;
-    const int other = stage == 0 ? kMmaStages - 1 : stage - 1;
+    const int ahead = step + kMmaStages - 1, other = stage == 0 ? kMmaStages - 1 : stage - 1;
     if (ahead < steps.end) load_view_per_warp<Config>(work, source, packed, shared, ahead, other);
     ptx::cp_async_commit();
 
@@ -135,21 +143,25 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
 
   const int late = ptx::thread_x();
   if (!combine_parts<Config::kThreads>(sum, work, partials, late)) return;
-  const MmaPlace place = mma_place(work, Config::kShape, ptx::block_x());
-  const int block = blockIdx.y;
-  const StagedColumns columns = StagedColumns::of(view_columns(work, 0, block), view_columns(work, 1, block),
-                                                  view_columns(work, 2, block));
-  const ResultTile<T> tile(work, Config::kShape, place, result, shared, columns);
-  const int view = late / 32 % kViews;
-  if (view == 0) {
-    put_view<Config, 0>(sum, tile, columns, bias, late / 32 / kViews, late % 32);
-  } else if (view == 1) {
-    put_view<Config, 1>(sum, tile, columns, bias, late / 32 / kViews, late % 32);
-  } else {
-    put_view<Config, 2>(sum, tile, columns, bias, late / 32 / kViews, late % 32);
+  {
+    const StagedColumns columns = staged_columns(work, ptx::block_y());
+    const ResultTile<T> tile(work, Config::kShape, mma_place(work, Config::kShape, ptx::block_x()), result,
+                             shared, columns);
+    const int view = late / 32 % kViews;
+    if (view == 0) {
+      put_view<Config, 0>(sum, tile, columns, bias, late / 32 / kViews, late % 32);
+    } else if (view == 1) {
+      put_view<Config, 1>(sum, tile, columns, bias, late / 32 / kViews, late % 32);
+    } else {
+      put_view<Config, 2>(sum, tile, columns, bias, late / 32 / kViews, late % 32);
+    }
   }
   __syncthreads();
-  tile.template store<Config::kThreads>(columns, late);
+  // Derived anew: beside the sums there are no registers to keep it in.
+  const StagedColumns columns = staged_columns(work, ptx::block_y());
+  const ResultTile<T> tile(work, Config::kShape, mma_place(work, Config::kShape, ptx::block_x()), result,
+                           shared, columns);
+  tile.template store<Config::kThreads>(columns, ptx::thread_x());
 }
 
 template <class T, int kIndex = 0>

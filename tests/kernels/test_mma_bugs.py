@@ -48,7 +48,10 @@ EPILOGUE = "  ptx::cp_async_wait<0>();\n  __syncthreads();\n"
 BUGS = [
     *(
         bug
-        for file, run, layer in ((WARP, "forward", COPIED), (STEP, "backward", BACKWARD))
+        for file, run, layer, after in (
+            (WARP, "forward", COPIED, "  // Derived anew"),
+            (STEP, "backward", BACKWARD, "  tile.template store"),
+        )
         for bug in (
             Bug(f"wait too weak ({run})", file, WAIT, WAIT.replace("- 2", "- 1"), "RACE|uninitialised", run, layer),
             Bug(f"barrier after the wait removed ({run})", file, WAIT, WAIT.split("\n")[0], "RACE|uninitialised", run,
@@ -57,8 +60,8 @@ BUGS = [
                 "RACE|uninitialised", run, layer),
             Bug(f"barrier before the epilogue removed ({run})", file, EPILOGUE, EPILOGUE.split("\n")[0], "RACE", run,
                 layer),
-            Bug(f"barrier before the stores removed ({run})", file, "  __syncthreads();\n  tile.template store",
-                "  tile.template store", "RACE|uninitialised", run, layer),
+            Bug(f"barrier before the stores removed ({run})", file,
+                f"  __syncthreads();\n{after}", after, "RACE|uninitialised", run, layer),
             Bug(f"barrier after the table removed ({run})", file, "  __syncthreads();\n#pragma unroll\n  for (int s",
                 "#pragma unroll\n  for (int s", "RACE|uninitialised", run, layer),
         )
@@ -66,7 +69,7 @@ BUGS = [
     Bug("gathered stage stored before the barrier", WARP, WAIT, "", "RACE|uninitialised", layer=GATHERED),
     Bug("border not tested", COPY, "inside = inside && position >= 0 &&", "inside = inside &&",
         "device read|" + WRONG),
-    Bug("channels past the end gathered", COPY, "offset >= 0 && channel + element < channels", "offset >= 0",
+    Bug("channels past the end gathered", COPY, "offset >= 0 && i < left", "offset >= 0",
         "device read|" + WRONG, layer=GATHERED),
     Bug("row of another tap", VIEW, "row >= inner && (row - inner)", "row >= inner && m > 0 && (row - inner)", WRONG),
     Bug("taps of the coronal view exchanged", STEP, "HaloOf::voxel(kInner, 0, kOuter)",
