@@ -6,8 +6,10 @@ went into them, so a second build of unchanged sources takes no time.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+import re
 import subprocess
 import sysconfig
 from collections.abc import Sequence
@@ -30,16 +32,37 @@ def compiler() -> str:
 
 
 def _object(cache: Path, source: Path, flags: Sequence[str]) -> Path:
-    """Compiles ``source``, or finds it compiled: objects are named by a hash of the preprocessed text."""
+    """Compiles ``source``, or finds it compiled: objects are named by a hash of what goes into them."""
     compile = [compiler(), *FLAGS, *flags, "-x", "c++", str(source)]
-    text = _run([*compile, "-E", "-P"])
-    digest = hashlib.sha256(repr((compiler(), FLAGS, tuple(flags), text)).encode()).hexdigest()[:20]
+    foreign = any(flag.startswith(("-I", "-isystem")) for flag in flags)
+    text = _run([*compile, "-E", "-P"]) if foreign else _with_includes(source)
+    digest = hashlib.sha256(repr((_version(), FLAGS, tuple(flags), text)).encode()).hexdigest()[:20]
     target = cache / f"{source.stem}-{digest}.o"
     if not target.exists():
         partial = target.with_suffix(f".{os.getpid()}.o")
         _run([*compile, "-c", "-o", str(partial)])
         partial.rename(target)
     return target
+
+
+def _with_includes(source: Path) -> list[str]:
+    """The texts of a source and of the project's headers that it includes: found faster than by preprocessing."""
+    texts: dict[Path, str] = {}
+    pending = [source]
+    while pending:
+        path = pending.pop().resolve()
+        if path in texts or not path.exists():
+            continue
+        texts[path] = path.read_text()
+        pending += [
+            path.parent / name for name in re.findall(r'^\s*#\s*include\s+"(.+?)"', texts[path], re.M)
+        ]
+    return list(texts.values())
+
+
+@functools.cache
+def _version() -> str:
+    return _run([compiler(), "--version"])
 
 
 def _run(command: list[str]) -> str:
