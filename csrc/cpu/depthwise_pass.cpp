@@ -14,8 +14,6 @@ namespace {
 
 constexpr int64_t kTasks = 16;  // of the gradient of the weight: what is worth parts of the volume
 
-int64_t numbers(const int64_t (&size)[3]) { return size[0] * size[1] * size[2]; }
-
 template <class T>
 void gather(const Problem& p, bool mirrored, const void* source, const void* weight, const void* bias,
             void* target, const Threads& threads) {
@@ -25,7 +23,7 @@ void gather(const Problem& p, bool mirrored, const void* source, const void* wei
   const Conversion& convert = *isa.conversion[type];
   const DepthwisePlan plan(p, mirrored, isa.walk[type]->lanes, sizeof(T), cache_size());
   advise_huge_pages(target,
-                    p.batch * p.groups * numbers(mirrored ? p.in_size : p.out_size) * convert.stored_size);
+                    p.batch * p.groups * volume(mirrored ? p.in_size : p.out_size) * convert.stored_size);
 
   const int64_t side = p.kernel_h, taps = side * side;
   std::vector<T> wide(p.groups * taps), packed(p.groups * taps), wide_bias(p.groups, T(0));

@@ -77,6 +77,10 @@ std::vector<ViewChannels> channels_of_group(const Problem& p, bool soft, int64_t
 int64_t Gather::classes(int axis) const { return std::min(out_stride[axis], out_size[axis]); }
 int64_t Gather::class_size(int axis) const { return ceil_div(out_size[axis], out_stride[axis]); }
 
+int64_t weight_numbers(const Problem& p, bool soft) {
+  return (soft ? kViews : 1) * p.out_channels * (p.in_channels / p.groups) * p.kernel_h * p.kernel_w;
+}
+
 Gather forward_gather(const Problem& p, bool soft) {
   const int64_t kernel = p.kernel_h * p.kernel_w, per_group = p.in_channels / p.groups;
   Gather gather{};

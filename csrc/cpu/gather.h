@@ -62,4 +62,7 @@ struct Gather {
 Gather forward_gather(const Problem& problem, bool soft);
 Gather backward_input_gather(const Problem& problem, bool soft);
 
+// Numbers of the whole weight.
+int64_t weight_numbers(const Problem& problem, bool soft);
+
 }  // namespace acsconv

@@ -5,6 +5,7 @@
 
 #include "depthwise_pass.h"
 #include "depthwise_plan.h"
+#include "integers.h"
 #include "isa.h"
 #include "memory.h"
 #include "passes.h"
@@ -83,12 +84,6 @@ void run_gather(const Gather& gather, ScalarType type, const Tensors& tensors, c
   } else {
     run_gather<float>(gather, type, tensors, threads);
   }
-}
-
-int64_t volume(const int64_t (&size)[3]) { return size[0] * size[1] * size[2]; }
-
-int64_t weight_numbers(const Problem& p, bool soft) {
-  return (soft ? kViews : 1) * p.out_channels * (p.in_channels / p.groups) * p.kernel_h * p.kernel_w;
 }
 
 }  // namespace

@@ -1,8 +1,7 @@
 // Gradient of the weight by outer products: vectors run over input channels, and each is multiplied by one
 // number of grad_output per output channel, voxel by voxel.
 //
-//   accumulator[output channel][2 vectors of input channels] += grad[voxel][output channel] * source[voxel +
-//   tap]
+//   accumulator[output channel][32 input channels] += grad[voxel][output channel] * source[voxel + tap]
 //
 // No lane has to be added to another, and a voxel takes 2 loads of vectors and up to 14 broadcasts from
 // adjacent numbers for 28 products. Accumulators stay in registers for a chain of voxels, which are read for

@@ -47,8 +47,7 @@ void backward_weight(const Problem& p, bool soft, const void* grad_output, const
                         {isa.outer[type]->lanes, isa.outer[type]->accumulators, sizeof(T), cache_size()});
   const WeightKernel& kernel = plan.outer() ? *isa.outer[type] : *isa.dots[type];
 
-  const int64_t weights =
-      (soft ? kViews : 1) * p.out_channels * (p.in_channels / p.groups) * p.kernel_h * p.kernel_w;
+  const int64_t weights = weight_numbers(p, soft);
   thread_local Buffer sums_buffer, wide_buffer;
   auto* sums = static_cast<T*>(sums_buffer.get(plan.parts() * plan.sums_size() * sizeof(T)));
   parallel(threads, static_cast<int64_t>(plan.tasks().size()), [&](int64_t i) {

@@ -49,7 +49,7 @@ struct WeightWalk {
   int64_t step_planes;       // output planes that are computed together
   int64_t chain;             // outer products: voxels whose products are added up in registers
   int64_t ring_planes;       // packed source planes that are kept
-  int64_t source_positions;  // outer products: packed positions of a phase, and of the gradient
+  int64_t source_positions;  // packed numbers of a channel in a phase, and in a plane of the gradient
   int64_t grad_positions;
   int64_t bias_sums;  // sums of the gradient's channels lie here, behind those of the blocks
 };
