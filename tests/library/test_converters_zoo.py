@@ -139,16 +139,18 @@ def test_compile(name):
 
 
 def test_compile_with_inductor_and_train():
-    converted = convert(NETWORKS["ResNet-18"]())
+    # Two samples of one voxel each reach the last batch normalisation, which magnifies rounding errors.
+    converted = convert(NETWORKS["ResNet-18"]()).double()
     twin = copy.deepcopy(converted)
-    volume = torch.rand(2, 3, 32, 32, 32)
+    volume = torch.rand(2, 3, 32, 32, 32, dtype=torch.float64)
     torch._dynamo.reset()
     expected = converted(volume)
     expected.square().sum().backward()
     out = torch.compile(twin)(volume)
     out.square().sum().backward()
-    assert relative_error(out.detach(), expected.detach()) < 1e-3
-    assert relative_error(twin.fc.weight.grad, converted.fc.weight.grad) < 1e-2
+    assert relative_error(out.detach(), expected.detach()) < 1e-9
+    for a, b in zip(twin.parameters(), converted.parameters()):
+        assert relative_error(a.grad, b.grad) < 1e-6
 
 
 @pytest.mark.parametrize("name", NETWORKS)
