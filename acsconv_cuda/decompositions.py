@@ -1,7 +1,7 @@
 """The operators in terms of PyTorch's own: for exporters that know only those, such as ONNX's.
 
-    program = torch.export.export(model, (volume,)).run_decompositions(decompositions())
-    torch.onnx.export(program, dynamo=True).save("model.onnx")
+program = torch.export.export(model, (volume,)).run_decompositions(decompositions())
+torch.onnx.export(program, dynamo=True).save("model.onnx")
 """
 
 from __future__ import annotations

@@ -167,8 +167,8 @@ def test_onnx(name, tmp_path):
     converted, volume, expected = make(name)
     program = torch.export.export(converted, (volume,)).run_decompositions(decompositions())
     torch.onnx.export(program, dynamo=True, verbose=False).save(tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    out = session.run(None, {session.get_inputs()[0].name: volume.numpy()})[0]
+    runtime = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    out = runtime.run(None, {runtime.get_inputs()[0].name: volume.numpy()})[0]
     assert relative_error(torch.from_numpy(out), expected) < 1e-4
 
 
