@@ -194,13 +194,19 @@ def test_architectures(build, toolkit, monkeypatch, wanted, known, cubin, ptx):
 
 
 def test_architecture_options(build):
-    options = build.Architectures(("12.0", "9.0a"), with_ptx=True).gencode()
-    assert options == [
+    archs = build.Architectures(("12.0", "9.0a"), with_ptx=True)
+    assert archs.gencode(native=False) == [
         "-gencode=arch=compute_90,code=sm_120",
         "-gencode=arch=compute_90,code=sm_90a",
         "-gencode=arch=compute_90,code=compute_90",
     ]
-    assert build.Architectures(("8.6",), with_ptx=False).gencode() == ["-gencode=arch=compute_86,code=sm_86"]
+    assert archs.gencode(native=True) == [
+        "-gencode=arch=compute_120,code=sm_120",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_90,code=compute_90",
+    ]
+    archs = build.Architectures(("8.6",), with_ptx=False)
+    assert archs.gencode(native=False) == ["-gencode=arch=compute_86,code=sm_86"]
 
 
 @pytest.mark.parametrize(
