@@ -109,8 +109,9 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
   __syncthreads();
 #pragma unroll
   for (int s = 0; s < kMmaStages - 1; ++s) {
-    if (steps.begin + s < steps.end)
+    if (steps.begin + s < steps.end) {
       load_view_per_warp<Config>(work, source, packed, shared, steps.begin + s, s);
+    }
     ptx::cp_async_commit();
   }
 
