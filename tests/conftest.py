@@ -11,6 +11,18 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _exact_float32():
+    """float32 is float32 on a GPU too, ours and the yardstick's; tests of TF32 switch it on themselves."""
+    if not torch.backends.cuda.is_built():
+        yield
+        return
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
 @pytest.fixture(params=acsconv_cuda.backends())
 def backend(request: pytest.FixtureRequest) -> str:
     """Every backend in turn; one that cannot be used here is skipped with its own reason."""

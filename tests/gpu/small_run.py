@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from kernels.mma_layers import mma_layers
 from numerics import random_problems
 
 from acsconv_cuda import acs_conv3d, soft_acs_conv3d
@@ -17,7 +18,27 @@ def main() -> None:
         input, weight, bias = tensors
         factors = torch.rand(problem.out_channels, 3, device="cuda", dtype=dtype, requires_grad=True)
         soft_acs_conv3d(input, weight, factors, bias, backend="cuda", **options).sum().backward()
+    run_on_tensor_cores()
     torch.cuda.synchronize()
+
+
+def run_on_tensor_cores() -> None:
+    """Both ways to load (copied, gathered), every tile, and a reduction cut into parts."""
+    torch.backends.cudnn.allow_tf32 = True
+    for index, layer in enumerate(mma_layers(18, seed=4)):
+        dtype = getattr(torch, layer.dtype)
+        shapes = (layer.input_shape, layer.weight_shape, (layer.out_channels,))
+        input, weight, bias = (torch.randn(shape, device="cuda", dtype=dtype) for shape in shapes)
+        if layer.layout == "channels_last":
+            input = input.contiguous(memory_format=torch.channels_last_3d)
+        tensors = [t.requires_grad_() for t in (input, weight, bias)]
+        options = {name: getattr(layer, name) for name in ("stride", "padding", "dilation")}
+        if index % 3 == 0:
+            factors = torch.rand(layer.out_channels, 3, device="cuda", dtype=dtype, requires_grad=True)
+            out = soft_acs_conv3d(*tensors[:2], factors, bias, backend="cuda", **options)
+        else:
+            out = acs_conv3d(*tensors, split=layer.split, backend="cuda", **options)
+        out.backward(torch.randn_like(out))  # not an expanded gradient, which is never copied
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import pytest
 import torch
 from acsconv.operators import ACSConv, SoftACSConv
 from cases import CASES
+from kernels.mma_layers import mma_layers
 from numerics import Problem, random_problems, relative_error
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
@@ -20,18 +21,17 @@ from acsconv_cuda.ops import Arguments
 REASON = acsconv_cuda.why_unavailable("cuda")
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# Of the accumulator, for the tolerance of the 16-bit types a floor of 2 ulp of the type itself.
+# Of the number formats that the tensors are computed in, the unit in the last place.
+ULPS = {
+    name: torch.finfo(getattr(torch, name)).eps for name in ("float64", "float32", "float16", "bfloat16")
+} | {"tf32": 2**-10}
 FLOOR_ULPS = 2
 
 
-@pytest.fixture(autouse=True)
-def _exact_float32():
-    """The reference's own convolutions must not use TF32 while they are the yardstick."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
+def use(format: str) -> torch.dtype:
+    """The dtype of tensors that are computed in a number format, which is switched on."""
+    torch.backends.cudnn.allow_tf32 = format == "tf32"
+    return torch.float32 if format == "tf32" else getattr(torch, format)
 
 
 def outputs_and_gradients(tensors, grad_output, backend, soft=False, **options):
@@ -39,6 +39,15 @@ def outputs_and_gradients(tensors, grad_output, backend, soft=False, **options):
     function = soft_acs_conv3d if soft else acs_conv3d
     out = function(*tensors, backend=backend, **options)
     return [out, *torch.autograd.grad(out, tensors, grad_output.to(out))]
+
+
+def integer_tensors(layer, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Input, weight and bias on the GPU, in the layer's layout."""
+    shapes = (layer.input_shape, layer.weight_shape, (layer.out_channels,))
+    input, weight, bias = (torch.randint(-4, 5, shape, device="cuda").to(dtype) for shape in shapes)
+    if layer.layout == "channels_last":
+        input = input.contiguous(memory_format=torch.channels_last_3d)
+    return [input, weight, bias]
 
 
 def layer_tensors(case, dtype, channels_last=False):
@@ -61,7 +70,7 @@ def layer_tensors(case, dtype, channels_last=False):
         "groups": case.groups,
         "soft": case.kind != "acs",
     }
-    grad_output = torch.randn(case.batch, case.out_channels, *case.output_size(), device="cuda")
+    grad_output = torch.randn(case.batch, case.out_channels, *case.output_size, device="cuda")
     return tensors, options, grad_output
 
 
@@ -77,11 +86,34 @@ def test_integers_bit_for_bit(problem):
         torch.testing.assert_close(one.cpu(), other, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("layer", mma_layers(120, seed=12, most_products=1e9), ids=str)
+def test_tensor_cores_bit_for_bit(layer, soft):
+    """Sums of small integers are exact in every order, so a result is the exact one, rounded once."""
+    dtype = use("tf32" if layer.dtype == "float32" else layer.dtype)
+    tensors = integer_tensors(layer, dtype)
+    if soft:
+        factors = torch.tensor([1.0, 0.5, 2.0], device="cuda", dtype=dtype)
+        tensors.insert(2, factors.expand(layer.out_channels, 3).contiguous())
+    names = ("stride", "padding", "dilation") + (() if soft else ("split",))
+    options = {name: getattr(layer, name) for name in names}
+    grad_output = torch.randint(-4, 5, layer.output_shape, device="cuda")
+    if layer.layout == "channels_last":
+        grad_output = grad_output.contiguous(memory_format=torch.channels_last_3d)
+    exact = outputs_and_gradients([t.double() for t in tensors], grad_output, "torch", soft, **options)
+    fused = outputs_and_gradients(tensors, grad_output, "cuda", soft, **options)
+    # The gradient of the view weights is a product of two rounded tensors.
+    for index, (one, other) in enumerate(zip(fused, exact, strict=True)):
+        if not (soft and index == 3):
+            torch.testing.assert_close(one, other.to(dtype), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("format", ULPS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_layers(case, dtype, channels_last):
-    """Error against float64 at most twice that of the same maths in PyTorch at the same dtype, floor 2 ulp."""
+def test_layers(case, format, channels_last):
+    """Error against float64 at most twice that of the same maths in PyTorch in the same format, floor 2 ulp."""
+    dtype = use(format)
     tensors, options, grad_output = layer_tensors(case, dtype, channels_last)
     exact = outputs_and_gradients(
         [t.double() for t in tensors], grad_output.to(dtype).double(), "torch", **options
@@ -91,7 +123,7 @@ def test_layers(case, dtype, channels_last):
     for name, one, other, truth in zip(
         ("output", "input", "weight", "third", "fourth"), ours, theirs, exact, strict=False
     ):
-        allowed = max(2 * relative_error(other, truth), FLOOR_ULPS * torch.finfo(dtype).eps)
+        allowed = max(2 * relative_error(other, truth), FLOOR_ULPS * ULPS[format])
         assert relative_error(one, truth) <= allowed, name
         assert one.stride() == other.stride() or 1 in one.shape, name
 
@@ -120,18 +152,24 @@ def test_opcheck(soft):
     opcheck(getattr(torch.ops.acsconv, arguments.name), (input, weight, None, *arguments.flat()))
 
 
-def test_deterministic():
+@pytest.mark.parametrize("format", ["float32", "tf32", "bfloat16"])
+def test_deterministic(format):
     case = next(case for case in CASES if case.name == "nnunet-stage1")
-    tensors, options, grad_output = layer_tensors(case, torch.float32)
+    tensors, options, grad_output = layer_tensors(case, use(format))
     runs = [outputs_and_gradients(tensors, grad_output, "cuda", **options) for _ in range(10)]
     for run in runs[1:]:
         assert all(torch.equal(one, other) for one, other in zip(run, runs[0], strict=True))
 
 
+@pytest.mark.parametrize(
+    "channels", [(4, 12), (128, 128)]
+)  # few voxels: the longer reduction is cut into parts
+@pytest.mark.parametrize("format", ["float32", "tf32", "bfloat16"])
 @pytest.mark.parametrize("kind", [ACSConv, SoftACSConv])
-def test_cuda_graph(kind):
-    layer = kind(4, 12, 3, padding=1, device="cuda")
-    static = torch.randn(1, 4, 8, 8, 8, device="cuda", requires_grad=True)
+def test_cuda_graph(kind, format, channels):
+    dtype = use(format)
+    layer = kind(*channels, 3, padding=1, device="cuda", dtype=dtype)
+    static = torch.randn(1, channels[0], 8, 8, 8, device="cuda", dtype=dtype, requires_grad=True)
 
     def step():
         layer.zero_grad(set_to_none=False)
@@ -173,9 +211,11 @@ def test_two_streams():
     torch.testing.assert_close(out, expected)
 
 
-def test_no_synchronisation():
-    layer = ACSConv(4, 12, 3, padding=1, device="cuda")
-    input = torch.randn(1, 4, 8, 8, 8, device="cuda", requires_grad=True)
+@pytest.mark.parametrize("format", ["float32", "tf32", "bfloat16"])
+def test_no_synchronisation(format):
+    dtype = use(format)
+    layer = ACSConv(16, 24, 3, padding=1, device="cuda", dtype=dtype)
+    input = torch.randn(1, 16, 8, 8, 8, device="cuda", dtype=dtype, requires_grad=True)
     layer(input).sum().backward()  # first call: modules are loaded
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
@@ -185,9 +225,10 @@ def test_no_synchronisation():
         torch.cuda.set_sync_debug_mode(before)
 
 
-def test_extra_memory_is_bounded():
+@pytest.mark.parametrize("format", ["float32", "tf32"])
+def test_extra_memory_is_bounded(format):
     """Beyond output and gradients: packed weights and at most 64 MiB, nothing that grows with the volume."""
-    layer = ACSConv(32, 32, 3, padding=1, device="cuda")
+    layer = ACSConv(32, 32, 3, padding=1, device="cuda", dtype=use(format))
     input = torch.randn(1, 32, 96, 96, 96, device="cuda", requires_grad=True)
     grad_output = torch.randn(1, 32, 96, 96, 96, device="cuda")
     volume = input.numel() * 4
@@ -224,9 +265,9 @@ def test_more_than_2_to_the_31_elements():
 
 
 def test_autocast_and_compile():
-    layer = ACSConv(4, 12, 3, padding=1, device="cuda")
+    layer = ACSConv(16, 24, 3, padding=1, device="cuda")
     compiled = torch.compile(layer, fullgraph=True)
-    input = torch.randn(1, 4, 8, 8, 8, device="cuda")
+    input = torch.randn(1, 16, 8, 8, 8, device="cuda")
     for dtype in (torch.float16, torch.bfloat16):
         with torch.autocast("cuda", dtype=dtype):
             out = layer(input)
