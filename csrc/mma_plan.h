@@ -197,17 +197,20 @@ inline MmaPlan plan_mma(const Problem& p, Pass pass, bool soft, bool allow_tf32,
   const VolumeStrides& source = forward ? p.input : p.output;
   const int64_t* size = forward ? p.out_size : p.in_size;
   const int64_t extent[3] = {shape.depth, shape.height, kMmaTileWidth};
-  int64_t reach = 0;
-  plan.tiles = p.batch;
+  constexpr int64_t kMostTiles = int64_t{1} << 31;  // counts stop here, where they are refused
+  double reach = 0;
+  plan.tiles = std::min(p.batch, kMostTiles);
   for (int axis = 0; axis < 3; ++axis) {
     const int64_t dilation = p.dilation[(axis + 1) % 3][axis];
     plan.axis_tiles[axis] = ((size[axis] + dilation - 1) / dilation + extent[axis] - 1) / extent[axis];
-    plan.tiles *= plan.axis_tiles[axis] * dilation;
-    reach += (stride * (extent[axis] - 1) + 2) * dilation * source.axis[axis];
+    const int64_t along = plan.axis_tiles[axis] * dilation;
+    plan.tiles = plan.tiles > kMostTiles / std::max<int64_t>(1, along) ? kMostTiles : plan.tiles * along;
+    reach += static_cast<double>((stride * (extent[axis] - 1) + 2) * dilation) *
+             static_cast<double>(source.axis[axis]);
   }
-  if (reach >= int64_t{1} << 31) {
+  if (reach >= static_cast<double>(int64_t{1} << 31)) {
     plan.rejection = "a tile's voxels lie further apart than 2^31 elements";
-  } else if (plan.tiles >= int64_t{1} << 31 || plan.column_blocks > 65535) {
+  } else if (plan.tiles >= kMostTiles || plan.column_blocks > 65535) {
     plan.rejection = "more tiles than a grid has blocks";
   }
   if (!plan.rejection.empty()) return plan;

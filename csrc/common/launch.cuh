@@ -41,7 +41,10 @@ const char* launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
     const cudaError_t refused =
         cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                              cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-    if (refused != cudaSuccess) return cudaGetErrorString(refused);
+    if (refused != cudaSuccess) {
+      cudaGetLastError();  // or the next launch would be blamed
+      return cudaGetErrorString(refused);
+    }
   }
   kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
   const cudaError_t error = cudaGetLastError();

@@ -190,6 +190,10 @@ def test_soft(emulator, layer):
         ({"stride": (1, 2, 1)}, "strides differ between axes"),
         ({"stride": (3, 3, 3)}, "a stride above 2"),
         ({"in_channels": 4}, "4 channels or fewer"),
+        (
+            {"size": (1, 1, 1), "padding": (1 << 22,) * 3, "dilation": (1 << 22,) * 3},
+            "more tiles than a grid has blocks",
+        ),
     ],
 )
 def test_what_is_left_to_cuda_cores(emulator, change, reason):
