@@ -102,9 +102,10 @@ def test_tensor_cores_bit_for_bit(layer, soft):
         grad_output = grad_output.contiguous(memory_format=torch.channels_last_3d)
     exact = outputs_and_gradients([t.double() for t in tensors], grad_output, "torch", soft, **options)
     fused = outputs_and_gradients(tensors, grad_output, "cuda", soft, **options)
-    # The gradient of the view weights is a product of two rounded tensors.
+    # In Soft ACS those of weight and view weights are made of the gradients of the views' kernels, rounded before.
+    compared = (0, 1, 4) if soft else range(4)
     for index, (one, other) in enumerate(zip(fused, exact, strict=True)):
-        if not (soft and index == 3):
+        if index in compared:
             torch.testing.assert_close(one, other.to(dtype), rtol=0, atol=0)
 
 
