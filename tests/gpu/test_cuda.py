@@ -110,7 +110,9 @@ def test_tensor_cores_bit_for_bit(layer, soft):
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("format", ULPS)
+@pytest.mark.parametrize(
+    "format", [name for name in ULPS if name != "float64"]
+)  # which nothing is more exact than
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_layers(case, format, channels_last):
     """Error against float64 at most twice that of the same maths in PyTorch in the same format, floor 2 ulp."""
