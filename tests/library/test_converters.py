@@ -975,3 +975,56 @@ def test_a_converter_as_0_1_1_would_write_it(net, volume):
     assert relative_error(converted(volume), expected) < 1e-12
     with pytest.raises(TypeError, match="target_conv"):
         BaseConverter(nn.Conv2d(1, 1, 1))
+
+
+class Wide(ACSConv):
+    """Arguments of ``nn.Conv2d``, as a layer of one's own may have them."""
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride, padding, **kwargs):
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride[0], padding=padding, **kwargs)
+
+
+@pytest.mark.parametrize("base", [ACSConverter, SoftACSConverter, Conv2_5dConverter, Conv3dConverter])
+def test_subclasses_of_the_named_converters(base):
+    class Own(base):
+        target_conv = Wide
+
+    class OwnKwargs(Own):
+        def convert_conv_kwargs(self, kwargs):
+            return {**kwargs, "bias": True}
+
+    class Back(Own):
+        to = "acs"
+
+    small = nn.Sequential(nn.Conv2d(3, 4, 3, padding=(1, 1), bias=False))
+    assert isinstance(Own(copy.deepcopy(small))[0], Wide)
+    assert OwnKwargs(copy.deepcopy(small))[0].bias is not None
+    assert not isinstance(Back(copy.deepcopy(small))[0], Wide)
+
+    with pytest.raises(TypeError, match="convert_module is never called"):
+        type("Old", (base,), {"convert_module": lambda self, module: module})
+    with pytest.raises(TypeError, match="__init__ is never called"):
+        type("Old", (base,), {"__init__": lambda self, model: None})
+    with pytest.raises(TypeError, match="target_conv"):
+        type("Old", (base,), {"convert_conv_kwargs": lambda self, kwargs: kwargs})
+
+
+def test_mean_of_layers_of_ones_own_is_refused():
+    class Own(SoftACSConverter):
+        target_conv = Wide
+
+    with pytest.raises(TypeError, match="mean=True"):
+        Own(nn.Conv2d(1, 3, 3), mean=True)
+
+
+def test_a_target_conv_that_drops_weights_is_refused():
+    class Holder(nn.Module):
+        def __init__(self, *args, **kwargs):
+            super().__init__()
+            self.conv = nn.Conv3d(3, 4, 3)
+
+    class Drops(BaseConverter):
+        target_conv = Holder
+
+    with pytest.raises(ConversionError, match="target_conv: Holder has no weight, bias"):
+        Drops(nn.Sequential(nn.Conv2d(3, 4, 3)))

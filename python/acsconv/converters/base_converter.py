@@ -19,16 +19,41 @@ class BaseConverter:
 
     A subclass sets ``to``, or, as in 0.1.1, ``target_conv``: a class for volumes with the arguments of ``nn.Conv2d``,
     of which :meth:`convert_conv_kwargs` is given the 2D layer's and returns the new layer's. Its weights are loaded
-    from the 2D layer.
+    from the 2D layer, all of them. Of two of these, that of the more derived class holds.
+
+    Raises:
+        TypeError: a subclass has an ``__init__`` or ``convert_module``, which nothing would call, or neither ``to`` nor
+            ``target_conv``.
     """
 
     to: ClassVar[str | Callable[[nn.Conv2d], nn.Module] | None] = None
     target_conv: ClassVar[type[nn.Module] | None] = None
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("__init__", "convert_module"):
+            if getattr(cls, name, None) is not getattr(object, name, None):
+                raise TypeError(
+                    f"{cls.__name__}: {name} is never called here; set `target_conv` and `convert_conv_kwargs`, or use "
+                    "acsconv.converters.convert, rule and module_rule"
+                )
+        for base in cls.__mro__:
+            if "to" in vars(base):
+                break
+            if {"target_conv", "convert_conv_kwargs"} & vars(base).keys():
+                cls.to = None
+                break
+        if cls.to is None and cls.target_conv is None and "convert_conv_kwargs" in vars(cls):
+            raise TypeError(f"{cls.__name__}: convert_conv_kwargs gives arguments to `target_conv`; set it, too")
+
     def __new__(cls, model: nn.Module) -> nn.Module:
+        return cls._convert(model)
+
+    @classmethod
+    def _convert(cls, model: nn.Module, **options: Any) -> nn.Module:
         if cls.to is None and cls.target_conv is None:
             raise TypeError(f"{cls.__name__}: a converter sets `to` or `target_conv`")
-        return convert(model, cls.to or cls._layer, inplace=True)
+        return convert(model, cls._layer if cls.to is None else cls.to, inplace=True, **options)
 
     def convert_conv_kwargs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of ``target_conv`` from those of an ``nn.Conv2d`` (``bias``: True or False)."""
@@ -41,5 +66,9 @@ class BaseConverter:
         kwargs["bias"] = conv.bias is not None
         converter = object.__new__(cls)
         layer = cls.target_conv(**converter.convert_conv_kwargs(kwargs))
-        layer.load_state_dict(conv.state_dict(), strict=False)
+        lost = layer.load_state_dict(conv.state_dict(), strict=False).unexpected_keys
+        if lost:
+            raise ValueError(
+                f"target_conv: {cls.target_conv.__name__} has no {', '.join(lost)} to take the 2D layer's"
+            )
         return layer.to(device=conv.weight.device, dtype=conv.weight.dtype).train(conv.training)

@@ -36,8 +36,14 @@ class SoftACSConverter(BaseConverter):
     ``soft_w_core`` more than the 2D layers; a checkpoint without it loads, and leaves it as it is.
     """
 
+    to = "soft"
+
     def __new__(cls, model: nn.Module, mean: bool = False) -> nn.Module:
-        return convert(model, "mean" if mean else "soft", inplace=True)
+        if not mean:
+            return cls._convert(model)
+        if cls.to != "soft":
+            raise TypeError(f"{cls.__name__}: mean=True has no meaning for layers of one's own")
+        return convert(model, "mean", inplace=True)
 
 
 class Conv2_5dConverter(BaseConverter):
@@ -50,8 +56,10 @@ class Conv2_5dConverter(BaseConverter):
     errors as :class:`ACSConverter`; weights are 5D, and 2D checkpoints load.
     """
 
+    to = "2.5d"
+
     def __new__(cls, model: nn.Module, unsqueeze_axis: int = -3) -> nn.Module:
-        return convert(model, "2.5d", inplace=True, unsqueeze_axis=unsqueeze_axis)
+        return cls._convert(model, unsqueeze_axis=unsqueeze_axis)
 
 
 class Conv3dConverter(BaseConverter):
@@ -64,5 +72,7 @@ class Conv3dConverter(BaseConverter):
     Other arguments, the result and errors as :class:`ACSConverter`; weights are 5D, and 2D checkpoints load.
     """
 
+    to = "3d"
+
     def __new__(cls, model: nn.Module, i3d_repeat_axis: int | None = None) -> nn.Module:
-        return convert(model, "3d", inplace=True, i3d_repeat_axis=i3d_repeat_axis)
+        return cls._convert(model, i3d_repeat_axis=i3d_repeat_axis)
