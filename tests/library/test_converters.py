@@ -574,6 +574,71 @@ def test_3d_modules_put_in_afterwards(net, volume):
         converted(volume)
 
 
+class Branches(nn.Module):
+    """Modules that the network calls one by one, in the containers of PyTorch."""
+
+    def __init__(self, *modules):
+        super().__init__()
+        self.parts = nn.ModuleList(modules)
+        self.named = nn.ModuleDict({"a": nn.Identity()})
+        self.chain = nn.Sequential(nn.Identity())
+
+    def forward(self, x):
+        for part in self.parts:
+            x = part(x)
+        return self.chain(self.named["a"](x))
+
+
+def _solid_cases():
+    pool = nn.AvgPool3d((2, 1, 1))
+    layer = ACSConv(3, 3, 3, padding=1)
+
+    def list_of(net):
+        net.parts = nn.ModuleList([layer, pool])
+
+    def dict_of(net):
+        net.named = nn.ModuleDict({"a": nn.Sequential(layer, pool)})
+
+    def inserted(net):
+        net.parts.insert(0, layer)
+        net.parts.insert(1, pool)
+
+    def into_sequential(net):
+        net.chain.insert(0, layer)
+        net.chain.insert(1, pool)
+
+    return [(change, layer, pool) for change in (list_of, dict_of, inserted, into_sequential)]
+
+
+@pytest.mark.parametrize("change,layer,pool", _solid_cases())
+def test_3d_modules_put_into_containers(change, layer, pool):
+    # A folded map of this size is a volume without a batch, too: 3 channels of 3 slices.
+    volume = torch.randn(3, 3, 4, 4, 4)
+    layer, pool, converted = copy.deepcopy(layer), copy.deepcopy(pool), convert(Branches())
+    change(converted)
+    modules = [m for m in converted.modules() if isinstance(m, (ACSConv, nn.AvgPool3d))]
+    assert len(modules) == 2
+    assert torch.equal(copy.deepcopy(converted)(volume), pool(layer(volume)))
+
+
+@pytest.mark.parametrize("skip", [(), "parts"])
+def test_3d_modules_that_were_there(skip):
+    volume = torch.randn(3, 3, 4, 4, 4)
+    parts = [ACSConv(3, 3, 3, padding=1), nn.BatchNorm3d(3), nn.Conv3d(3, 3, 1), nn.MaxPool3d(2)]
+    expected = nn.Sequential(*copy.deepcopy(parts))(volume)
+    assert torch.equal(convert(Branches(*parts), skip=skip)(volume), expected)
+    assert torch.equal(ACSConverter(copy.deepcopy(parts[0])).model(volume), parts[0](volume))
+
+
+def test_3d_modules_in_code_that_speaks_5d():
+    conv = nn.Conv3d(1, 1, 3, padding=1)
+    net = Call(lambda x: x * conv(torch.ones(2, 1, 3, 3, 3)).mean())
+    net.conv = conv
+    volume = torch.randn(2, 3, 4, 4, 4)
+    expected = volume * conv(torch.ones(2, 1, 3, 3, 3)).mean()
+    assert torch.equal(convert(net, inplace=True)(volume), expected)
+
+
 def test_synchronised_batch_norm(net):
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(convert(net))
     assert isinstance(converted.stem[1], nn.SyncBatchNorm)

@@ -44,7 +44,9 @@ class BaseConverter:
                 cls.to = None
                 break
         if cls.to is None and cls.target_conv is None and "convert_conv_kwargs" in vars(cls):
-            raise TypeError(f"{cls.__name__}: convert_conv_kwargs gives arguments to `target_conv`; set it, too")
+            raise TypeError(
+                f"{cls.__name__}: convert_conv_kwargs gives arguments to `target_conv`; set it, too"
+            )
 
     def __new__(cls, model: nn.Module) -> nn.Module:
         return cls._convert(model)

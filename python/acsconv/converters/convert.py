@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from ..operators.base_acsconv import _ACSConv
 from . import refuse
 from .fold import ConversionError, Volume, pair, triple
 from .guard import guard, make_layer, make_solid
@@ -21,6 +22,27 @@ Example = Sequence[int] | Tensor | tuple | dict
 
 #: Attributes of every module, which a change of class leaves alone.
 _INTERNAL = frozenset(vars(nn.Module()))
+
+#: Modules that take [N, C, D, H, W] in a 2D network, and would take a folded map for an unbatched volume.
+_SPEAKS_5D = (
+    _ACSConv,
+    nn.Conv3d,
+    nn.ConvTranspose3d,
+    nn.BatchNorm3d,
+    nn.InstanceNorm3d,
+    nn.MaxPool3d,
+    nn.MaxUnpool3d,
+    nn.AvgPool3d,
+    nn.LPPool3d,
+    nn.FractionalMaxPool3d,
+    nn.AdaptiveAvgPool3d,
+    nn.AdaptiveMaxPool3d,
+    nn.ZeroPad3d,
+    nn.ConstantPad3d,
+    nn.ReflectionPad3d,
+    nn.ReplicationPad3d,
+    nn.CircularPad3d,
+)
 
 
 def convert(
@@ -193,6 +215,9 @@ def _change(model: nn.Module, target: Target, skipped: set[int], layers: dict[st
                 guard(module, target, is_root=module is model)
             else:
                 make_layer(module, is_root=module is model)
+        elif isinstance(module, _SPEAKS_5D):
+            make_solid(module, is_root=module is model)
+            note = "takes volumes already"
         else:
             note = _prepare(module, target)
             guard(module, target, is_root=module is model)

@@ -33,10 +33,10 @@ class Converted:
 
     def __setattr__(self, name: str, value: Any) -> None:
         # A module that is put in afterwards is meant for volumes.
-        super().__setattr__(name, _as_solid(value) if isinstance(value, nn.Module) else value)
+        super().__setattr__(name, make_solid(value) if isinstance(value, nn.Module) else value)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
-        super().add_module(name, module if module is None else _as_solid(module))
+        super().add_module(name, module if module is None else make_solid(module))
 
     def register_module(self, name: str, module: nn.Module | None) -> None:
         self.add_module(name, module)
@@ -171,6 +171,9 @@ class Solid(Converted):
         volume = current()
         if volume is None or volume.paused:
             return super().__call__(*args, **kwargs)
+        if _has_rank(5, args, kwargs) and not _has_rank(4, args, kwargs):  # code around it speaks 5D, too
+            with volume.off():
+                return super().__call__(*args, **kwargs)
         with volume.off():
             out = super().__call__(*volume.leave(args), **volume.leave(kwargs))
         return volume.enter(out)
@@ -189,15 +192,17 @@ def make_layer(module: nn.Module, is_root: bool = False) -> None:
     module.__class__ = _converted_class("layer", type(module), None, is_root)
 
 
-def make_solid(module: nn.Module) -> None:
-    """Makes a 3D module :class:`Solid`, in place."""
+def make_solid(module: nn.Module, is_root: bool = False) -> nn.Module:
+    """Makes a 3D module :class:`Solid`, in place, unless it is converted already; returns it."""
+    if isinstance(module, Converted):
+        return module
+    if isinstance(
+        module, (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+    ):  # the network may call what is in them
+        for child in module.children():
+            make_solid(child)
     if type(module) is not nn.Identity:
-        module.__class__ = _converted_class("solid", type(module), None, False)
-
-
-def _as_solid(module: nn.Module) -> nn.Module:
-    if not isinstance(module, Converted):
-        make_solid(module)
+        module.__class__ = _converted_class("solid", type(module), None, is_root)
     return module
 
 
@@ -222,9 +227,16 @@ def _converted_class(kind: str, base: type, target: Target | None, is_root: bool
     if kind == "folded":
         for name in _public_methods(base):
             namespace[name] = _folded_method(base, name)
+    if issubclass(base, (nn.ModuleList, nn.Sequential)):
+        namespace["insert"] = _insert
     if is_root and not hasattr(base, "model"):
         namespace["model"] = property(_model, doc="The converted network, as in acsconv 0.1.1.")
     return type(base.__name__, ({"folded": Folded, "layer": Layer, "solid": Solid}[kind], base), namespace)
+
+
+def _insert(self: nn.Module, index: int, module: nn.Module) -> Any:
+    """``insert`` of containers, which goes past ``__setattr__`` and ``add_module``."""
+    return self._acs_base.insert(self, index, make_solid(module))
 
 
 def _model(self: nn.Module) -> nn.Module:
