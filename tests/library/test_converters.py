@@ -873,12 +873,77 @@ def test_wrapped_networks_are_refused(wrap, message):
         lambda x: torch.fft.rfft(x).real,
         lambda x: x.topk(2, dim=2).values,
         lambda x: x.index_select(3, torch.tensor([0, 1])),
+        lambda x: x[:, :, x.shape[2] // 2 :, x.shape[3] // 2 :],
+        lambda x: x[:, :, : -(x.shape[2] // 2)],
+        lambda x: torch.fft.rfftn(x).real,
+        lambda x: torch.fft.irfftn(x),
+        lambda x: torch.fft.fftn(x, dim=(2, 3)).real,
+        lambda x: torch.fft.ifftn(x).real,
+        lambda x: torch.fft.hfft(x),
+        lambda x: torch.fft.ihfft(x).real,
+        lambda x: torch.fft.fftshift(x),
+        lambda x: torch.fft.ifftshift(x),
+        lambda x: x.rot90(1, (2, 3)),
+        lambda x: x.log_softmax(2),
+        lambda x: torch.log_softmax(x, dim=-1),
+        lambda x: torch.special.log_softmax(x, 3),
+        lambda x: torch.special.softmax(x, 3),
+        lambda x: torch.linalg.norm(x, dim=2),
+        lambda x: F.cosine_similarity(x, x, dim=2),
+        lambda x: F.cosine_similarity(x, x, -1),
+        lambda x: F.gumbel_softmax(x),
+        lambda x: F.gumbel_softmax(x, dim=2),
+        lambda x: x.quantile(0.5, dim=2),
+        lambda x: torch.quantile(x, 0.5, 3),
+        lambda x: torch.nanquantile(x, 0.5, 2),
+        lambda x: x.aminmax(dim=2).min,
+        lambda x: x.mode().values,
+        lambda x: torch.mode(x, 2).values,
+        lambda x: x.nanmedian(2).values,
+        lambda x: torch.count_nonzero(x, 2),
+        lambda x: F.rms_norm(x, x.shape[-1:]),
+        lambda x: torch.take_along_dim(x, x.argsort(1), 2),
+        lambda x: x.scatter(2, x.argsort(1), 0.0),
+        lambda x: x.scatter_add(3, x.argsort(1) % 3, x),
+        lambda x: x.clone().scatter_(2, x.argsort(1), 0.0),
+        lambda x: torch.scatter_reduce(x, 2, x.argsort(1), x, "sum"),
+        lambda x: x.chunk(chunks=2, dim=3)[0],
+        lambda x: torch.tensor_split(x, sections=2, dim=2)[0],
         lambda x: x + torch.meshgrid(torch.arange(x.size(2)), torch.arange(x.size(3)), indexing="ij")[0],
     ],
 )
 def test_what_would_be_wrong_in_silence_is_refused(function):
     with pytest.raises(ConversionError):
         convert(Call(function))(torch.randn(2, 3, 8, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.chunk(chunks=2, dim=1)[0],
+        lambda x: torch.tensor_split(x, sections=2, dim=1)[0],
+        lambda x: torch.split(x, split_size_or_sections=1)[0],
+        lambda x: x.log_softmax(1),
+        lambda x: F.gumbel_softmax(x, dim=1).detach() * 0,
+        lambda x: F.cosine_similarity(x, x + 1).unsqueeze(1),
+        lambda x: x.scatter(1, x.argsort(1), 0.0),
+        lambda x: x.quantile(0.5, dim=1, keepdim=True),
+        lambda x: torch.linalg.norm(x, dim=1, keepdim=True),
+    ],
+)
+def test_the_same_along_the_channels(function):
+    volume = torch.randn(2, 4, 5, 6, 7)
+    assert torch.equal(convert(Call(function))(volume), function(volume))
+
+
+def test_a_pooling_with_padding_is_none_of_the_whole_map():
+    volume = torch.randn(2, 3, 1, 3, 3)
+    out = convert(Call(lambda x: F.avg_pool2d(x, 3, 1, 1)))(volume)
+    expected = F.avg_pool3d(F.pad(volume, (0, 0, 0, 0, 1, 1)), 3, 1, (0, 1, 1))
+    assert out.shape == volume.shape
+    assert relative_error(out, expected) < 1e-6
+    out = convert(Call(lambda x: F.max_pool2d(x, 3, 1, 1)))(volume)
+    assert torch.equal(out, F.max_pool3d(volume, 3, 1, 1))
 
 
 def test_errors_in_forward_name_the_module():

@@ -56,7 +56,8 @@ def _pool(
     volume: Volume, input: Tensor, pool: Callable, kernel_size, stride, padding=0, dilation=1, ceil_mode=False
 ):
     """``pool(maps, kernel, stride, padding, dilation)``, all triples, on a folded map."""
-    if tuple(pair(kernel_size)) == tuple(int(n) for n in input.shape[-2:]):  # the whole map
+    is_whole = pair(kernel_size) == tuple(int(n) for n in input.shape[-2:])
+    if is_whole and not any(pair(padding)):
         kernel = volume.grid(input, "pooling")
         whole = pool(volume.unfold(input, "pooling"), kernel, kernel, (0, 0, 0), (1, 1, 1))
         return _fold_all(volume, whole)

@@ -109,14 +109,28 @@ rule(
     F.grid_sample,
     torch.grid_sampler,
     torch.rot90,
+    Tensor.rot90,
     torch.fft.fft2,
     torch.fft.rfft2,
     torch.fft.ifft2,
     torch.fft.irfft2,
+    torch.fft.hfft2,
+    torch.fft.ihfft2,
+    torch.fft.fftn,
+    torch.fft.rfftn,
+    torch.fft.ifftn,
+    torch.fft.irfftn,
+    torch.fft.hfftn,
+    torch.fft.ihfftn,
+    torch.fft.fftshift,
+    torch.fft.ifftshift,
     F.fractional_max_pool2d,
     F.fractional_max_pool2d_with_indices,
     F.layer_norm,
+    F.rms_norm,
     F.linear,
+    F.pairwise_distance,
+    torch.linalg.matrix_norm,
     Tensor.tril,
     Tensor.triu,
     torch.tril,
@@ -126,7 +140,9 @@ rule(torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__)(_produc
 rule(torch.meshgrid)(_coordinates)
 rule(torch.cat, torch.concat)(_tensors)
 rule(torch.roll, Tensor.roll)(_roll)
-rule(F.normalize, torch.norm, Tensor.norm, torch.linalg.vector_norm)(_along(1))
+rule(F.normalize, torch.norm, Tensor.norm, torch.linalg.norm, torch.linalg.vector_norm)(_along(1))
+rule(F.cosine_similarity)(_along(1, several=False, default=1))
+rule(F.gumbel_softmax)(_along(3, several=False, default=-1))
 rule(torch.flip, Tensor.flip)(_along(0, name="dims"))
 rule(
     torch.mean,
@@ -153,14 +169,29 @@ rule(
     Tensor.any,
     torch.all,
     Tensor.all,
+    torch.special.logsumexp,
+    torch.count_nonzero,
+    Tensor.count_nonzero,
 )(_along(0))
 rule(torch.topk, Tensor.topk, torch.kthvalue, Tensor.kthvalue, torch.diff, Tensor.diff)(_along(1, default=-1))
+rule(
+    torch.quantile,
+    Tensor.quantile,
+    torch.nanquantile,
+    Tensor.nanquantile,
+    torch.take_along_dim,
+    Tensor.take_along_dim,
+)(_along(1, several=False))
 rule(
     F.softmax,
     F.log_softmax,
     F.softmin,
     torch.softmax,
     Tensor.softmax,
+    torch.special.softmax,
+    torch.log_softmax,
+    Tensor.log_softmax,
+    torch.special.log_softmax,
     torch.cumsum,
     Tensor.cumsum,
     torch.cumprod,
@@ -177,6 +208,10 @@ rule(
     Tensor.prod,
     torch.median,
     Tensor.median,
+    torch.nanmedian,
+    Tensor.nanmedian,
+    torch.aminmax,
+    Tensor.aminmax,
     torch.cummax,
     Tensor.cummax,
     torch.cummin,
@@ -185,6 +220,15 @@ rule(
     Tensor.logcumsumexp,
     torch.gather,
     Tensor.gather,
+    torch.scatter,
+    Tensor.scatter,
+    Tensor.scatter_,
+    torch.scatter_add,
+    Tensor.scatter_add,
+    Tensor.scatter_add_,
+    torch.scatter_reduce,
+    Tensor.scatter_reduce,
+    Tensor.scatter_reduce_,
     torch.index_select,
     Tensor.index_select,
     torch.unbind,
@@ -195,16 +239,30 @@ rule(
     Tensor.narrow,
     Tensor.unfold,
 )(_along(0, several=False))
-rule(torch.sort, Tensor.sort, torch.argsort, Tensor.argsort, F.glu)(_along(0, several=False, default=-1))
-rule(torch.fft.fft, torch.fft.rfft, torch.fft.ifft, torch.fft.irfft)(_along(1, several=False, default=-1))
+rule(
+    torch.sort,
+    Tensor.sort,
+    torch.argsort,
+    Tensor.argsort,
+    torch.mode,
+    Tensor.mode,
+    F.glu,
+)(_along(0, several=False, default=-1))
+rule(
+    torch.fft.fft,
+    torch.fft.rfft,
+    torch.fft.ifft,
+    torch.fft.irfft,
+    torch.fft.hfft,
+    torch.fft.ihfft,
+)(_along(1, several=False, default=-1))
+rule(
+    torch.chunk,
+    Tensor.chunk,
+    torch.split,
+    Tensor.split,
+    torch.tensor_split,
+    Tensor.tensor_split,
+)(_along(1, several=False, default=0))
 rule(torch.transpose, Tensor.transpose, torch.swapaxes, Tensor.swapaxes)(_swap)
 rule(Tensor.__setitem__)(_assign)
-
-
-def _split(volume: Volume, function, input, sizes, dim=0):
-    if dim in (2, 3, -1, -2) and _is_map(volume, input):
-        _refuse(volume, function, input)
-    return function(input, sizes, dim)
-
-
-rule(torch.chunk, Tensor.chunk, torch.split, Tensor.split, torch.tensor_split)(_split)

@@ -42,6 +42,9 @@ def _crop(volume: Volume, grid, plane: tuple) -> list[slice]:
     bounds = [i.indices(size) for i, size in zip(plane, sizes)]
     # From a small offset to the end, perhaps in steps: as along the height, so along the depth.
     if all(i.stop is None or i.stop < 0 for i in plane):
+        for i, least in zip(plane, (min(grid[:2]), grid[2])):
+            if any(abs(int(bound or 0)) >= least for bound in (i.start, i.stop)):
+                raise ConversionError(f"slice {plane}: leaves nothing of a volume {grid}")
         return [plane[0], plane[0], plane[1]]
     lengths = [len(range(*b)) for b in bounds]
     if any(step != 1 for _, _, step in bounds):
