@@ -1069,6 +1069,24 @@ def test_module_rules_of_ones_own():
     assert torch.equal(convert(nn.Sequential(Reverse()))(volume), volume.flip(2, 3, 4))
 
 
+def test_a_class_with_a_name_of_timm_keeps_its_code():
+    class SpaceToDepth(nn.Module):
+        def forward(self, x):
+            return x * 2
+
+    volume = torch.randn(1, 2, 4, 4, 4)
+    assert torch.equal(convert(nn.Sequential(SpaceToDepth()))(volume), volume * 2)
+    Theirs = type("SpaceToDepth", (nn.PixelUnshuffle,), {"__module__": "timm.layers.space_to_depth", "bs": 2})
+    assert convert(nn.Sequential(Theirs(2)))(volume).shape == (1, 8, 2, 2, 2)
+
+
+def test_slice_layers_take_volumes_without_a_batch(net, volume):
+    layer = convert(nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1)).double(), "2.5d", unsqueeze_axis=-1)[0]
+    assert torch.equal(layer(volume[0]), layer(volume)[0])
+    with pytest.raises(ValueError, match=r"input: expected .* got 3 dimensions"):
+        layer(volume[0, 0])
+
+
 def test_layers_of_ones_own(net, volume):
     def make(conv):
         layer = nn.Conv3d(conv.in_channels, conv.out_channels, 1, conv.stride[0])

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .fold import ConversionError, Volume, current, map_tensors
-from .rules import MODULE_RULES
+from .rules import find_module_rule
 from .targets import Target
 
 #: Volumes that a module remembers, for what recomputes a part of the network during backward.
@@ -265,7 +265,7 @@ def _folded_method(base: type, name: str) -> Callable:
         function = functools.partial(method, self)
         if name == "forward":
             function = self.__dict__.get("_acs_forward", function)
-            rule = MODULE_RULES.get(base.__name__)
+            rule = find_module_rule(base)
             if rule is not None:
                 function = functools.partial(_apply_module_rule, rule, self, function)
         return self._run(function, args, kwargs)

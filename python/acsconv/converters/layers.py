@@ -27,7 +27,7 @@ class SliceConv(Conv2_5d):
         kernel_size, stride, padding, dilation: of the 2D layer, (h, w); ``padding`` also ``'same'`` or ``'valid'``.
 
     Shape:
-        input [N, C_in, D, H, W]; weight [C_out, C_in / groups, 1, K_h, K_w] for ``unsqueeze_axis=-3``.
+        input [N, C_in, D, H, W] or [C_in, D, H, W]; weight [C_out, C_in / groups, 1, K_h, K_w] for ``unsqueeze_axis=-3``.
     """
 
     def __init__(
@@ -68,6 +68,10 @@ class SliceConv(Conv2_5d):
         self.plane = (stride, padding, dilation)
 
     def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 4:
+            return self.forward(input.unsqueeze(0)).squeeze(0)
+        if input.dim() != 5:
+            raise ValueError(f"input: expected [N, C, D, H, W] or [C, D, H, W], got {input.dim()} dimensions")
         axis = self.unsqueeze_axis
         weight = self.weight.squeeze(axis)
         out = slice_conv3d(

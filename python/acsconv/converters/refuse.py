@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .guard import Converted
-from .rules import MODULE_RULES
+from .rules import find_module_rule
 
 #: Names of parameters and buffers that hold one entry for each position of a 2D image, in timm, torchvision and MONAI.
 _POSITIONS = frozenset(
@@ -43,6 +43,7 @@ _CLASSES = {
     "CoordAttn": "it pools rows and columns separately",
     "SimpleCoordAttn": "it pools rows and columns separately",
     "StripAttn": "it pools rows and columns separately",
+    "DeformConv2d": "its offsets are those of a plane",
     "GlobalFilter": "it multiplies in the Fourier domain of one image size",
 }
 
@@ -73,7 +74,7 @@ def _problem(module: nn.Module) -> str | None:
         return "is converted already"
     if isinstance(module, _WRAPPERS) or name == "OptimizedModule":  # torch.compile's, not imported for this
         return "convert the network before it is compiled, scripted or made parallel"
-    if name in MODULE_RULES:
+    if find_module_rule(type(module)) is not None:
         return None
     if name in _CLASSES:
         return _CLASSES[name]

@@ -25,10 +25,11 @@ from collections.abc import Callable
 
 from ..fold import RULES
 
-__all__ = ["MODULE_RULES", "RULES", "module_rule", "rule"]
+__all__ = ["MODULE_RULES", "RULES", "find_module_rule", "module_rule", "rule"]
 
-#: What to do in place of a module's ``forward`` inside a fold, by the name of its class.
-MODULE_RULES: dict[str, Callable] = {}
+#: What to do in place of a module's ``forward`` inside a fold, by the name of its class; with it, the packages whose
+#: classes are meant, or () for all.
+MODULE_RULES: dict[str, tuple[Callable, tuple[str, ...]]] = {}
 
 
 def rule(*functions: Callable) -> Callable[[Callable], Callable]:
@@ -41,14 +42,23 @@ def rule(*functions: Callable) -> Callable[[Callable], Callable]:
     return register
 
 
-def module_rule(*class_names: str) -> Callable[[Callable], Callable]:
-    """Registers ``rule(volume, module, forward, *arguments)`` for modules by the names of their classes."""
+def module_rule(*class_names: str, packages: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
+    """Registers ``rule(volume, module, forward, *arguments)`` for modules by the names of their classes.
+
+    ``packages`` limits it to classes that come from one of these packages.
+    """
 
     def register(rule: Callable) -> Callable:
-        MODULE_RULES.update(dict.fromkeys(class_names, rule))
+        MODULE_RULES.update(dict.fromkeys(class_names, (rule, packages)))
         return rule
 
     return register
+
+
+def find_module_rule(cls: type) -> Callable | None:
+    """The rule for modules of a class, if there is one."""
+    rule, packages = MODULE_RULES.get(cls.__name__, (None, ()))
+    return None if packages and cls.__module__.partition(".")[0] not in packages else rule
 
 
 from . import convolution, modules, pooling, refused, resampling, shape  # noqa: E402, F401

@@ -1,26 +1,29 @@
 """Rules for modules of timm and MONAI whose own code computes with the height of a map, or with the batch as channels.
 
-They are found by the names of their classes; neither package is imported.
+They are found by the names of their classes and packages; no package is imported.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..fold import Volume, per_slice, take_slices
+from ..fold import Volume, per_slice, take_slices, triple
 from . import module_rule
 from .resampling import space_to_depth
+
+_module_rule = functools.partial(module_rule, packages=("timm", "monai", "segmentation_models_pytorch"))
 
 
 def pad_same(volume: Volume, input: Tensor, kernel, stride, dilation=(1, 1), value: float = 0.0) -> Tensor:
     """TensorFlow's "same" padding, which depends on the size of the map: ceil(size / stride) outputs on every axis."""
     pads = []
     for size, k, s, d in zip(
-        volume.grid(input, "pad_same"), *(_triple(v) for v in (kernel, stride, dilation))
+        volume.grid(input, "pad_same"), *(triple(v) for v in (kernel, stride, dilation))
     ):
         total = max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
         pads.append((total // 2, total - total // 2))
@@ -31,18 +34,13 @@ def pad_same(volume: Volume, input: Tensor, kernel, stride, dilation=(1, 1), val
     return volume.fold(F.pad(maps, [n for both in reversed(pads) for n in both], value=value))
 
 
-def _triple(values) -> tuple[int, int, int]:
-    height, width = values
-    return height, height, width
-
-
-@module_rule("Conv2dSame", "Conv2dSameExport")
+@_module_rule("Conv2dSame", "Conv2dSameExport")
 def conv2d_same(volume: Volume, module, forward, input):
     input = pad_same(volume, input, module.kernel_size, module.stride, module.dilation)
     return F.conv2d(input, module.weight, module.bias, module.stride, 0, module.dilation, module.groups)
 
 
-@module_rule("StdConv2dSame", "ScaledStdConv2dSame")
+@_module_rule("StdConv2dSame", "ScaledStdConv2dSame")
 def std_conv2d_same(volume: Volume, module, forward, input):
     if module.same_pad:
         input = pad_same(volume, input, module.kernel_size, module.stride, module.dilation)
@@ -51,13 +49,13 @@ def std_conv2d_same(volume: Volume, module, forward, input):
     return plain.forward(module, input)
 
 
-@module_rule("MaxPool2dSame")
+@_module_rule("MaxPool2dSame")
 def max_pool2d_same(volume: Volume, module, forward, input):
     input = pad_same(volume, input, module.kernel_size, module.stride, module.dilation, -float("inf"))
     return F.max_pool2d(input, module.kernel_size, module.stride, (0, 0), module.dilation, module.ceil_mode)
 
 
-@module_rule("AvgPool2dSame")
+@_module_rule("AvgPool2dSame")
 def avg_pool2d_same(volume: Volume, module, forward, input):
     input = pad_same(volume, input, module.kernel_size, module.stride)
     return F.avg_pool2d(
@@ -65,7 +63,7 @@ def avg_pool2d_same(volume: Volume, module, forward, input):
     )
 
 
-@module_rule("CondConv2d")
+@_module_rule("CondConv2d")
 def cond_conv2d(volume: Volume, module, forward, input, routing_weights):
     # Its kernels, one set for each sample, stand side by side in the channels: one sample at a time, they do not.
     batch, volume.batch = volume.batch, 1
@@ -85,27 +83,27 @@ def _cond_conv2d(volume: Volume, module, input, routing_weights):
     return F.conv2d(input, weight, bias, module.stride, padding, module.dilation, module.groups)
 
 
-@module_rule("SpaceToDepth")
+@_module_rule("SpaceToDepth")
 def space_to_depth_module(volume: Volume, module, forward, input):
     with volume.off():
         return space_to_depth(volume, input, module.bs, forward)
 
 
-@module_rule("DepthToSpace")
+@_module_rule("DepthToSpace")
 def depth_to_space_module(volume: Volume, module, forward, input):
     with volume.off():
         maps = per_slice(forward, volume.unfold(input, "DepthToSpace"))
         return volume.fold(maps.repeat_interleave(module.bs, 2))
 
 
-@module_rule("SubpixelUpsample")
+@_module_rule("SubpixelUpsample")
 def subpixel_upsample(volume: Volume, module, forward, input):
     if module.dimensions != 2:
         return forward(input)
     return module.pad_pool(torch.pixel_shuffle(module.conv_block(input), module.scale_factor))
 
 
-@module_rule("PositionalEncodingFourier")
+@_module_rule("PositionalEncodingFourier")
 def positional_encoding_fourier(volume: Volume, module, forward, shape):
     batch, *size = shape
     depth, height, width = volume.resize(size, "PositionalEncodingFourier")
