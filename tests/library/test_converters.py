@@ -946,6 +946,32 @@ def test_a_pooling_with_padding_is_none_of_the_whole_map():
     assert torch.equal(out, F.max_pool3d(volume, 3, 1, 1))
 
 
+@pytest.fixture
+def operator():
+    """An operator of another package, [N, C, H, W] -> the same."""
+    library = torch.library.Library("acsconv_tests", "DEF")
+    library.define("rows(Tensor x) -> Tensor")
+    library.impl("rows", lambda x: x.cumsum(2), "CompositeImplicitAutograd")
+    yield torch.ops.acsconv_tests.rows
+    library._destroy()
+
+
+def test_operators_of_other_packages_are_refused(operator):
+    volume = torch.randn(2, 3, 8, 8, 8)
+    for function in (operator, operator.default):
+        with pytest.raises(
+            ConversionError, match=r"torch\.ops\.acsconv_tests\.rows.*: an operator that is none"
+        ):
+            convert(Call(lambda x, function=function: function(x)))(volume)
+        assert torch.equal(
+            convert(Call(lambda x, function=function: x + function(x.mean((2, 3), True))))(volume),
+            volume + volume.mean((2, 3, 4), True),
+        )
+    with pytest.raises(ConversionError, match="acsconv_tests"):
+        convert(Call(operator), example=(1, 3, 8, 8, 8))
+    assert torch.equal(convert(Call(torch.ops.aten.relu))(volume), volume.relu())
+
+
 def test_errors_in_forward_name_the_module():
     net = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Sequential(Call(lambda x: x.flip(2))))
     with pytest.raises(ConversionError, match=r"1\.0 \(Call\): flip"):
@@ -1123,6 +1149,38 @@ def test_a_converter_as_0_1_1_would_write_it(net, volume):
     assert relative_error(converted(volume), expected) < 1e-12
     with pytest.raises(TypeError, match="target_conv"):
         BaseConverter(nn.Conv2d(1, 1, 1))
+
+
+def test_layers_of_ones_own_belong_to_the_copy(net):
+    class Share(nn.Module):
+        def __init__(self, conv):
+            super().__init__()
+            self.weight = conv.weight
+
+        def forward(self, x):
+            return F.conv3d(x, self.weight.unsqueeze(2))
+
+    two = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))
+    two[1].weight = two[0].weight
+    converted = convert(two, Share)
+    assert converted[0].weight is not two[0].weight
+    assert converted[0].weight is converted[1].weight
+    assert convert(two, Share, inplace=True)[0].weight is two[0].weight
+
+
+def test_target_conv_keeps_gradients_and_hooks(volume):
+    class Own(BaseConverter):
+        target_conv = Wide
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=(1, 1))).double()
+    net[0].weight.requires_grad_(False)
+    seen = []
+    handle = net[0].register_forward_hook(lambda module, args, out: seen.append(out.dim()))
+    Own(net)(volume)
+    assert (net[0].weight.requires_grad, net[0].bias.requires_grad) == (False, True)
+    handle.remove()
+    net(volume)
+    assert seen == [5]
 
 
 class Wide(ACSConv):

@@ -10,6 +10,11 @@ from torch import nn
 
 from .convert import convert
 
+#: Where modules keep their hooks.
+_HOOKS = [
+    name for name in vars(nn.Module()) if name.startswith(("_forward_", "_backward_", "_is_full_backward"))
+]
+
 
 class BaseConverter:
     """Base of the converters: ``Converter(model)`` converts ``model`` in place and returns it.
@@ -73,4 +78,9 @@ class BaseConverter:
             raise ValueError(
                 f"target_conv: {cls.target_conv.__name__} has no {', '.join(lost)} to take the 2D layer's"
             )
+        for name, parameter in conv.named_parameters():
+            layer.get_parameter(name).requires_grad_(parameter.requires_grad)
+        for name in _HOOKS:  # the dicts themselves, so that their handles still remove them
+            if not vars(layer)[name]:
+                vars(layer)[name] = vars(conv)[name]
         return layer.to(device=conv.weight.device, dtype=conv.weight.dtype).train(conv.training)

@@ -89,8 +89,8 @@ def convert(
     failures = list(refuse.problems(model, skipped))
     layers = _layers(model, target, skipped, failures)
     if example is not None and not failures:
-        trial = copy.deepcopy(model)
-        _change(trial, target, _skipped(trial, skip), copy.deepcopy(layers))
+        trial, trial_layers = copy.deepcopy((model, layers))
+        _change(trial, target, _skipped(trial, skip), trial_layers)
         failures += _try(trial, target, example)
     if failures:
         lines = "".join(f"\n  {path}: {reason}" for path, reason in failures)
@@ -100,7 +100,9 @@ def convert(
             "acsconv.converters.rule and module_rule teach the converter."
         )
     if not inplace:
-        model = copy.deepcopy(model)
+        model, layers = copy.deepcopy(
+            (model, layers)
+        )  # in one go: what a layer shares with its model stays shared
         skipped = _skipped(model, skip)
     done = _change(model, target, skipped, layers)
     return (model, done) if report else model

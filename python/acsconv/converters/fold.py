@@ -34,7 +34,8 @@ class ConversionError(RuntimeError):
 #: What to do with a torch function inside a fold: ``rule(volume, function, *arguments)``; see :mod:`.rules`.
 RULES: dict[Callable, Callable] = {}
 
-_POINT: Grid = (1, 1, 1)
+POINT: Grid = (1, 1, 1)  # of what is pooled to one position
+_OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 _local = threading.local()
 
 
@@ -59,7 +60,7 @@ class Volume(TorchFunctionMode):
     def __init__(self, target: Target) -> None:
         super().__init__()
         self.target = target
-        self.grids: dict[tuple[int, int], Grid | None] = {(1, 1): _POINT}
+        self.grids: dict[tuple[int, int], Grid | None] = {(1, 1): POINT}
         self.pooled: set[Grid] = set()
         self.batch: int | None = None
         self.stack: list[nn.Module] = []
@@ -80,6 +81,8 @@ class Volume(TorchFunctionMode):
         kwargs = kwargs or {}
         rule = None if self.paused else RULES.get(function)
         if rule is None:
+            if isinstance(function, _OPERATORS) and not self.paused and not torch.compiler.is_compiling():
+                self._check_operator(function, args, kwargs)
             return function(*args, **kwargs)
         if torch.compiler.is_compiling():
             return rule(self, function, *args, **kwargs)
@@ -90,6 +93,21 @@ class Volume(TorchFunctionMode):
                 raise ConversionError(f"{self.path()}: {error}") from error
             self.note_failure(error)
             return self._as_one_slice(function, *args, **kwargs)
+
+    def _check_operator(self, function: Callable, args: tuple, kwargs: dict) -> None:
+        """Refuses operators of other packages: what they do with a folded map is not known."""
+        if str(function).partition(".")[0] in ("aten", "prim", "prims", "acsconv"):
+            return
+        grids = []
+        map_tensors(lambda tensor: grids.append(self.find(tensor)), (args, kwargs))
+        if any(grid not in (None, POINT) for grid in grids):
+            error = ConversionError(
+                f"torch.ops.{function}: an operator that is none of PyTorch's got a feature map; register a rule for "
+                "it with acsconv.converters.rule or acsconv.converters.module_rule"
+            )
+            if self.failures is None:
+                raise ConversionError(f"{self.path()}: {error}")
+            self.note_failure(error)
 
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:
@@ -144,7 +162,7 @@ class Volume(TorchFunctionMode):
             return known
         found = set()
         for grid in self.grids.values():
-            if grid is None or grid == _POINT:
+            if grid is None or grid == POINT:
                 continue
             depth_height = grid[0] * grid[1]
             # depth * height scales with the factor where the code scaled the folded height once.
@@ -199,7 +217,7 @@ class Volume(TorchFunctionMode):
         def leave(tensor: Tensor) -> Tensor:
             if strict and tensor.dim() == 3:
                 grid = self.grids.get(tuple(int(n) for n in tensor.shape[1:]))
-                if grid is not None and grid != _POINT:
+                if grid is not None and grid != POINT:
                     volume = split(tensor, 1, grid[:2]).unsqueeze(1)
                     return self.target.from_canonical(volume).squeeze(1)
             if tensor.dim() != 4:
@@ -208,7 +226,7 @@ class Volume(TorchFunctionMode):
             if grid is not None:
                 return self.target.from_canonical(split(tensor, 2, grid[:2]))
             channels_last = self.grids.get((int(tensor.shape[1]), int(tensor.shape[2])))
-            if channels_last is not None and channels_last != _POINT:
+            if channels_last is not None and channels_last != POINT:
                 volume = split(tensor, 1, channels_last[:2]).movedim(-1, 1)
                 return self.target.from_canonical(volume).movedim(1, -1)
             if strict:
@@ -228,7 +246,7 @@ class Volume(TorchFunctionMode):
         return f"{name or 'the network'} ({type(inner).__name__})"
 
     def _why_unknown(self, shape: tuple[int, ...]) -> str:
-        if self.grids.get(tuple(shape[-2:]), _POINT) is None:
+        if self.grids.get(tuple(shape[-2:]), POINT) is None:
             return f"two volumes of this run fold to the sizes of {shape}; take another input size"
         return f"no feature map is known to have the shape {shape} ({self._known()})"
 
@@ -236,7 +254,7 @@ class Volume(TorchFunctionMode):
         maps = ", ".join(
             f"{grid[0]}x{grid[1]}x{grid[2]} as {key}"
             for key, grid in self.grids.items()
-            if grid not in (None, _POINT)
+            if grid not in (None, POINT)
         )
         return f"known: {maps or 'none'}"
 

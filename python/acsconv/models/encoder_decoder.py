@@ -12,7 +12,10 @@ from ._layers import Conv, convolution, resize
 
 
 class _Tap:
-    """A forward hook that keeps a module's output until it is taken. A class, so that networks can be pickled."""
+    """A forward hook that keeps a module's output until it is taken. A class, so that networks can be pickled.
+
+    It keeps one output: two threads cannot run one network at a time.
+    """
 
     def __init__(self) -> None:
         self.output: Tensor | None = None

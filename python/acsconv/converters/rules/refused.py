@@ -11,15 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..fold import ConversionError, Volume
+from ..fold import POINT, ConversionError, Volume
 from . import rule
 
-_POINT = (1, 1, 1)
 _HELP = "register a rule for it with acsconv.converters.rule or acsconv.converters.module_rule"
 
 
 def _is_map(volume: Volume, input) -> bool:
-    return volume.find(input) not in (None, _POINT)
+    return volume.find(input) not in (None, POINT)
 
 
 def _refuse(volume: Volume, function, input):
@@ -45,7 +44,7 @@ def _product(volume: Volume, function, input, other):
 def _coordinates(volume: Volume, function, *tensors, **kwargs):
     axes = tensors[0] if isinstance(tensors[0], (list, tuple)) else tensors
     sizes = tuple(int(axis.numel()) for axis in axes)
-    if len(sizes) == 2 and any(volume.grids.get(s, _POINT) != _POINT for s in (sizes, sizes[::-1])):
+    if len(sizes) == 2 and any(volume.grids.get(s, POINT) != POINT for s in (sizes, sizes[::-1])):
         raise ConversionError(f"meshgrid: coordinates {sizes} of a folded map are none of a volume; {_HELP}")
     return function(*tensors, **kwargs)
 

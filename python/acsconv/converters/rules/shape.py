@@ -5,17 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..fold import ConversionError, Volume
+from ..fold import POINT, ConversionError, Volume
 from . import rule
 
 _ALL = slice(None)
-_POINT = (1, 1, 1)
 
 
 @rule(Tensor.__getitem__)
 def getitem(volume: Volume, function, input, index):
     grid = volume.find(input) if isinstance(index, tuple) else None
-    if grid is None or grid == _POINT:
+    if grid is None or grid == POINT:
         return function(input, index)
     items = _per_axis(index)
     if all(isinstance(i, slice) and i == _ALL for i in items[2:]):
@@ -61,7 +60,7 @@ def _crop(volume: Volume, grid, plane: tuple) -> list[slice]:
 def _without_depth(volume: Volume, input: Tensor) -> Tensor:
     """The mean over the depth of a map that a pooling made: what follows has weights for (h, w) alone."""
     grid = volume.find(input)
-    if grid is None or grid == _POINT or grid[0] == 1 or grid not in volume.pooled:
+    if grid is None or grid == POINT or grid[0] == 1 or grid not in volume.pooled:
         return input
     return volume.unfold(input, "flatten").mean(2)
 
