@@ -364,6 +364,8 @@ SPATIAL = {
     "interpolate to a shape": lambda x: F.interpolate(F.max_pool2d(x, 2), size=x.shape[2:], mode="nearest"),
     "interpolate to computed sizes": lambda x: F.interpolate(x, size=[2 * s for s in x.shape[2:]]),
     "interpolate bicubic": lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"),
+    "interpolate bicubic by a broken factor": lambda x: F.interpolate(x, scale_factor=1.3, mode="bicubic"),
+    "interpolate bicubic to a size": lambda x: F.interpolate(F.max_pool2d(x, 2), x.shape[2:], mode="bicubic"),
     "max pool": lambda x: F.max_pool2d(x, 3, 2, 1),
     "max pool, ceil": lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
     "max pool of a strip": lambda x: F.max_pool2d(x, (1, 3), (1, 2), (0, 1)),
@@ -682,6 +684,15 @@ def test_a_forward_of_the_instance_stays_in_the_fold(net, volume):
     assert converted(volume).shape == (2, 4)
 
 
+def test_a_forward_of_a_convolution_stays():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1))
+    original = net[0].forward
+    net[0].forward = lambda x: original(x) * 0 + 2
+    assert torch.equal(
+        convert(net, inplace=True)(torch.randn(1, 3, 4, 4, 4)), torch.full((1, 4, 4, 4, 4), 2.0)
+    )
+
+
 def test_threads_do_not_meet(net, volume):
     converted = convert(net)
     sizes = [volume[:, :, :, :, : 16 + 4 * i] for i in range(4)]
@@ -956,6 +967,33 @@ def operator():
     library._destroy()
 
 
+def test_interpolation_of_tokens_keeps_its_arguments():
+    def function(x):
+        tokens = x.flatten(2)
+        return F.interpolate(tokens, scale_factor=1.3, mode="linear", recompute_scale_factor=True)
+
+    volume = torch.randn(2, 3, 4, 5, 6)
+    assert torch.equal(convert(Call(function))(volume), function(volume))
+
+
+@pytest.mark.parametrize("axis", [-3, -2, -1])
+def test_output_sizes_of_transposed_convolutions(axis):
+    class Up(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.ConvTranspose2d(2, 2, 3, stride=2, padding=1)
+
+        def forward(self, x):
+            y = F.max_pool2d(x, 2)
+            return self.up(y, x.shape[-2:]) + self.up(y, output_size=x.size())
+
+    net, image = Up().double(), torch.randn(1, 2, 8, 10, dtype=torch.float64)
+    out = convert(net, "2.5d", unsqueeze_axis=axis)(volume_of(image, 8, 5 + axis))
+    assert relative_error(out, net(image).unsqueeze(axis).expand_as(out)) < 1e-12
+    for to in ("acs", "3d"):
+        assert convert(net, to)(torch.randn(1, 2, 4, 8, 10, dtype=torch.float64)).shape == (1, 2, 4, 8, 10)
+
+
 def test_operators_of_other_packages_are_refused(operator):
     volume = torch.randn(2, 3, 8, 8, 8)
     for function in (operator, operator.default):
@@ -1009,6 +1047,15 @@ def test_wrong_arguments():
         Conv2_5dConverter(nn.Conv2d(1, 1, 1), unsqueeze_axis=2)
     with pytest.raises(ValueError, match="i3d_repeat_axis"):
         Conv3dConverter(nn.Conv2d(1, 1, 1), i3d_repeat_axis=0)
+    with pytest.raises(ValueError, match="to: expected one of 'acs'"):
+        convert(nn.Conv2d(1, 1, 1), ["acs"])
+    for skip in (5, [5]):
+        with pytest.raises(TypeError, match=r"skip: expected paths"):
+            convert(nn.Conv2d(1, 1, 1), skip=skip)
+    with pytest.raises(TypeError, match="example: expected a size"):
+        convert(nn.Conv2d(1, 1, 1), example=5)
+    with pytest.raises(TypeError, match="to: <lambda> returned no torch.nn.Module for 0, but int"):
+        convert(nn.Sequential(nn.Conv2d(1, 1, 1)), lambda conv: 5)
     with pytest.raises(ValueError, match="no module of this network is called 'head'"):
         convert(nn.Conv2d(1, 1, 1), skip="head")
 
@@ -1149,6 +1196,18 @@ def test_a_converter_as_0_1_1_would_write_it(net, volume):
     assert relative_error(converted(volume), expected) < 1e-12
     with pytest.raises(TypeError, match="target_conv"):
         BaseConverter(nn.Conv2d(1, 1, 1))
+
+
+def test_a_maker_that_is_not_hashable():
+    class Maker:
+        __hash__ = None
+
+        def __call__(self, conv):
+            return nn.Conv3d(conv.in_channels, conv.out_channels, 1)
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+    converted = copy.deepcopy(convert(net, Maker()))
+    assert converted(torch.randn(1, 3, 4, 4, 4)).shape == (1, 4, 4, 4, 4)
 
 
 def test_layers_of_ones_own_belong_to_the_copy(net):

@@ -112,9 +112,14 @@ def _skipped(model: nn.Module, skip: Skip | Iterable[Skip]) -> set[int]:
     """The ids of the modules that ``skip`` names, and of all inside them.
 
     Raises:
+        TypeError: not what ``skip`` takes.
         ValueError: a path that no module has.
     """
-    wanted = [skip] if isinstance(skip, (str, type)) or callable(skip) else list(skip)
+    wanted = [skip] if isinstance(skip, (str, type)) or callable(skip) else skip
+    if not isinstance(wanted, Iterable) or not all(
+        isinstance(want, str) or callable(want) for want in wanted
+    ):
+        raise TypeError(f"skip: expected paths, classes or functions (path, module) -> bool, got {skip!r}")
     found: set[int] = set()
     for want in wanted:
         hits = [module for path, module in model.named_modules() if _matches(want, path, module)]
@@ -134,7 +139,9 @@ def _matches(want: Skip, path: str, module: nn.Module) -> bool:
 
 def _is_plain_conv(module: nn.Module) -> bool:
     """Whether a 3D layer can take the module's place: its code is PyTorch's, and its weight is a parameter."""
-    return type(module) in (nn.Conv2d, nn.ConvTranspose2d) and module._parameters.get("weight") is not None
+    if type(module) not in (nn.Conv2d, nn.ConvTranspose2d) or "forward" in vars(module):
+        return False
+    return module._parameters.get("weight") is not None
 
 
 def _layers(
@@ -154,6 +161,10 @@ def _layers(
                 raise ValueError("is itself the layer to be replaced: call the function that makes it")
         except Exception as error:
             failures.append((f"{path or 'the network'} ({type(module).__name__})", str(error)))
+        else:
+            if not isinstance(layers[path], nn.Module):
+                made = type(layers[path]).__name__
+                raise TypeError(f"to: {target.name} returned no torch.nn.Module for {path}, but {made}")
     return layers
 
 
@@ -177,6 +188,8 @@ def _inputs(model: nn.Module, example: Example) -> tuple[tuple, dict]:
         return (), example
     if isinstance(example, Tensor):
         return (example,), {}
+    if not isinstance(example, Sequence) or isinstance(example, str):
+        raise TypeError(f"example: expected a size, a tensor, a tuple of inputs or a dict, got {example!r}")
     if all(isinstance(n, int) for n in example):
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         return (torch.randn(*example, dtype=like.dtype, device=like.device),), {}

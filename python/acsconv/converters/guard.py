@@ -156,12 +156,22 @@ class Layer(Converted):
             with volume.off():
                 return super().__call__(input.unsqueeze(2), *args, **kwargs).squeeze(2)
         maps = volume.unfold(input, type(self).__name__)
+        if getattr(self, "transposed", False) and (args or kwargs):
+            args, kwargs = (self._unfold_size(volume, *args, **kwargs),), {}
         with volume.off():
             out = super().__call__(volume.target.from_canonical(maps), *args, **kwargs)
         out = map_tensors(lambda tensor: volume.fold(volume.target.to_canonical(tensor)), out)
         if hasattr(self, "output_size"):  # an adaptive pooling
             volume.pooled.add(volume.grid(out, type(self).__name__))
         return out
+
+    def _unfold_size(self, volume: Volume, output_size=None) -> tuple[int, ...] | None:
+        """The ``output_size`` (..., h, w) of a transposed convolution as (D, H, W), in people's order of axes."""
+        if output_size is None:
+            return None
+        grid = volume.resize(output_size[-2:], type(self).__name__)
+        with volume.off():
+            return tuple(volume.target.from_canonical(torch.empty(1, 1, *grid, device="meta")).shape[2:])
 
 
 class Solid(Converted):

@@ -27,7 +27,8 @@ class SliceConv(Conv2_5d):
         kernel_size, stride, padding, dilation: of the 2D layer, (h, w); ``padding`` also ``'same'`` or ``'valid'``.
 
     Shape:
-        input [N, C_in, D, H, W] or [C_in, D, H, W]; weight [C_out, C_in / groups, 1, K_h, K_w] for ``unsqueeze_axis=-3``.
+        input [N, C_in, D, H, W] or [C_in, D, H, W];
+        weight [C_out, C_in / groups, 1, K_h, K_w] for ``unsqueeze_axis=-3``.
     """
 
     def __init__(

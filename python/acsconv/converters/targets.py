@@ -283,6 +283,9 @@ class CustomTarget(Target):
 
     make: Callable[[nn.Conv2d], nn.Module]
 
+    def __hash__(self) -> int:  # callables need not be hashable
+        return hash(CustomTarget)
+
     @property
     def name(self) -> str:
         return getattr(self.make, "__name__", type(self.make).__name__)
@@ -315,7 +318,7 @@ def make_target(to: str | Callable, unsqueeze_axis: int, i3d_repeat_axis: int | 
         "2.5d": lambda: SliceTarget(unsqueeze_axis),
         "3d": lambda: CubeTarget(i3d_repeat_axis),
     }
-    if to not in targets:
+    if not isinstance(to, str) or to not in targets:
         raise ValueError(f"to: expected one of {', '.join(map(repr, targets))} or a function, got {to!r}")
     return targets[to]()
 

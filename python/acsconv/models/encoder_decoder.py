@@ -12,10 +12,7 @@ from ._layers import Conv, convolution, resize
 
 
 class _Tap:
-    """A forward hook that keeps a module's output until it is taken. A class, so that networks can be pickled.
-
-    It keeps one output: two threads cannot run one network at a time.
-    """
+    """A forward hook that keeps a module's output until it is taken. A class, so that networks can be pickled."""
 
     def __init__(self) -> None:
         self.output: Tensor | None = None
@@ -69,6 +66,8 @@ class EncoderDecoder(nn.Module):
 
     Shape:
         input [N, in_channels, D, H, W]; output [N, num_classes, D, H, W].
+
+    Features wait in the network for the decoder: with taps, one thread at a time can run it (no ``nn.DataParallel``).
 
     Raises:
         ValueError: no features were found, or no module of a name.

@@ -51,6 +51,7 @@ def load_pretrained(
         ValueError: what there is, and what the network needs, do not go together: the message lists every name. The
             network is unchanged.
     """
+    _check_input_weights(input_weights)
     if source is None or source is False:
         return
     found = unwrap(_fetch(source, name))
@@ -101,10 +102,14 @@ def adapt_input_channels(weight: Tensor, in_channels: int, how: str = "sum") -> 
     Raises:
         ValueError: another ``how``.
     """
-    if how not in ("sum", "mean"):
-        raise ValueError(f"input_weights: expected 'sum' or 'mean', got {how!r}")
+    _check_input_weights(how)
     share = weight.sum(1, keepdim=True) / in_channels if how == "sum" else weight.mean(1, keepdim=True)
     return share.repeat_interleave(in_channels, 1)
+
+
+def _check_input_weights(how: str) -> None:
+    if how not in ("sum", "mean"):
+        raise ValueError(f"input_weights: expected 'sum' or 'mean', got {how!r}")
 
 
 def unwrap(checkpoint: Mapping) -> dict[str, Tensor]:

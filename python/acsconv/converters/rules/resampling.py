@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -27,7 +28,9 @@ def interpolate(
     antialias=False,
 ):
     if input.dim() != 4:
-        return function(input, size, scale_factor, mode, align_corners)
+        return F.interpolate(
+            input, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias
+        )
     maps = volume.unfold(input, "interpolate")
     if antialias:
         raise ConversionError("interpolate: antialias=True has no counterpart for volumes in PyTorch")
@@ -37,19 +40,23 @@ def interpolate(
         size = volume.resize(size, "interpolate")
     if isinstance(scale_factor, (tuple, list)):
         scale_factor = (scale_factor[0], *scale_factor) if len(scale_factor) == 2 else tuple(scale_factor)
+    resample = functools.partial(
+        F.interpolate, align_corners=align_corners, recompute_scale_factor=recompute_scale_factor
+    )
     if mode == "bicubic":
-        return volume.fold(_bicubic(maps, size, scale_factor, align_corners))
-    mode = _MODES.get(mode, mode)
-    return volume.fold(F.interpolate(maps, size, scale_factor, mode, align_corners, recompute_scale_factor))
+        return volume.fold(_bicubic(maps, size, scale_factor, resample))
+    return volume.fold(resample(maps, size, scale_factor, _MODES.get(mode, mode)))
 
 
-def _bicubic(maps: Tensor, size, scale_factor, align_corners) -> Tensor:
+def _bicubic(maps: Tensor, size, scale_factor, resample: Callable) -> Tensor:
     """Cubic in the plane, linear along the depth: PyTorch has no tricubic interpolation."""
-    if size is None:
-        factors = scale_factor if isinstance(scale_factor, tuple) else (scale_factor,) * 3
-        size = tuple(int(n * factor) for n, factor in zip(maps.shape[-3:], factors))
-    maps = per_slice(lambda m: F.interpolate(m, size[1:], mode="bicubic", align_corners=align_corners), maps)
-    return F.interpolate(maps, size, mode="trilinear", align_corners=align_corners)
+    if size is not None:
+        maps = per_slice(lambda m: resample(m, size[1:], mode="bicubic"), maps)
+        return resample(maps, size, mode="trilinear")
+    depth, *plane = scale_factor if isinstance(scale_factor, tuple) else (scale_factor,) * 3
+    # Factors, not the sizes that they give: positions are computed from them.
+    maps = per_slice(lambda m: resample(m, scale_factor=tuple(plane), mode="bicubic"), maps)
+    return resample(maps, scale_factor=(depth, 1.0, 1.0), mode="trilinear")
 
 
 @rule(F.pad)
