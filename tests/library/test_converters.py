@@ -1038,6 +1038,13 @@ def test_ambiguous_sizes_are_refused():
         convert(Call(clash))(torch.randn(1, 1, 4, 16, 8))
 
 
+def test_sizes_that_no_whole_factor_gives_are_refused():
+    net = convert(Call(lambda x: F.interpolate(x, size=[n // 2 for n in x.shape[2:]])))
+    assert net(torch.randn(1, 1, 6, 4, 4)).shape == (1, 1, 3, 2, 2)
+    with pytest.raises(ConversionError, match=r"size \(6, 2\)"):
+        net(torch.randn(1, 1, 3, 4, 4))
+
+
 def test_wrong_arguments():
     with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module"):
         convert("resnet18")
@@ -1054,7 +1061,7 @@ def test_wrong_arguments():
             convert(nn.Conv2d(1, 1, 1), skip=skip)
     with pytest.raises(TypeError, match="example: expected a size"):
         convert(nn.Conv2d(1, 1, 1), example=5)
-    with pytest.raises(TypeError, match="to: <lambda> returned no torch.nn.Module for 0, but int"):
+    with pytest.raises(TypeError, match=r"to: <lambda> returned no torch\.nn\.Module for 0, but int"):
         convert(nn.Sequential(nn.Conv2d(1, 1, 1)), lambda conv: 5)
     with pytest.raises(ValueError, match="no module of this network is called 'head'"):
         convert(nn.Conv2d(1, 1, 1), skip="head")
@@ -1114,16 +1121,17 @@ def test_report(net):
 
 
 def test_rules_of_ones_own():
-    net = Call(lambda x: x.flip(2))
+    net = Call(lambda x: x.flip(2, -1))
     held = RULES[torch.Tensor.flip]
     try:
 
         @rule(torch.Tensor.flip)
-        def flip(volume, function, input, dims):
-            return volume.fold(function(volume.unfold(input, "flip"), dims + 1))
+        def flip(volume, function, input, *dims):
+            dims = [d % 4 + (d % 4 > 1) for d in dims]
+            return volume.fold(function(volume.unfold(input, "flip"), dims))
 
         volume = torch.randn(1, 2, 3, 4, 5)
-        assert torch.equal(convert(net)(volume), volume.flip(3))
+        assert torch.equal(convert(net)(volume), volume.flip(3, 4))
     finally:
         RULES[torch.Tensor.flip] = held
 

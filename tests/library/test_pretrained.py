@@ -194,6 +194,11 @@ def test_an_error_lists_all_and_changes_nothing(state):
         ),
         (lambda: resnet.resnet10({"epoch": 3}), ValueError, "expected a state_dict, or a mapping with one"),
         (
+            lambda: resnet.resnet10(input_weights="typo"),
+            ValueError,
+            "input_weights: expected 'sum' or 'mean', got 'typo'",
+        ),
+        (
             lambda: resnet.resnet10(like(resnet.resnet10()), in_channels=1, input_weights="max"),
             ValueError,
             "input_weights: expected 'sum' or 'mean', got 'max'",

@@ -166,7 +166,8 @@ class Volume(TorchFunctionMode):
                 continue
             depth_height = grid[0] * grid[1]
             # depth * height scales with the factor where the code scaled the folded height once.
-            if height * grid[2] == width * depth_height:
+            whole = all(n * width % grid[2] == 0 for n in grid)
+            if whole and height * grid[2] == width * depth_height:
                 found.add(tuple(n * width // grid[2] for n in grid))
         if len(found) != 1:
             raise ConversionError(

@@ -5,8 +5,9 @@ function, and the call's arguments; ``volume.unfold(tensor, name)`` gives [N, C,
 goes back:
 
     >>> @rule(torch.roll)
-    ... def roll(volume, function, input, shifts, dims=None):
-    ...     return volume.fold(function(volume.unfold(input, "roll"), shifts, [d + 1 for d in dims]))
+    ... def roll(volume, function, input, shifts, dims):
+    ...     dims = [d % 4 + (d % 4 > 1) for d in dims]  # H and W are one axis further back
+    ...     return volume.fold(function(volume.unfold(input, "roll"), shifts, dims))
 
 A module's rule takes the place of ``forward`` of all modules whose class has the given name; classes are named, not
 imported, so that no other package has to be there:
