@@ -1,5 +1,11 @@
 """Fixtures for all tests."""
 
+import contextlib
+
+with contextlib.suppress(ImportError):
+    # PyTorch's inductor needs setuptools, which refuses to be imported after the standard library's distutils.
+    import setuptools  # noqa: F401
+
 import pytest
 import torch
 
