@@ -591,36 +591,32 @@ class Branches(nn.Module):
         return self.chain(self.named["a"](x))
 
 
-def _solid_cases():
-    pool = nn.AvgPool3d((2, 1, 1))
-    layer = ACSConv(3, 3, 3, padding=1)
-
-    def list_of(net):
-        net.parts = nn.ModuleList([layer, pool])
-
-    def dict_of(net):
-        net.named = nn.ModuleDict({"a": nn.Sequential(layer, pool)})
-
-    def inserted(net):
-        net.parts.insert(0, layer)
-        net.parts.insert(1, pool)
-
-    def into_sequential(net):
-        net.chain.insert(0, layer)
-        net.chain.insert(1, pool)
-
-    return [(change, layer, pool) for change in (list_of, dict_of, inserted, into_sequential)]
+def _as_list(net, *modules):
+    net.parts = nn.ModuleList(modules)
 
 
-@pytest.mark.parametrize("change,layer,pool", _solid_cases())
-def test_3d_modules_put_into_containers(change, layer, pool):
+def _as_dict(net, *modules):
+    net.named = nn.ModuleDict({"a": nn.Sequential(*modules)})
+
+
+def _into_list(net, *modules):
+    for place, module in enumerate(modules):
+        net.parts.insert(place, module)
+
+
+def _into_sequential(net, *modules):
+    for place, module in enumerate(modules):
+        net.chain.insert(place, module)
+
+
+@pytest.mark.parametrize("put", [_as_list, _as_dict, _into_list, _into_sequential])
+def test_3d_modules_put_into_containers(put):
     # A folded map of this size is a volume without a batch, too: 3 channels of 3 slices.
     volume = torch.randn(3, 3, 4, 4, 4)
-    layer, pool, converted = copy.deepcopy(layer), copy.deepcopy(pool), convert(Branches())
-    change(converted)
-    modules = [m for m in converted.modules() if isinstance(m, (ACSConv, nn.AvgPool3d))]
-    assert len(modules) == 2
-    assert torch.equal(copy.deepcopy(converted)(volume), pool(layer(volume)))
+    layer, pool, converted = ACSConv(3, 3, 3, padding=1), nn.AvgPool3d((2, 1, 1)), convert(Branches())
+    expected = pool(layer(volume))
+    put(converted, layer, pool)
+    assert torch.equal(copy.deepcopy(converted)(volume), expected)
 
 
 @pytest.mark.parametrize("skip", [(), "parts"])
@@ -634,10 +630,10 @@ def test_3d_modules_that_were_there(skip):
 
 def test_3d_modules_in_code_that_speaks_5d():
     conv = nn.Conv3d(1, 1, 3, padding=1)
-    net = Call(lambda x: x * conv(torch.ones(2, 1, 3, 3, 3)).mean())
+    net = Call(lambda x: x * conv(torch.ones(2, 1, 3, 3, 3)).mean((2, 3, 4)).sum())
     net.conv = conv
     volume = torch.randn(2, 3, 4, 4, 4)
-    expected = volume * conv(torch.ones(2, 1, 3, 3, 3)).mean()
+    expected = volume * conv(torch.ones(2, 1, 3, 3, 3)).mean((2, 3, 4)).sum()
     assert torch.equal(convert(net, inplace=True)(volume), expected)
 
 
@@ -970,7 +966,7 @@ def operator():
 def test_interpolation_of_tokens_keeps_its_arguments():
     def function(x):
         tokens = x.flatten(2)
-        return F.interpolate(tokens, scale_factor=1.3, mode="linear", recompute_scale_factor=True)
+        return F.interpolate(tokens, scale_factor=1.33, mode="linear", recompute_scale_factor=True)
 
     volume = torch.randn(2, 3, 4, 5, 6)
     assert torch.equal(convert(Call(function))(volume), function(volume))
@@ -1008,6 +1004,12 @@ def test_operators_of_other_packages_are_refused(operator):
     with pytest.raises(ConversionError, match="acsconv_tests"):
         convert(Call(operator), example=(1, 3, 8, 8, 8))
     assert torch.equal(convert(Call(torch.ops.aten.relu))(volume), volume.relu())
+
+
+def test_deformable_convolutions_are_refused():
+    deformable = type("DeformConv2d", (nn.Module,), {})
+    with pytest.raises(ConversionError, match=r"0 \(DeformConv2d\): its offsets"):
+        convert(nn.Sequential(deformable()))
 
 
 def test_errors_in_forward_name_the_module():

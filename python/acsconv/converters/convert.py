@@ -100,9 +100,8 @@ def convert(
             "acsconv.converters.rule and module_rule teach the converter."
         )
     if not inplace:
-        model, layers = copy.deepcopy(
-            (model, layers)
-        )  # in one go: what a layer shares with its model stays shared
+        # In one go: what a layer shares with its model stays shared.
+        model, layers = copy.deepcopy((model, layers))
         skipped = _skipped(model, skip)
     done = _change(model, target, skipped, layers)
     return (model, done) if report else model
