@@ -15,39 +15,26 @@ Source of the operation: Yang et al., "Reinventing 2D Convolutions for 3D Images
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .geometry import VIEWS, Geometry, TransposedGeometry
-
-
-class _Axis(NamedTuple):
-    """How one axis of one view is computed by a convolution that pads both ends alike."""
-
-    begin: int  # the input is sliced to [begin, end) with this step ...
-    end: int
-    step: int
-    stride: int  # ... convolved with this stride and padding, ...
-    padding: int
-    skip: int  # ... and of the result the first `skip` outputs and the last `excess` are dropped. What is left are ...
-    excess: int
-    first: int  # ... the view's outputs [first, last); outside them the view reads only zeros
-    last: int
-
-
-class _Piece(NamedTuple):
-    """Output channels [out_begin, out_end) of one view, computed by one grouped convolution."""
-
-    view: int
-    out_begin: int
-    out_end: int
-    in_begin: int
-    in_end: int
-    groups: int
+from .pieces import (
+    Axis,
+    Piece,
+    all_pieces,
+    channels_of,
+    is_whole,
+    pieces_of,
+    reads_nothing,
+    split_pieces,
+    view_axes,
+    view_pieces,
+)
+from .torch_faults import safe_dtype, weight_gradient_is_faulty
 
 
 def acs_conv3d(
@@ -70,8 +57,8 @@ def acs_conv3d(
     Returns:
         [N, C_out, D', H', W'] in the input's memory format.
     """
-    pieces = _pieces(weight, split, groups, geometry)
-    out = _join([_convolve(input, weight[_channels(piece)], bias, piece, geometry) for piece in pieces])
+    pieces = pieces_of(weight, split, groups, geometry)
+    out = _join([_convolve(input, weight[channels_of(piece)], bias, piece, geometry) for piece in pieces])
     return out.contiguous(memory_format=memory_format(input))
 
 
@@ -89,9 +76,9 @@ def soft_acs_conv3d(
     out = None
     for view, kernel in enumerate(kernels):
         view_bias = bias if view == 0 else None
-        pieces = _view_pieces(view, 0, kernel.shape[0], kernel.shape[0] // groups, kernel.shape[1])
+        pieces = view_pieces(view, 0, kernel.shape[0], kernel.shape[0] // groups, kernel.shape[1])
         part = _join(
-            [_convolve(input, kernel[_channels(piece)], view_bias, piece, geometry) for piece in pieces]
+            [_convolve(input, kernel[channels_of(piece)], view_bias, piece, geometry) for piece in pieces]
         )
         out = part if out is None else out + part
     return out.contiguous(memory_format=memory_format(input))
@@ -131,15 +118,15 @@ def acs_conv_transpose3d(
     if 0 in input.shape[2:]:  # of an empty batch: no position to take, and the result is as empty
         return (input.sum() + weight.sum()).expand(0, per_out * groups, *size)
     if geometry.is_one_view():
-        pieces = iter([_Piece(0, 0, per_out * groups, 0, weight.shape[0], groups)])
+        pieces = iter([Piece(0, 0, per_out * groups, 0, weight.shape[0], groups)])
     else:
-        pieces = _split_pieces(split, per_out, per_in)
+        pieces = split_pieces(split, per_out, per_in)
     parts = []
     for piece in pieces:
         first = piece.out_begin % per_out
         columns = slice(first, first + (piece.out_end - piece.out_begin) // piece.groups)
         kernel = weight[piece.in_begin : piece.in_end, columns]
-        part_bias = None if bias is None else bias[_channels(piece)]
+        part_bias = None if bias is None else bias[channels_of(piece)]
         parts.append(_convolve_transposed(input, kernel, part_bias, piece, geometry, size))
     return _join(parts).contiguous(memory_format=memory_format(input))
 
@@ -167,8 +154,8 @@ def backward_input(
     shape = (grad_output.shape[0], weight.shape[-3] * groups, *size)
     options = {"dtype": grad_output.dtype, "device": grad_output.device}
     grad_input = None
-    for piece, kernel in _all_pieces(weight, split, groups, geometry):
-        share, axes = _input_gradient(grad_output[:, _channels(piece)], kernel, size, piece, geometry)
+    for piece, kernel in all_pieces(weight, split, groups, geometry):
+        share, axes = _input_gradient(grad_output[:, channels_of(piece)], kernel, size, piece, geometry)
         if share is None:
             continue
         if grad_input is None and share.shape == shape:
@@ -192,9 +179,9 @@ def backward_weight(
     """
     shape = (grad_output.shape[1], input.shape[1] // groups, *geometry.kernel)
     grad_weight = grad_output.new_empty(shape if split is not None else (3, *shape))
-    for piece, grad_kernel in _all_pieces(grad_weight, split, groups, geometry):
+    for piece, grad_kernel in all_pieces(grad_weight, split, groups, geometry):
         grad_kernel.copy_(
-            _weight_gradient(grad_output[:, _channels(piece)], input, grad_kernel, piece, geometry)
+            _weight_gradient(grad_output[:, channels_of(piece)], input, grad_kernel, piece, geometry)
         )
     return grad_weight
 
@@ -208,125 +195,34 @@ def memory_format(tensor: Tensor) -> torch.memory_format:
     return torch.channels_last_3d if channels_last else torch.contiguous_format
 
 
-def _channels(piece: _Piece) -> slice:
-    return slice(piece.out_begin, piece.out_end)
-
-
 def _join(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def _all_pieces(
-    weight: Tensor, split: Sequence[int] | None, groups: int, geometry: Geometry
-) -> Iterator[tuple[_Piece, Tensor]]:
-    """Every convolution of an ACS (``split`` given) or Soft ACS operation, with its part of the weight."""
-    if split is not None:
-        for piece in _pieces(weight, split, groups, geometry):
-            yield piece, weight[_channels(piece)]
-        return
-    for view, kernel in enumerate(weight):
-        for piece in _view_pieces(view, 0, kernel.shape[0], kernel.shape[0] // groups, kernel.shape[1]):
-            yield piece, kernel[_channels(piece)]
-
-
-def _pieces(weight: Tensor, split: Sequence[int], groups: int, geometry: Geometry) -> Iterator[_Piece]:
-    """The convolutions that make up one ACS convolution, in the order of their output channels."""
-    if geometry.is_one_view():
-        yield _Piece(0, 0, weight.shape[0], 0, weight.shape[1] * groups, groups)
-        return
-    yield from _split_pieces(split, weight.shape[0] // groups, weight.shape[1])
-
-
-def _split_pieces(split: Sequence[int], per_out: int, per_in: int) -> Iterator[_Piece]:
-    """The pieces of all views; a channel group has ``per_out`` output and ``per_in`` input channels."""
-    begin = 0
-    for view, channels in enumerate(split):
-        yield from _view_pieces(view, begin, begin + channels, per_out, per_in)
-        begin += channels
-
-
-def _view_pieces(view: int, begin: int, end: int, per_out: int, per_in: int) -> Iterator[_Piece]:
-    """Output channels [begin, end) of one view, cut where a channel group is only partly inside."""
-    while begin < end:
-        group, inside = divmod(begin, per_out)
-        whole = 0 if inside else (end - begin) // per_out
-        stop = begin + whole * per_out if whole else min(end, (group + 1) * per_out)
-        count = max(whole, 1)
-        yield _Piece(view, begin, stop, group * per_in, (group + count) * per_in, count)
-        begin = stop
-
-
-def _axes(
-    view: int, geometry: Geometry, in_size: Sequence[int], out_size: Sequence[int]
-) -> tuple[_Axis, ...]:
-    """How each axis of a view is computed; see :class:`_Axis`."""
-    kernel = VIEWS[view].kernel3d(geometry.kernel)
-    axes = []
-    for axis in range(3):
-        size, out, stride, origin = (
-            in_size[axis],
-            out_size[axis],
-            geometry.stride[axis],
-            geometry.origin[view][axis],
-        )
-        if axis == VIEWS[view].thin:
-            # Outputs whose one position lies inside: a strided slice of the input.
-            first = max(0, -(origin // stride))
-            last = max(first, min(out, (size - 1 - origin) // stride + 1))
-            begin = origin + first * stride
-            axes.append(
-                _Axis(begin, begin + max(0, (last - first - 1) * stride + 1), stride, 1, 0, 0, 0, first, last)
-            )
-            continue
-        # What is read before the input and behind it; negative where the input is not used to its end.
-        before = -origin
-        reach = geometry.dilation[view][axis] * (kernel[axis] - 1)
-        behind = (out - 1) * stride + origin + reach - (size - 1)
-        begin, end = max(0, -before), size + min(0, behind)
-        before, behind = max(0, before), max(0, behind)
-        # A convolution pads both ends alike: pad more at the front where the end needs it, and skip those outputs.
-        skip = max(0, -((before - behind) // stride))
-        padding = before + skip * stride
-        computed = (end - begin + 2 * padding - reach - 1) // stride + 1
-        axes.append(_Axis(begin, end, 1, stride, padding, skip, computed - skip - out, 0, out))
-    return tuple(axes)
-
-
-def _reads_nothing(axes: tuple[_Axis, ...]) -> bool:
-    """Whether every position that the view reads lies outside the volume."""
-    return any(a.begin >= a.end for a in axes)
-
-
-def _is_whole(axes: tuple[_Axis, ...], size: Sequence[int]) -> bool:
-    return all(a.begin == 0 and a.end == s and a.step == 1 for a, s in zip(axes, size))
-
-
-def _slice_input(input: Tensor, piece: _Piece, axes: tuple[_Axis, ...]) -> Tensor:
+def _slice_input(input: Tensor, piece: Piece, axes: tuple[Axis, ...]) -> Tensor:
     """The view of the input [N, channels of the piece, ...] that the piece's convolution reads."""
     if piece.in_begin != 0 or piece.in_end != input.shape[1]:
         input = input[:, piece.in_begin : piece.in_end]
-    if _is_whole(axes, input.shape[2:]):
+    if is_whole(axes, input.shape[2:]):
         return input
     d, h, w = (slice(a.begin, a.end, a.step) for a in axes)
     return input[:, :, d, h, w]
 
 
-def _convolve(
-    input: Tensor, weight: Tensor, bias: Tensor | None, piece: _Piece, geometry: Geometry
-) -> Tensor:
+def _convolve(input: Tensor, weight: Tensor, bias: Tensor | None, piece: Piece, geometry: Geometry) -> Tensor:
     """Output channels of one piece, [N, channels, D', H', W']; ``bias`` is that of the whole layer."""
     size = geometry.output_size(input.shape[2:])
-    axes = _axes(piece.view, geometry, input.shape[2:], size)
+    axes = view_axes(piece.view, geometry, input.shape[2:], size)
     if bias is not None:
-        bias = bias[_channels(piece)]
-    if _reads_nothing(axes):
+        bias = bias[channels_of(piece)]
+    if reads_nothing(axes):
         # Only the bias is left. The empty sums are 0, but keep the result part of the graph.
         zero = input[:, :0].sum(dtype=input.dtype) + weight[:0].sum(dtype=input.dtype)
         out = zero if bias is None else zero + bias[:, None, None, None]
         return out.expand(input.shape[0], weight.shape[0], *size)
     border = any(a.first > 0 or a.last < n for a, n in zip(axes, size))
     guard = torch.is_grad_enabled() and weight.requires_grad
-    dtype = _safe_dtype(input, axes)
+    dtype = safe_dtype(input, axes)
     x, kernel, stride, padding, dilation, front = _arguments(
         _slice_input(input, piece, axes).to(dtype), weight.to(dtype), piece.view, geometry, axes, guard
     )
@@ -348,7 +244,7 @@ def _convolve_transposed(
     input: Tensor,
     kernel: Tensor,
     bias: Tensor | None,
-    piece: _Piece,
+    piece: Piece,
     geometry: TransposedGeometry,
     size: Sequence[int],
 ) -> Tensor:
@@ -357,7 +253,7 @@ def _convolve_transposed(
     Every slice is convolved once, in its plane; then the thin axis takes those that are nearest.
     """
     thin = VIEWS[piece.view].thin
-    # As in _safe_dtype: this is the gradient of a convolution whose output the input would be.
+    # As in safe_dtype: this is the gradient of a convolution whose output the input would be.
     narrow = input.device.type == "cpu" and input.dtype == torch.bfloat16 and 1 in input.shape[2:]
     dtype = torch.float32 if narrow else input.dtype
     x = input[:, piece.in_begin : piece.in_end].to(dtype)
@@ -366,7 +262,7 @@ def _convolve_transposed(
     padding, dilation = list(geometry.padding[piece.view]), list(geometry.dilation[piece.view])
     extra = [0 if axis == thin else n for axis, n in enumerate(geometry.output_padding)]
     front = 0  # the axis that trades places with D
-    if torch.is_grad_enabled() and kernel.requires_grad and _weight_gradient_is_faulty(x, kernel, stride):
+    if torch.is_grad_enabled() and kernel.requires_grad and weight_gradient_is_faulty(x, kernel, stride):
         front = thin
         for values in (stride, padding, dilation, extra):
             values[0], values[front] = values[front], values[0]
@@ -387,13 +283,13 @@ def _convolve_transposed(
 
 
 def _input_gradient(
-    grad_output: Tensor, weight: Tensor, size: Sequence[int], piece: _Piece, geometry: Geometry
-) -> tuple[Tensor | None, tuple[_Axis, ...]]:
+    grad_output: Tensor, weight: Tensor, size: Sequence[int], piece: Piece, geometry: Geometry
+) -> tuple[Tensor | None, tuple[Axis, ...]]:
     """The piece's share in the gradient of the input, for the slice that the axes describe; None if there is none."""
-    axes = _axes(piece.view, geometry, size, tuple(grad_output.shape[2:]))
-    if _reads_nothing(axes):
+    axes = view_axes(piece.view, geometry, size, tuple(grad_output.shape[2:]))
+    if reads_nothing(axes):
         return None, axes
-    dtype = _safe_dtype(grad_output, axes)
+    dtype = safe_dtype(grad_output, axes)
     x = grad_output.new_empty(1, dtype=dtype).expand(
         grad_output.shape[0],
         piece.in_end - piece.in_begin,
@@ -407,13 +303,13 @@ def _input_gradient(
 
 
 def _weight_gradient(
-    grad_output: Tensor, input: Tensor, like: Tensor, piece: _Piece, geometry: Geometry
+    grad_output: Tensor, input: Tensor, like: Tensor, piece: Piece, geometry: Geometry
 ) -> Tensor:
     """The gradient of the piece's part of the weight, of the shape of ``like``."""
-    axes = _axes(piece.view, geometry, input.shape[2:], tuple(grad_output.shape[2:]))
-    if _reads_nothing(axes):
+    axes = view_axes(piece.view, geometry, input.shape[2:], tuple(grad_output.shape[2:]))
+    if reads_nothing(axes):
         return torch.zeros_like(like)
-    dtype = _safe_dtype(input, axes)
+    dtype = safe_dtype(input, axes)
     x = _slice_input(input, piece, axes).to(dtype)
     arguments = _arguments(x, like.to(dtype), piece.view, geometry, axes, True)
     grad_kernel = _convolution_backward(
@@ -442,7 +338,7 @@ def _convolution_backward(grad_output: Tensor, arguments: tuple, groups: int, wh
     return gradients[which].transpose(2, front)
 
 
-def _of_full_convolution(grad_output: Tensor, axes: tuple[_Axis, ...]) -> Tensor:
+def _of_full_convolution(grad_output: Tensor, axes: tuple[Axis, ...]) -> Tensor:
     """From the gradient of a view's output to that of the convolution which computes it: what is dropped has none."""
     d, h, w = (slice(a.first, a.last) for a in axes)
     grad_output = grad_output[:, :, d, h, w]
@@ -452,7 +348,7 @@ def _of_full_convolution(grad_output: Tensor, axes: tuple[_Axis, ...]) -> Tensor
 
 
 def _arguments(
-    x: Tensor, weight: Tensor, view: int, geometry: Geometry, axes: tuple[_Axis, ...], guard: bool
+    x: Tensor, weight: Tensor, view: int, geometry: Geometry, axes: tuple[Axis, ...], guard: bool
 ) -> tuple[Tensor, Tensor, list[int], list[int], list[int], int]:
     """What ``conv3d`` is given for one view: (x, kernel, stride, padding, dilation), and the tensor dimension that
     has traded places with dimension 2: 2 itself, unless ``guard`` has to go round the faulty weight gradient."""
@@ -463,36 +359,8 @@ def _arguments(
         [a.padding for a in axes],
         list(geometry.dilation[view]),
     )
-    if not (guard and _weight_gradient_is_faulty(x, kernel, stride)):
+    if not (guard and weight_gradient_is_faulty(x, kernel, stride)):
         return x, kernel, stride, padding, dilation, 2
     for values in (stride, padding, dilation):
         values[0], values[thin] = values[thin], values[0]
     return x.transpose(2, 2 + thin), kernel.transpose(2, 2 + thin), stride, padding, dilation, 2 + thin
-
-
-def _safe_dtype(tensor: Tensor, axes: tuple[_Axis, ...]) -> torch.dtype:
-    """The dtype in which PyTorch computes the convolution rightly: the tensor's, or float32.
-
-    Seen in torch 2.13 (oneDNN 3.12) on a CPU: bfloat16 convolutions whose output is one voxel wide along an axis return
-    garbage, forward and backward.
-    """
-    if tensor.device.type != "cpu" or tensor.dtype != torch.bfloat16:
-        return tensor.dtype
-    sizes = (a.last - a.first + a.skip + a.excess for a in axes)
-    return torch.float32 if 1 in sizes else torch.bfloat16
-
-
-def _weight_gradient_is_faulty(input: Tensor, kernel: Tensor, stride: Sequence[int]) -> bool:
-    """Whether PyTorch's CPU convolution may return garbage, or crash, for this weight gradient.
-
-    Seen in torch 2.13 (oneDNN 3.12): a kernel of 4 or more along D with stride 2 or more there, and a volume hardly
-    deeper than the kernel or a padding of more than half of it. Garbage or a crash in float32 with few input channels,
-    a call that never returns in 16 bit. Which sizes are safe is not known, so none is trusted. With the kernel's single
-    tap along D the same gradient is right: the thin axis is moved there.
-    """
-    return (
-        input.device.type == "cpu"
-        and input.dtype != torch.float64
-        and kernel.shape[2] >= 4
-        and stride[0] >= 2
-    )
