@@ -6,7 +6,6 @@ Only bfloat16 and one tile of each arrangement are compiled; the other kernels c
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import dataclass, replace
 
 import pytest
@@ -20,8 +19,8 @@ from kernels.harness import (
     run_forward,
     soft_kernels,
 )
+from kernels.planting import WRONG, copy_sources, replace_once
 from kernels.test_mma_forward import soft_forward
-from kernels.test_planted_bugs import CSRC, WRONG, replace_once
 
 # Three steps of the reduction, several tiles of voxels, views of odd widths that begin at odd channels.
 COPIED = Layer(40, 21, (5, 9, 9), split=(7, 9, 5), dtype="bfloat16", layout="channels_last")
@@ -92,7 +91,7 @@ BUGS = [
 
 
 def build_variant(emulator_builder, root, bug: Bug):
-    shutil.copytree(CSRC, root, ignore=shutil.ignore_patterns("__pycache__", "cpu"))
+    copy_sources(root)
     plan = root / "mma_plan.h"
     text = re.sub(
         r"(kViewPerWarpShapes\[\] = )\{.*?\};", r"\1{{2, 8, 4, 8, 1, 2}};", plan.read_text(), flags=re.S

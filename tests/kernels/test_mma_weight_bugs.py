@@ -6,13 +6,12 @@ Only one shape of block in bfloat16 is compiled, and the other kernels come from
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import dataclass, replace
 
 import pytest
 from kernels.harness import Layer, assert_equal, backward_bias, backward_weight, integer_data
-from kernels.test_mma_backward_weight import CSRC, LARGE, run
-from kernels.test_planted_bugs import WRONG, replace_once
+from kernels.planting import WRONG, copy_sources, replace_once
+from kernels.test_mma_backward_weight import LARGE, run
 
 # Three tiles in a part, a part of a unit and of a block of input channels, all three views.
 COPIED = Layer(24, 20, (4, 5, 19), dtype="bfloat16", layout="channels_last")
@@ -96,7 +95,7 @@ BUGS = [
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))
 def test_bug_is_found(emulator_builder, tmp_path, bug):
     root = tmp_path / "csrc"
-    shutil.copytree(CSRC, root, ignore=shutil.ignore_patterns("__pycache__", "cpu"))
+    copy_sources(root)
     launcher = root / "kernels" / "mma_backward_weight.cu"
     text = re.sub(
         r"launch_instance<Scalar, \d, kAsync>",

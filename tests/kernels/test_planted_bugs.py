@@ -7,7 +7,6 @@ a report of the emulator. Only float32 and two tiles of the gather kernel are co
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,9 +26,7 @@ from kernels.harness import (
     run_forward,
     soft_kernels,
 )
-
-CSRC = Path(__file__).resolve().parents[2] / "csrc"
-WRONG = "Arrays are not equal"
+from kernels.planting import WRONG, copy_sources, replace_once
 
 # Several slices of the reduction, several tiles of voxels, a part of a tile of channels.
 PLAIN = Layer(9, 20, (5, 9, 11))
@@ -182,15 +179,9 @@ BUGS = [
 ]  # fmt: skip
 
 
-def replace_once(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert text.count(old) == 1, f"{path.name} has changed: {old!r} is there {text.count(old)} times"
-    path.write_text(text.replace(old, new))
-
-
 def build_variant(emulator_builder, root: Path, bug: Bug | None, few_blocks: bool):
     """The emulator with a copy of the kernels: float32 and few tiles, a bug, few blocks."""
-    shutil.copytree(CSRC, root, ignore=shutil.ignore_patterns("__pycache__", "cpu"))
+    copy_sources(root)
     for other in ("double", "Float16", "BFloat16"):
         replace_once(
             root / "common" / "scalar.cuh", f"return function({other}{{}});", "return function(float{});"
