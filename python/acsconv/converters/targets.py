@@ -6,6 +6,7 @@ A target makes the 3D layer that takes a 2D layer's place, and computes 2D convo
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from .layers import Conv3d, ConvTranspose3d, SliceConv, inflate, inflate_transpo
 
 
 @dataclass(frozen=True)
-class Target:
+class Target(ABC):
     """Base of the targets. Volumes are given, and returned, as [N, C, D, H, W] in the canonical order of axes.
 
     Attributes:
@@ -41,25 +42,25 @@ class Target:
     def from_canonical(self, volume: Tensor) -> Tensor:
         return volume
 
+    @abstractmethod
     def layer(self, conv: nn.Conv2d) -> nn.Module:
         """The layer in the place of a plain ``nn.Conv2d``, without weights (on the meta device).
 
         Raises:
             ValueError: its geometry has no counterpart.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def transposed_layer(self, conv: nn.ConvTranspose2d) -> nn.Module:
         """The same for ``nn.ConvTranspose2d``."""
-        raise NotImplementedError
 
     def weight(self, conv: nn.Conv2d | nn.ConvTranspose2d, layer: nn.Module) -> Tensor | None:
         """The new layer's weight, from the 2D layer's; None: the 2D layer's as it is."""
         return None
 
+    @abstractmethod
     def convolve(self, volume, weight, bias, stride, padding, dilation, groups, module) -> Tensor:
         """2D convolution with a 4D weight; the arguments are those of ``F.conv2d``, ``module`` is the one that runs."""
-        raise NotImplementedError
 
     def convolve_transposed(
         self, volume, weight, bias, stride, padding, output_padding, groups, dilation
