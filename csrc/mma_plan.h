@@ -153,6 +153,30 @@ inline int64_t steps_of_channels(const Problem& p, int64_t begin, int64_t end) {
   return ((end + granule - 1) / granule - begin / granule + 1) / 2;
 }
 
+// Cuts the result into tiles of `shape`: plan.tiles and plan.axis_tiles. Returns why that cannot be, or
+// nothing.
+inline std::string place_tiles(const Problem& p, bool forward, const MmaShape& shape, MmaPlan& plan) {
+  const VolumeStrides& source = forward ? p.input : p.output;
+  const int64_t* size = forward ? p.out_size : p.in_size;
+  const int64_t extent[3] = {shape.depth, shape.height, kMmaTileWidth};
+  constexpr int64_t kMostTiles = int64_t{1} << 31;  // counts stop here, where they are refused
+  double reach = 0;
+  plan.tiles = std::min(p.batch, kMostTiles);
+  for (int axis = 0; axis < 3; ++axis) {
+    const int64_t dilation = p.dilation[(axis + 1) % 3][axis];
+    plan.axis_tiles[axis] = ((size[axis] + dilation - 1) / dilation + extent[axis] - 1) / extent[axis];
+    const int64_t along = plan.axis_tiles[axis] * dilation;
+    plan.tiles = plan.tiles > kMostTiles / std::max<int64_t>(1, along) ? kMostTiles : plan.tiles * along;
+    reach += static_cast<double>((shape.stride * (extent[axis] - 1) + 2) * dilation) *
+             static_cast<double>(source.axis[axis]);
+  }
+  if (reach >= static_cast<double>(int64_t{1} << 31)) {
+    return "a tile's voxels lie further apart than 2^31 elements";
+  }
+  if (plan.tiles >= kMostTiles || plan.column_blocks > 65535) return "more tiles than a grid has blocks";
+  return {};
+}
+
 inline MmaPlan plan_mma(const Problem& p, Pass pass, bool soft, bool allow_tf32, const Machine& machine) {
   constexpr int64_t kLeastChannels = 5;  // with fewer, a step of the reduction is mostly zeros
   MmaPlan plan;
@@ -194,25 +218,7 @@ inline MmaPlan plan_mma(const Problem& p, Pass pass, bool soft, bool allow_tf32,
   }
   const MmaShape& shape = plan.chosen();
 
-  const VolumeStrides& source = forward ? p.input : p.output;
-  const int64_t* size = forward ? p.out_size : p.in_size;
-  const int64_t extent[3] = {shape.depth, shape.height, kMmaTileWidth};
-  constexpr int64_t kMostTiles = int64_t{1} << 31;  // counts stop here, where they are refused
-  double reach = 0;
-  plan.tiles = std::min(p.batch, kMostTiles);
-  for (int axis = 0; axis < 3; ++axis) {
-    const int64_t dilation = p.dilation[(axis + 1) % 3][axis];
-    plan.axis_tiles[axis] = ((size[axis] + dilation - 1) / dilation + extent[axis] - 1) / extent[axis];
-    const int64_t along = plan.axis_tiles[axis] * dilation;
-    plan.tiles = plan.tiles > kMostTiles / std::max<int64_t>(1, along) ? kMostTiles : plan.tiles * along;
-    reach += static_cast<double>((stride * (extent[axis] - 1) + 2) * dilation) *
-             static_cast<double>(source.axis[axis]);
-  }
-  if (reach >= static_cast<double>(int64_t{1} << 31)) {
-    plan.rejection = "a tile's voxels lie further apart than 2^31 elements";
-  } else if (plan.tiles >= kMostTiles || plan.column_blocks > 65535) {
-    plan.rejection = "more tiles than a grid has blocks";
-  }
+  plan.rejection = place_tiles(p, forward, shape, plan);
   if (!plan.rejection.empty()) return plan;
 
   if (plan.view_per_warp) {

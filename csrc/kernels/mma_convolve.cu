@@ -7,7 +7,6 @@
 #include "report.h"
 
 namespace acsconv {
-namespace {
 
 MmaWork describe_work(const Problem& p, const MmaPlan& plan, Pass pass, bool soft, const void* source) {
   const bool forward = pass == Pass::Forward;
@@ -39,6 +38,8 @@ MmaWork describe_work(const Problem& p, const MmaPlan& plan, Pass pass, bool sof
   for (const int64_t stride : work.source.axis) work.copies = work.copies && stride % granule == 0;
   return work;
 }
+
+namespace {
 
 template <class T>
 MmaLauncher instance(const MmaPlan& plan, bool soft) {

@@ -21,6 +21,9 @@ MmaLauncher view_per_warp_instance(int shape);
 template <class T>
 MmaLauncher view_per_step_instance(int shape, bool soft);
 
+// What the kernels of a pass are given; `source` decides whether pieces of 16 bytes can be copied.
+MmaWork describe_work(const Problem& problem, const MmaPlan& plan, Pass pass, bool soft, const void* source);
+
 // Queues a kernel with its configuration's threads and shared memory.
 template <class Config, class Kernel>
 const char* launch_mma(Kernel kernel, const MmaLaunch& call) {
