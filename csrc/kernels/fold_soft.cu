@@ -3,6 +3,7 @@
 
 #include "../common/scalar.cuh"
 #include "channel_tiles.h"
+#include "fold_soft.cuh"
 #include "report.h"
 
 namespace acsconv {
@@ -10,28 +11,18 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// Kernels as [view][pair][row][column]; rows of views 1 and 2 are along D, columns of 2 and rows of 0 along
-// H.
+// Kernels as [view][pair][row][column].
 template <class Scalar>
 __global__ void __launch_bounds__(kThreads)
     fold_soft_kernel(int64_t pairs, const Scalar* kernels, Accumulator<Scalar>* folded) {
   for (int64_t pair = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; pair < pairs;
        pair += int64_t{gridDim.x} * blockDim.x) {
-    const Scalar *axial = kernels + pair * 9, *coronal = axial + pairs * 9, *sagittal = coronal + pairs * 9;
-    Accumulator<Scalar>* to = folded + pair * 9;
-    for (int row = 0; row < 3; ++row) {
-      for (int column = 0; column < 3; ++column) {
-        const int tap = row * 3 + column;
-        Accumulator<Scalar> in_axial = widen(axial[tap]), in_coronal = widen(coronal[tap]);
-        if (row == 1) in_axial += widen(coronal[3 + column]);
-        if (column == 1) {
-          in_axial += widen(sagittal[3 + row]);
-          in_coronal += widen(sagittal[tap]);
-        }
-        to[tap] = in_axial;
-        to[pairs * 9 + tap] = in_coronal;
-        to[pairs * 18 + tap] = widen(sagittal[tap]);
-      }
+    const auto at = [&](int view, int row, int column) {
+      return widen(kernels[(view * pairs + pair) * 9 + row * 3 + column]);
+    };
+    for (int tap = 0; tap < kViews * 9; ++tap) {
+      const int view = tap / 9, row = tap % 9 / 3, column = tap % 3;
+      folded[(view * pairs + pair) * 9 + tap % 9] = folded_kernel(at, view, row, column);
     }
   }
 }

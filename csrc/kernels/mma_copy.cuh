@@ -156,4 +156,26 @@ __device__ __forceinline__ void copy_weights(const unsigned char* packed, uint32
   }
 }
 
+// The pipeline of a block's steps: `load(step, stage)` starts the copies of a step into a stage of shared
+// memory. begin_pipeline() starts the first steps; advance_pipeline(), at the head of every step, waits for
+// the step's own copies and starts those of the step that takes the stage which was used last. Whatever the
+// threads wrote to shared memory before that call is visible after it.
+template <class Load>
+__device__ __forceinline__ void begin_pipeline(const MmaSteps& steps, const Load& load) {
+#pragma unroll
+  for (int s = 0; s < kMmaStages - 1; ++s) {
+    if (steps.begin + s < steps.end) load(steps.begin + s, s);
+    ptx::cp_async_commit();
+  }
+}
+template <class Load>
+__device__ __forceinline__ void advance_pipeline(const MmaSteps& steps, int step, int stage,
+                                                 const Load& load) {
+  ptx::cp_async_wait<kMmaStages - 2>();
+  __syncthreads();
+  const int ahead = step + kMmaStages - 1, other = stage == 0 ? kMmaStages - 1 : stage - 1;
+  if (ahead < steps.end) load(ahead, other);
+  ptx::cp_async_commit();
+}
+
 }  // namespace acsconv

@@ -2,6 +2,7 @@
 #include "mma_pack.h"
 
 #include "channel_tiles.h"
+#include "fold_soft.cuh"
 #include "report.h"
 
 namespace acsconv {
@@ -25,13 +26,8 @@ struct Kernels {
   __device__ float at(int view, int64_t pair, int row, int column) const {
     return widen(data[view * view_elements + pair * 9 + row * 3 + column]);
   }
-  // Soft ACS: what two views read of one voxel is added up in the first one's kernel.
   __device__ float folded(int view, int64_t pair, int row, int column) const {
-    float sum = at(view, pair, row, column);
-    if (view == 0 && row == 1) sum += at(1, pair, 1, column);
-    if (view == 0 && column == 1) sum += at(2, pair, 1, row);
-    if (view == 1 && column == 1) sum += at(2, pair, row, 1);
-    return sum;
+    return folded_kernel([&](int v, int r, int c) { return at(v, pair, r, c); }, view, row, column);
   }
 };
 

@@ -107,23 +107,16 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
     source += halo_offset(work, place, Config::kShape.stride);
   }
   __syncthreads();
-#pragma unroll
-  for (int s = 0; s < kMmaStages - 1; ++s) {
-    if (steps.begin + s < steps.end) {
-      load_view_per_warp<Config>(work, source, packed, shared, steps.begin + s, s);
-    }
-    ptx::cp_async_commit();
-  }
+  const auto load = [&](int step, int stage) {
+    load_view_per_warp<Config>(work, source, packed, shared, step, stage);
+  };
+  begin_pipeline(steps, load);
 
   float sum[Config::kRows][Config::kColumns][4] = {};
   int stage = 0;
 #pragma unroll 1
   for (int step = steps.begin; step < steps.end; ++step) {
-    ptx::cp_async_wait<kMmaStages - 2>();
-    __syncthreads();
-    const int ahead = step + kMmaStages - 1, other = stage == 0 ? kMmaStages - 1 : stage - 1;
-    if (ahead < steps.end) load_view_per_warp<Config>(work, source, packed, shared, ahead, other);
-    ptx::cp_async_commit();
+    advance_pipeline(steps, step, stage, load);
 
     // What depends on the thread is computed anew in every step, which costs less than keeping it in
     // registers.

@@ -42,7 +42,8 @@ class Bug:
 
 WARP, STEP, COPY = "mma_view_per_warp.cuh", "mma_view_per_step.cuh", "mma_copy.cuh"
 VIEW, STORE, WORK, PACK = "mma_view.cuh", "mma_store.cuh", "mma_work.cuh", "mma_pack.cu"
-WAIT = "    ptx::cp_async_wait<kMmaStages - 2>();\n    __syncthreads();\n"
+FOLD = "fold_soft.cuh"
+WAIT = "  ptx::cp_async_wait<kMmaStages - 2>();\n  __syncthreads();\n"
 EPILOGUE = "  ptx::cp_async_wait<0>();\n  __syncthreads();\n"
 BUGS = [
     *(
@@ -52,20 +53,20 @@ BUGS = [
             (STEP, "backward", BACKWARD, "  tile.template store"),
         )
         for bug in (
-            Bug(f"wait too weak ({run})", file, WAIT, WAIT.replace("- 2", "- 1"), "RACE|uninitialised", run, layer),
-            Bug(f"barrier after the wait removed ({run})", file, WAIT, WAIT.split("\n")[0], "RACE|uninitialised", run,
+            Bug(f"wait too weak ({run})", COPY, WAIT, WAIT.replace("- 2", "- 1"), "RACE|uninitialised", run, layer),
+            Bug(f"barrier after the wait removed ({run})", COPY, WAIT, WAIT.split("\n")[0], "RACE|uninitialised", run,
                 layer),
-            Bug(f"stage released early ({run})", file, "shared, ahead, other", "shared, ahead, stage",
+            Bug(f"stage released early ({run})", COPY, "load(ahead, other)", "load(ahead, stage)",
                 "RACE|uninitialised", run, layer),
             Bug(f"barrier before the epilogue removed ({run})", file, EPILOGUE, EPILOGUE.split("\n")[0], "RACE", run,
                 layer),
             Bug(f"barrier before the stores removed ({run})", file,
                 f"  __syncthreads();\n{after}", after, "RACE|uninitialised", run, layer),
-            Bug(f"barrier after the table removed ({run})", file, "  __syncthreads();\n#pragma unroll\n  for (int s",
-                "#pragma unroll\n  for (int s", "RACE|uninitialised", run, layer),
+            Bug(f"barrier after the table removed ({run})", file, "  __syncthreads();\n  const auto load",
+                "  const auto load", "RACE|uninitialised", run, layer),
         )
     ),
-    Bug("gathered stage stored before the barrier", WARP, WAIT, "", "RACE|uninitialised", layer=GATHERED),
+    Bug("gathered stage stored before the barrier", COPY, WAIT, "", "RACE|uninitialised", layer=GATHERED),
     Bug("border not tested", COPY, "inside = inside && position >= 0 &&", "inside = inside &&",
         "device read|" + WRONG),
     Bug("channels past the end gathered", COPY, "offset >= 0 && i < left", "offset >= 0",
@@ -86,7 +87,7 @@ BUGS = [
         WRONG),
     Bug("channels of another view count", PACK, "channel < reduced.valid.begin ||", "", WRONG, "backward", BACKWARD),
     Bug("taps not turned round", PACK, "tap = 8 - tap;", "tap = tap;", WRONG, "backward", BACKWARD),
-    Bug("weights not folded", PACK, "if (view == 1 && column == 1) sum += at(2, pair, row, 1);", "", WRONG, "soft"),
+    Bug("weights not folded", FOLD, "if (view == 1 && column == 1) sum += at(2, row, 1);", "", WRONG, "soft"),
 ]  # fmt: skip
 
 
