@@ -56,6 +56,21 @@ __device__ __forceinline__ void multiply_view(float (&sum)[Config::kRows][Config
       sum, ptx::shared_address(stage) + Walk::lane_byte(warp, lane), weights, lane);
 }
 
+// sum += one step of the reduction, whose planes and weights lie at these addresses. What depends on the
+// thread is computed anew in every step, which costs less than keeping it in registers.
+template <class Config>
+__device__ __forceinline__ void multiply_step(float (&sum)[Config::kRows][Config::kColumns][4],
+                                              const unsigned char* data, const unsigned char* weights) {
+  const int thread = ptx::thread_x(), warp = thread / 32 / kViews;
+  if (thread / 32 % kViews == 0) {
+    multiply_view<Config, 0>(sum, data, weights, warp, thread % 32);
+  } else if (thread / 32 % kViews == 1) {
+    multiply_view<Config, 1>(sum, data, weights + Config::kViewBytes, warp, thread % 32);
+  } else {
+    multiply_view<Config, 2>(sum, data, weights + 2 * Config::kViewBytes, warp, thread % 32);
+  }
+}
+
 template <class Config, int kView>
 __device__ __forceinline__ void put_view(const float (&sum)[Config::kRows][Config::kColumns][4],
                                          const ResultTile<typename Config::Scalar>& tile,
@@ -92,6 +107,28 @@ __device__ __forceinline__ StagedColumns staged_columns(const MmaWork& work, int
                            view_columns(work, 2, block));
 }
 
+// What the warps have summed, to the workspace (phase 1) or the result; in 16 bits to `staged`, from where
+// ResultTile::store() takes it after a barrier.
+template <class Config>
+__device__ __forceinline__ void put_tile(float (&sum)[Config::kRows][Config::kColumns][4],
+                                         const MmaWork& work, const float* bias,
+                                         typename Config::Scalar* result, float4* partials,
+                                         unsigned char* staged) {
+  const int thread = ptx::thread_x();
+  if (!combine_parts<Config::kThreads>(sum, work, partials, thread)) return;
+  const StagedColumns columns = staged_columns(work, ptx::block_y());
+  const ResultTile<typename Config::Scalar> tile(
+      work, Config::kShape, mma_place(work, Config::kShape, ptx::block_x()), result, staged, columns);
+  const int view = thread / 32 % kViews;
+  if (view == 0) {
+    put_view<Config, 0>(sum, tile, columns, bias, thread / 32 / kViews, thread % 32);
+  } else if (view == 1) {
+    put_view<Config, 1>(sum, tile, columns, bias, thread / 32 / kViews, thread % 32);
+  } else {
+    put_view<Config, 2>(sum, tile, columns, bias, thread / 32 / kViews, thread % 32);
+  }
+}
+
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
     view_per_warp_kernel(MmaWork work, const typename Config::Scalar* source, const unsigned char* packed,
@@ -117,39 +154,15 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
 #pragma unroll 1
   for (int step = steps.begin; step < steps.end; ++step) {
     advance_pipeline(steps, step, stage, load);
-
-    // What depends on the thread is computed anew in every step, which costs less than keeping it in
-    // registers.
-    const int again = ptx::thread_x(), warp = again / 32 / kViews;
-    unsigned char* data = shared + Config::kShared.table + stage * Config::kShared.stage;
-    const unsigned char* b = data + Config::kShared.stage - Config::kStepBytes;
-    if (again / 32 % kViews == 0) {
-      multiply_view<Config, 0>(sum, data, b, warp, again % 32);
-    } else if (again / 32 % kViews == 1) {
-      multiply_view<Config, 1>(sum, data, b + Config::kViewBytes, warp, again % 32);
-    } else {
-      multiply_view<Config, 2>(sum, data, b + 2 * Config::kViewBytes, warp, again % 32);
-    }
+    const unsigned char* data = shared + Config::kShared.table + stage * Config::kShared.stage;
+    multiply_step<Config>(sum, data, data + Config::kShared.stage - Config::kStepBytes);
     if (++stage == kMmaStages) stage = 0;
   }
   ptx::cp_async_wait<0>();
   __syncthreads();
 
-  const int late = ptx::thread_x();
-  if (!combine_parts<Config::kThreads>(sum, work, partials, late)) return;
-  {
-    const StagedColumns columns = staged_columns(work, ptx::block_y());
-    const ResultTile<T> tile(work, Config::kShape, mma_place(work, Config::kShape, ptx::block_x()), result,
-                             shared, columns);
-    const int view = late / 32 % kViews;
-    if (view == 0) {
-      put_view<Config, 0>(sum, tile, columns, bias, late / 32 / kViews, late % 32);
-    } else if (view == 1) {
-      put_view<Config, 1>(sum, tile, columns, bias, late / 32 / kViews, late % 32);
-    } else {
-      put_view<Config, 2>(sum, tile, columns, bias, late / 32 / kViews, late % 32);
-    }
-  }
+  put_tile<Config>(sum, work, bias, result, partials, shared);
+  if (work.phase == 1) return;
   __syncthreads();
   // Derived anew: beside the sums there are no registers to keep it in.
   const StagedColumns columns = staged_columns(work, ptx::block_y());
