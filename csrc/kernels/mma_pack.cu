@@ -3,6 +3,7 @@
 
 #include "channel_tiles.h"
 #include "fold_soft.cuh"
+#include "mma_pack.cuh"
 #include "report.h"
 
 namespace acsconv {
@@ -84,27 +85,17 @@ __global__ void __launch_bounds__(kThreads)
       if (column >= work.columns) column = -1;
       tap_of_unit(work.soft, view, unit, &outer, &inner);
     }
-    uint32_t word = 0;
-    constexpr int kElements = 4 / static_cast<int>(sizeof(T));
-#pragma unroll
-    for (int element = 0; element < kElements; ++element) {
-      const int channel = reduced.channel + half * kGranule<T> + lane % 4 * kElements + element;
-      if (column < 0 || outer < 0 || channel < reduced.valid.begin || channel >= reduced.valid.end) continue;
-      int tap = tap_of_kernel(view, outer, inner);
-      if (pack.backward) tap = 8 - tap;
+    if (column < 0 || outer < 0) {
+      packed[index] = 0;
+      continue;
+    }
+    const int forward_tap = tap_of_kernel(view, outer, inner);
+    const int tap = pack.backward ? 8 - forward_tap : forward_tap;
+    packed[index] = pack_register<T>(reduced.channel, reduced.valid, half, lane, [&](int channel) {
       const int64_t pair =
           pack.backward ? channel * pack.in_channels + column : column * pack.in_channels + channel;
-      const float value =
-          work.soft ? kernels.folded(view, pair, tap / 3, tap % 3) : kernels.at(0, pair, tap / 3, tap % 3);
-      if constexpr (sizeof(T) == 4) {
-        word = ptx::to_tf32(value);
-      } else {
-        T rounded;
-        narrow(value, rounded);
-        word |= uint32_t{rounded.bits} << (16 * element);
-      }
-    }
-    packed[index] = word;
+      return work.soft ? kernels.folded(view, pair, tap / 3, tap % 3) : kernels.at(0, pair, tap / 3, tap % 3);
+    });
   }
 }
 

@@ -85,8 +85,8 @@ BUGS = [
         layer=replace(COPIED, dilation=(2, 2, 2), padding=(2, 2, 2))),
     Bug("slack of odd channels forgotten", PACK, "range.begin - column_slack(range, 8 * pack.tiles)", "range.begin",
         WRONG),
-    Bug("channels of another view count", PACK, "channel < reduced.valid.begin ||", "", WRONG, "backward", BACKWARD),
-    Bug("taps not turned round", PACK, "tap = 8 - tap;", "tap = tap;", WRONG, "backward", BACKWARD),
+    Bug("channels of another view count", "mma_pack.cuh", "channel < valid.begin ||", "", WRONG, "backward", BACKWARD),
+    Bug("taps not turned round", PACK, "? 8 - forward_tap :", "? forward_tap :", WRONG, "backward", BACKWARD),
     Bug("weights not folded", FOLD, "if (view == 1 && column == 1) sum += at(2, row, 1);", "", WRONG, "soft"),
 ]  # fmt: skip
 
