@@ -28,6 +28,7 @@ from torch import Tensor
 from . import reference
 from .backends import choose
 from .geometry import Geometry
+from .out_of_memory import explained
 
 #: The library must stay alive as long as the operators do.
 LIBRARY = torch.library.Library("acsconv", "DEF")
@@ -372,6 +373,9 @@ def _function(
 
 # ---- registration --------------------------------------------------------------------------------------------------
 
+#: What computes an operator, by its name: in terms of PyTorch's operators where the backend chosen is ``torch``.
+IMPLEMENTATIONS: dict[str, Callable] = {}
+
 
 def _register(name: str, split: str) -> None:
     rest = f"{split}{_GEOMETRY}"
@@ -402,7 +406,9 @@ def _register(name: str, split: str) -> None:
         ),
     ):
         qualified = f"acsconv::{name}{suffix}"
-        LIBRARY.impl(name + suffix, implementation, "CompositeExplicitAutograd")
+        IMPLEMENTATIONS[name + suffix] = implementation
+        operation = suffix.removeprefix("_") or "forward"
+        LIBRARY.impl(name + suffix, explained(operation, implementation, fake), "CompositeExplicitAutograd")
         torch.library.register_fake(qualified, fake, lib=LIBRARY)
         torch.library.register_autograd(qualified, backward, setup_context=setup, lib=LIBRARY)
         operator = getattr(torch.ops.acsconv, name + suffix)
