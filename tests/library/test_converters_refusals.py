@@ -129,6 +129,9 @@ def test_wrapped_networks_are_refused(wrap, message):
         lambda x: torch.special.log_softmax(x, 3),
         lambda x: torch.special.softmax(x, 3),
         lambda x: torch.linalg.norm(x, dim=2),
+        lambda x: torch.linalg.norm(x, 2, dim=(2, 3)),
+        lambda x: torch.linalg.norm(x, dim=(-2, -1), ord="nuc"),
+        lambda x: x.norm("nuc", (2, 3)),
         lambda x: F.cosine_similarity(x, x, dim=2),
         lambda x: F.cosine_similarity(x, x, -1),
         lambda x: F.gumbel_softmax(x),
@@ -174,6 +177,13 @@ def test_what_would_be_wrong_in_silence_is_refused(function):
 def test_the_same_along_the_channels(function):
     volume = torch.randn(2, 4, 5, 6, 7)
     assert torch.equal(convert(Call(function))(volume), function(volume))
+
+
+@pytest.mark.parametrize("order", [None, "fro"])
+def test_the_norm_of_all_voxels(order):
+    volume = torch.randn(2, 4, 5, 6, 7, dtype=torch.float64)
+    norm = convert(Call(lambda x: torch.linalg.norm(x, order, dim=(2, 3))))(volume)
+    torch.testing.assert_close(norm, torch.linalg.vector_norm(volume, dim=(2, 3, 4)))
 
 
 def test_a_pooling_with_padding_is_none_of_the_whole_map():

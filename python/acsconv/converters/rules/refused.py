@@ -80,6 +80,16 @@ def _along(position: int, several: bool = True, default: int | None = None, name
     return checked
 
 
+def _norm(volume: Volume, function, input, *args, **kwargs):
+    """Over two axes these are matrix norms, but for the one that is the norm of all elements."""
+    dims = args[1] if len(args) > 1 else kwargs.get("dim")
+    order = args[0] if args else kwargs.get("ord", kwargs.get("p"))
+    matrix = order == "nuc" if function in (torch.norm, Tensor.norm) else order not in (None, "fro")
+    if matrix and isinstance(dims, (tuple, list)) and len(dims) == 2 and {d % 4 for d in dims} & {2, 3}:
+        _whole(volume, function, input)
+    return _along(1)(volume, function, input, *args, **kwargs)
+
+
 def _roll(volume: Volume, function, input, shifts, dims=None):
     spatial = dims is None or any(d % 4 in (2, 3) for d in ((dims,) if isinstance(dims, int) else dims))
     if spatial and _is_map(volume, input):
@@ -139,7 +149,8 @@ rule(torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__)(_produc
 rule(torch.meshgrid)(_coordinates)
 rule(torch.cat, torch.concat)(_tensors)
 rule(torch.roll, Tensor.roll)(_roll)
-rule(F.normalize, torch.norm, Tensor.norm, torch.linalg.norm, torch.linalg.vector_norm)(_along(1))
+rule(F.normalize, torch.linalg.vector_norm)(_along(1))
+rule(torch.norm, Tensor.norm, torch.linalg.norm)(_norm)
 rule(F.cosine_similarity)(_along(1, several=False, default=1))
 rule(F.gumbel_softmax)(_along(3, several=False, default=-1))
 rule(torch.flip, Tensor.flip)(_along(0, name="dims"))
