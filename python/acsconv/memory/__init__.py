@@ -1,0 +1,12 @@
+"""Training in less memory.
+
+    make_memory_efficient     the switch: activations that follow from others are not stored; blocks by a budget
+    ACSConvNormAct            convolution, norm and activation as one module that does so
+    recomputing               the context beneath both
+
+``docs/memory.md`` is the manual.
+"""
+
+from .recompute import recomputing
+
+__all__ = ["recomputing"]
