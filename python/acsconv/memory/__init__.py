@@ -7,6 +7,8 @@
 ``docs/memory.md`` is the manual.
 """
 
+from .norm_act import ACSConvNormAct
 from .recompute import recomputing
+from .switch import Report, make_memory_efficient
 
-__all__ = ["recomputing"]
+__all__ = ["ACSConvNormAct", "Report", "make_memory_efficient", "recomputing"]

@@ -158,13 +158,17 @@ class _no_autocast:
 class recomputing:
     """Context, for forward passes: what follows cheaply from stored tensors is not stored.
 
+    Args:
+        watch: called with what stands for each tensor that autograd stores.
+
     Without effect while ``torch.compile`` traces, within ``torch.func``'s transforms and forward-mode differentiation,
     and inside other users of saved-tensor hooks, such as activation checkpointing: they do what they do without it.
     May be nested.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Callable[[Kept | Remade], None] | None = None) -> None:
         self._hooks: torch.autograd.graph.saved_tensors_hooks | None = None
+        self.watch = watch
         #: Outputs that autograd does not store, but that others may be made of; see :func:`offer`.
         self.offered: list[Kept] = []
 
@@ -207,6 +211,8 @@ def is_recomputing() -> bool:
 
 def offer(output: Tensor) -> None:
     """Lets recipes use ``output``, which nobody may be storing: a convolution's, that goes into a concatenation."""
+    if torch.compiler.is_compiling() or not isinstance(output, Tensor):
+        return
     if output.grad_fn is not None and is_recomputing() and _find(output.grad_fn, output.output_nr) is None:
         kept = Kept(output, is_offered=True)
         _remember(output.grad_fn, output.output_nr, kept)
@@ -215,16 +221,18 @@ def offer(output: Tensor) -> None:
 
 def _pack(tensor: Tensor) -> Kept | Remade:
     node = tensor.grad_fn
-    if node is None:
-        return Kept(tensor)
-    found = _search(node, tensor.output_nr)
+    found = None if node is None else _search(node, tensor.output_nr)
     if found is None or found.operations > MOST_OPERATIONS or not _saves(found, tensor):
         found = Kept(tensor)
     for leaf in found.leaves():
         leaf.is_offered = False
-    _remember(node, tensor.output_nr, found)
+    if node is not None:
+        _remember(node, tensor.output_nr, found)
     if isinstance(found, Remade):
         found.savers += 1
+    watch = _contexts()[-1].watch
+    if watch is not None:
+        watch(found)
     return found
 
 
@@ -245,10 +253,10 @@ def _unpack(stored: Kept | Remade) -> Tensor:
 def note_norm(module: torch.nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
     """A forward hook for norms: says what the graph of its output does not.
 
-    ``F.instance_norm`` gives a view, and what happens to a view in place cannot be followed; and the graph does not know
-    biases without gradient.
+    ``F.instance_norm`` gives a view, and what happens to a view in place cannot be followed; and biases without a
+    gradient are not in the graph.
     """
-    node = output.grad_fn if is_recomputing() else None
+    node = output.grad_fn if not torch.compiler.is_compiling() and is_recomputing() else None
     if node is None:
         return None
     while not hasattr(node, "_saved_result1"):
@@ -519,7 +527,9 @@ _RULES: dict[str, Callable[[Any], Kept | Remade | None]] = {
     "NativeLayerNormBackward0": _layer_norm,
     "ReluBackward0": _elementwise(torch.relu, torch.relu_),
     "LeakyReluBackward0": _elementwise(F.leaky_relu, F.leaky_relu_, "negative_slope"),
+    "LeakyReluBackward1": _elementwise(F.leaky_relu, F.leaky_relu_, "negative_slope"),
     "EluBackward0": _elementwise(_aten.elu, _aten.elu_, "alpha", "scale", "input_scale"),
+    "EluBackward1": _elementwise(_aten.elu, _aten.elu_, "alpha", "scale", "input_scale"),
     "SiluBackward0": _elementwise(_aten.silu, _aten.silu_),
     "GeluBackward0": _elementwise(
         lambda value, kind: _aten.gelu(value, approximate=kind),
@@ -533,6 +543,7 @@ _RULES: dict[str, Callable[[Any], Kept | Remade | None]] = {
     "SigmoidBackward0": _elementwise(torch.sigmoid, torch.sigmoid_),
     "TanhBackward0": _elementwise(torch.tanh, torch.tanh_),
     "PreluKernelBackward0": _prelu,
+    "torch::autograd::AccumulateGrad": lambda node: Kept(node.variable),
     "AddBackward0": _binary("add"),
     "MulBackward0": _binary("mul"),
     "NativeDropoutBackward0": _dropout,

@@ -1,0 +1,195 @@
+"""Whole blocks that run twice (activation checkpointing), chosen by a budget."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.checkpoint import checkpoint
+
+from ..operators.base_acsconv import _ACSConv
+from .recompute import Kept, Remade, recomputing
+
+_WEIGHTED = (nn.modules.conv._ConvNd, _ACSConv, nn.Linear)
+
+
+@dataclass
+class Survey:
+    """Bytes that one forward pass leaves for the backward pass, by block; "" is what lies outside of all blocks.
+
+    Attributes:
+        plain: as the network is.
+        recomputed: with recomputation.
+        inputs: of the blocks' inputs, which is what a block that runs twice stores.
+    """
+
+    plain: Counter[str] = field(default_factory=Counter)
+    recomputed: Counter[str] = field(default_factory=Counter)
+    inputs: Counter[str] = field(default_factory=Counter)
+
+
+def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The smallest modules with two layers of weights or more, by their path: residual blocks, levels of a U-Net."""
+    found: dict[str, nn.Module] = {}
+
+    def visit(path: str, module: nn.Module) -> int:
+        before = len(found)
+        layers = sum(
+            visit(f"{path}.{name}" if path else name, child) for name, child in module.named_children()
+        )
+        is_container = isinstance(module, (nn.ModuleList, nn.ModuleDict))
+        if layers >= 2 and len(found) == before and path and not is_container:
+            found[path] = module
+        return layers + isinstance(module, _WEIGHTED)
+
+    visit("", model)
+    return found
+
+
+def survey(model: nn.Module, example: Any, attach: Callable[[nn.Module], None]) -> Survey:
+    """Runs a copy of the network on the meta device, twice; ``attach`` puts the hooks of recomputation on it."""
+    trial = copy.deepcopy(model).to("meta").train()
+    args, kwargs = _inputs(trial, example)
+    done = Survey()
+    weights = {t.untyped_storage()._cdata for t in (*trial.parameters(), *trial.buffers())}
+    running = [""]
+
+    def enter(path: str, counts: bool) -> Callable:
+        def hook(module: nn.Module, inputs: tuple) -> None:
+            running.append(path)
+            if counts:
+                done.inputs[path] += sum(t.nbytes for t in tree_leaves(inputs) if isinstance(t, Tensor))
+
+        return hook
+
+    def leave(module: nn.Module, inputs: tuple, output: Any) -> None:
+        running.pop()
+
+    def run(counter: Counter[str], context: Callable[[Callable[[Tensor], None]], Any], counts: bool) -> None:
+        seen: dict[int, Tensor] = {}  # the tensors themselves, so that no storage takes another one's place
+
+        def count(tensor: Tensor) -> None:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in weights and seen.setdefault(storage._cdata, tensor) is tensor:
+                counter[running[-1]] += storage.nbytes()
+
+        handles = []
+        for path, block in find_blocks(trial).items():
+            handles += [
+                block.register_forward_pre_hook(enter(path, counts)),
+                block.register_forward_hook(leave),
+            ]
+        with context(count):
+            output = trial(*args, **kwargs)
+        del output
+        for handle in handles:
+            handle.remove()
+
+    def plainly(count: Callable[[Tensor], None]) -> Any:
+        def pack(tensor: Tensor) -> Tensor:
+            tensor = tensor.detach()
+            count(tensor)
+            return tensor
+
+        return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+
+    def recomputed(count: Callable[[Tensor], None]) -> Any:
+        def watch(stored: Kept | Remade) -> None:
+            for leaf in stored.leaves():
+                count(leaf.tensor)
+
+        return recomputing(watch)
+
+    with torch.enable_grad():
+        run(done.plain, plainly, True)
+        attach(trial)
+        run(done.recomputed, recomputed, False)
+    return done
+
+
+def _inputs(model: nn.Module, example: Any) -> tuple[tuple, dict]:
+    if isinstance(example, Sequence) and example and all(isinstance(n, int) for n in example):
+        like = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        return (torch.empty(*example, dtype=like, device="meta"),), {}
+    moved = tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, example)
+    if isinstance(moved, dict):
+        return (), moved
+    return (moved,) if isinstance(moved, Tensor) else tuple(moved), {}
+
+
+def choose(found: Survey, budget: int | float | None) -> tuple[list[str], int]:
+    """The blocks that have to run twice for a budget, and the bytes that are stored then.
+
+    That is what lies outside of them, their inputs, and the largest of them while it runs again.
+
+    Raises:
+        ValueError: not even all of them would do.
+    """
+    stored = sum(found.recomputed.values())
+    if budget is None:
+        return [], stored
+    if isinstance(budget, float) and not 0 < budget <= 1:
+        raise ValueError(f"budget: expected bytes (an int) or a part (a float up to 1.0), got {budget}")
+    limit = budget * sum(found.plain.values()) if isinstance(budget, float) else budget
+    savings = {path: found.recomputed[path] - found.inputs[path] for path in found.inputs}
+    chosen: list[str] = []
+    total = least = stored
+    for path in sorted(
+        (path for path in savings if savings[path] > 0), key=savings.__getitem__, reverse=True
+    ):
+        if total <= limit:
+            break
+        chosen.append(path)
+        stored -= savings[path]
+        total = stored + max(found.plain[path] for path in chosen)
+        least = min(least, total)
+    if total > limit:
+        raise ValueError(
+            f"budget: {limit / 1e6:.1f} MB cannot be met for this example; the least that can be reached is "
+            f"{least / 1e6:.1f} MB"
+        )
+    return chosen, total
+
+
+class _Twice:
+    """A module's forward that keeps its inputs alone and runs again in the backward pass."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.before = vars(module).get("forward")  # what was put on the module itself
+
+    def __call__(self, *args, **kwargs):
+        forward = self.before or type(self.module).forward.__get__(self.module)
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, context_fn=self._contexts, **kwargs)
+
+    def _contexts(self) -> tuple[Any, Any]:
+        return contextlib.nullcontext(), _statistics_of_its_own(self.module)
+
+
+def run_twice(module: nn.Module) -> None:
+    """Checkpoints a module by ``torch.utils.checkpoint``; its random state and running statistics are right."""
+    if not isinstance(vars(module).get("forward"), _Twice):
+        module.forward = _Twice(module)
+
+
+@contextlib.contextmanager
+def _statistics_of_its_own(module: nn.Module) -> Iterator[None]:
+    """Running statistics that are changed in here are forgotten: the first run has counted."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
+    before = [dict(norm._buffers) for norm in norms]
+    for norm in norms:
+        norm._buffers.update({n: None if b is None else b.clone() for n, b in norm._buffers.items()})
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, before):
+            norm._buffers.update(buffers)
