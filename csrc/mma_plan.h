@@ -116,6 +116,7 @@ static_assert(view_per_warp_shared(kViewPerWarpShapes[3]).total <= 99 * 1024);
 struct MmaPlan {
   std::string rejection;  // why the tensor cores do not compute the pass; empty: they do
   bool view_per_warp = false;
+  bool tma = false;               // its stages are filled by the TMA: mma_tma_plan.h
   int shape = 0;                  // index into the arrangement's shapes
   int column_blocks = 1;          // the channels of the result are cut into so many blocks
   int view_columns[kViews] = {};  // one view per warp: channels of each view in a block

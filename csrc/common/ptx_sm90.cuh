@@ -1,6 +1,7 @@
 // Wrappers of what compute capability 9.0 adds to ptx.cuh: barriers in shared memory that count arrivals and
-// bytes (mbarrier), and copies of boxes of a tensor by the Tensor Memory Accelerator (TMA), which fills what
-// lies outside the tensor with zeros. Kernels that use them must not be launched on older GPUs.
+// bytes (mbarrier), and copies by the Tensor Memory Accelerator (TMA): of boxes of a tensor, where it fills
+// what lies outside the tensor with zeros, and of contiguous bytes. Kernels that use them must not be
+// launched on older GPUs.
 //
 // A barrier is 8 bytes, aligned to 8. Its phases are numbered 0, 1, 0, ...; a phase ends when all arrivals of
 // the count and all expected bytes have come. A TensorMap describes tensor and box; make_tensor_map() fills
@@ -37,8 +38,12 @@ inline const char* tensor_map_rejection(const TensorMapShape& s) {
   for (int i = 0; i < kTensorMapRank; ++i) {
     if (s.box[i] < 1 || s.box[i] > 256) return "TMA: a box of 1 to 256 elements";
     if (s.size[i] < 1 || s.size[i] > most_elements) return "TMA: a tensor of 1 to 2^32 elements";
-    if (i > 0 && (s.stride_bytes[i] % 16 != 0 || s.stride_bytes[i] < 0 || s.stride_bytes[i] >= most_bytes)) {
-      return "TMA: strides must be multiples of 16 bytes, below 2^40";
+    if (i > 0 && (s.stride_bytes[i] % 16 != 0 || s.stride_bytes[i] <= 0 || s.stride_bytes[i] >= most_bytes)) {
+      return "TMA: strides must be multiples of 16 bytes, above 0 and below 2^40";
+    }
+    // The driver's manual has every stride contain the one before.
+    if (i > 1 && s.stride_bytes[i] % s.stride_bytes[i - 1] != 0) {
+      return "TMA: strides must be multiples of one another";
     }
   }
   return nullptr;
@@ -122,6 +127,12 @@ __device__ __forceinline__ void tma_load(uint32_t shared, const TensorMap& map, 
                    " [%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(shared),
                    "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4) : "memory"));
 }
+// Copies contiguous bytes, a multiple of 16 as both addresses; they count for the barrier.
+__device__ __forceinline__ void bulk_load(uint32_t shared, const void* global, int bytes, uint32_t barrier) {
+  ACSCONV_SM90(asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
+      "l"(global), "r"(bytes), "r"(barrier) : "memory"));
+}
 #undef ACSCONV_SM90
 
 }  // namespace ptx
@@ -161,6 +172,9 @@ __forceinline__ void tma_load(uint32_t shared, const TensorMap& map, uint32_t ba
     copy.at[i] = at[i];
   }
   emulator::copy_box(shared, copy, barrier);
+}
+__forceinline__ void bulk_load(uint32_t shared, const void* global, int bytes, uint32_t barrier) {
+  emulator::copy_bytes(shared, global, bytes, barrier);
 }
 
 }  // namespace ptx

@@ -1,5 +1,5 @@
-// Barriers in shared memory that count arrivals and bytes (mbarrier), and the TMA's copies of boxes, which
-// are what the bytes come from. See ptx_sm90.h.
+// Barriers in shared memory that count arrivals and bytes (mbarrier), and the TMA's copies, of boxes and of
+// contiguous bytes, which are what the bytes come from. See ptx_sm90.h.
 #include <deque>
 #include <map>
 
@@ -10,7 +10,7 @@
 namespace emulator {
 namespace {
 
-constexpr uint32_t kBarrierBytes = 8, kBoxAlignment = 128;
+constexpr uint32_t kBarrierBytes = 8, kBoxAlignment = 128, kBytesAlignment = 16;
 
 struct Barrier {
   int arrivals = 0, pending = 0;  // of a phase; still to come
@@ -111,6 +111,20 @@ void complete(const PendingCopy& done) {
   end_phase_if_complete(done.barrier, barrier);
 }
 
+void start(uint32_t shared, const BoxCopy& copy, uint32_t barrier, const void* counter) {
+  find(barrier, "TMA", counter);
+  begin_async_write(ptrdiff_t{shared} - kSharedBase, static_cast<size_t>(box_bytes(copy)), counter);
+  const auto [first, last] = inside_row(copy);
+  for_each_row(copy, [&, first = first, last = last](int64_t, bool inside, const unsigned char* from) {
+    if (!inside || first == last) return;
+    check_access(from + first * copy.element_bytes, static_cast<size_t>((last - first) * copy.element_bytes),
+                 Access::Read, counter);
+  });
+  pending.push_back({copy, shared, barrier, fiber->index, fiber->clock, counter});
+  ++fiber->clock[fiber->index];
+  if (async_moves_now()) complete_bulk_copy();
+}
+
 }  // namespace
 
 void barrier_init(uint32_t address, int arrivals) {
@@ -161,21 +175,23 @@ void barrier_wait(uint32_t address, int parity, Location location) {
 
 void copy_box(uint32_t shared, const BoxCopy& copy, uint32_t barrier) {
   const void* counter = __builtin_return_address(0);
-  find(barrier, "TMA", counter);
   if (shared % kBoxAlignment != 0) {
     fail("misaligned TMA copy to shared byte %d, at %s", static_cast<int>(shared - kSharedBase),
          source_line(counter).c_str());
   }
-  begin_async_write(ptrdiff_t{shared} - kSharedBase, static_cast<size_t>(box_bytes(copy)), counter);
-  const auto [first, last] = inside_row(copy);
-  for_each_row(copy, [&, first = first, last = last](int64_t, bool inside, const unsigned char* from) {
-    if (!inside || first == last) return;
-    check_access(from + first * copy.element_bytes, static_cast<size_t>((last - first) * copy.element_bytes),
-                 Access::Read, counter);
-  });
-  pending.push_back({copy, shared, barrier, fiber->index, fiber->clock, counter});
-  ++fiber->clock[fiber->index];
-  if (async_moves_now()) complete_bulk_copy();
+  start(shared, copy, barrier, counter);
+}
+
+void copy_bytes(uint32_t shared, const void* global, int bytes, uint32_t barrier) {
+  const void* counter = __builtin_return_address(0);
+  if (shared % kBytesAlignment != 0 || reinterpret_cast<uintptr_t>(global) % kBytesAlignment != 0 ||
+      bytes % static_cast<int>(kBytesAlignment) != 0) {
+    fail("misaligned cp.async.bulk of %d bytes from %p to shared byte %d, at %s", bytes, global,
+         static_cast<int>(shared - kSharedBase), source_line(counter).c_str());
+  }
+  const BoxCopy copy{
+      static_cast<const unsigned char*>(global), 1, {bytes, 1, 1, 1, 1}, {1}, {bytes, 1, 1, 1, 1}, {}};
+  start(shared, copy, barrier, counter);
 }
 
 bool complete_bulk_copy() {

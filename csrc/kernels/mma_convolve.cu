@@ -43,6 +43,7 @@ namespace {
 
 template <class T>
 MmaLauncher instance(const MmaPlan& plan, bool soft) {
+  if (plan.tma) return tma_forward_instance<T>(plan.shape);
   return plan.view_per_warp ? view_per_warp_instance<T>(plan.shape)
                             : view_per_step_instance<T>(plan.shape, soft);
 }
@@ -54,6 +55,7 @@ const char* mma_convolve(const Problem& problem, const MmaPlan& plan, Pass pass,
                          void* result, void* workspace, void* stream) {
   if (plan.tiles == 0) return nullptr;
   MmaLaunch call{};
+  call.problem = &problem;
   call.work = describe_work(problem, plan, pass, soft, source);
   call.blocks = {static_cast<unsigned>(plan.tiles), static_cast<unsigned>(plan.column_blocks)};
   unsigned char* memory = static_cast<unsigned char*>(workspace);

@@ -7,6 +7,7 @@
 namespace acsconv {
 
 struct MmaLaunch {
+  const Problem* problem;
   MmaWork work;
   dim3 blocks;
   const void *source, *packed;
@@ -20,6 +21,9 @@ template <class T>
 MmaLauncher view_per_warp_instance(int shape);
 template <class T>
 MmaLauncher view_per_step_instance(int shape, bool soft);
+// The same products as view_per_warp_instance(), to the bit.
+template <class T>
+MmaLauncher tma_forward_instance(int shape);
 
 // What the kernels of a pass are given; `source` decides whether pieces of 16 bytes can be copied.
 MmaWork describe_work(const Problem& problem, const MmaPlan& plan, Pass pass, bool soft, const void* source);
