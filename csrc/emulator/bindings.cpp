@@ -13,9 +13,11 @@
 #include "../kernels/machine.cuh"
 #include "../kernels/mma_backward_weight.h"
 #include "../kernels/mma_convolve.h"
+#include "../kernels/mma_shared_walk.h"
 #include "../kernels/simt_backward_input.h"
 #include "../kernels/simt_backward_weight.h"
 #include "../kernels/simt_forward.h"
+#include "../mma_tma_plan.h"
 #include "../mma_weight_plan.h"
 #include "../plan.h"
 #include "banks.h"
@@ -131,22 +133,42 @@ const char* with_soft_workspace(const Problem& p, acsconv::Pass pass, Function&&
   return error;
 }
 
+// Text that lives until the next refusal.
+const char* refusal(const std::string& rejection) {
+  static std::string reason;
+  reason = rejection;
+  return reason.c_str();
+}
+
 // The tensor-core kernels, float32 as TF32; tensors as those of the simt launchers, but for a weight and bias
 // in float32 with `kWide`.
-template <acsconv::Pass kPass, bool kSoft, bool kWide>
+template <acsconv::Pass kPass, bool kSoft, bool kWide, bool kTma = false>
 const char* mma(const Problem& p, const std::vector<void*>& t) {
-  const acsconv::MmaPlan plan =
-      acsconv::plan_mma(p, kPass, kSoft, /*allow_tf32=*/true, acsconv::this_machine());
-  if (!plan.rejection.empty()) {
-    static std::string reason;
-    reason = plan.rejection;
-    return reason.c_str();
-  }
+  const acsconv::Machine machine = acsconv::this_machine();
+  acsconv::MmaPlan plan = acsconv::plan_mma(p, kPass, kSoft, /*allow_tf32=*/true, machine);
+  plan.tma = kTma;
+  const std::string rejection = kTma ? acsconv::tma_rejection(p, plan, t.at(0), machine) : plan.rejection;
+  if (!rejection.empty()) return refusal(rejection);
   void* workspace = emulator::allocate_device(plan.workspace_bytes());
   const bool forward = kPass == acsconv::Pass::Forward;
   const char* error = acsconv::mma_convolve(
       p, plan, kPass, kSoft, t.at(0), t.at(1), forward ? t.at(2) : nullptr,
       kWide ? acsconv::ScalarType::Float32 : p.type, t.at(forward ? 3 : 2), workspace, nullptr);
+  emulator::release_device(workspace);
+  return error;
+}
+
+// The forward pass on tensor cores with the walk shared by the views.
+template <bool kWide>
+const char* shared_walk(const Problem& p, const std::vector<void*>& t) {
+  const acsconv::TensorCorePlan both =
+      acsconv::plan_on_tensor_cores(p, acsconv::Pass::Forward, /*soft=*/false, /*allow_tf32=*/true,
+                                    acsconv::this_machine(), acsconv::ForwardWalk::Shared);
+  if (!both.takes_shared()) return refusal(both.shared.rejection);
+  void* workspace = emulator::allocate_device(both.workspace_bytes());
+  const char* error =
+      acsconv::mma_shared_walk(p, both.shared, t.at(0), t.at(1), t.at(2),
+                               kWide ? acsconv::ScalarType::Float32 : p.type, t.at(3), workspace, nullptr);
   emulator::release_device(workspace);
   return error;
 }
@@ -176,7 +198,10 @@ const std::map<std::string, Launcher>& launchers() {
          });
        }},
       {"mma_forward", mma<acsconv::Pass::Forward, false, false>},
+      {"mma_tma_forward", mma<acsconv::Pass::Forward, false, false, /*kTma=*/true>},
       {"mma_forward_float32_weight", mma<acsconv::Pass::Forward, false, true>},
+      {"mma_shared_walk", shared_walk<false>},
+      {"mma_shared_walk_float32_weight", shared_walk<true>},
       {"mma_soft_forward", mma<acsconv::Pass::Forward, true, false>},
       {"mma_backward_input", mma<acsconv::Pass::BackwardInput, false, false>},
       {"mma_backward_input_float32_weight", mma<acsconv::Pass::BackwardInput, false, true>},
@@ -222,6 +247,12 @@ std::pair<std::string, size_t> plan(const std::string& pass, const py::dict& pro
     const auto which = pass == "mma_forward" ? acsconv::Pass::Forward : acsconv::Pass::BackwardInput;
     const acsconv::MmaPlan plan = acsconv::plan_mma(p, which, soft, allow_tf32, machine);
     return {plan.describe(), plan.rejection.empty() ? plan.workspace_bytes() : 0};
+  }
+  if (pass == "mma_shared_walk" || pass == "tensor_cores") {
+    const auto wanted = pass == "tensor_cores" ? acsconv::ForwardWalk::Cheaper : acsconv::ForwardWalk::Shared;
+    const acsconv::TensorCorePlan both =
+        acsconv::plan_on_tensor_cores(p, acsconv::Pass::Forward, soft, allow_tf32, machine, wanted);
+    return {both.describe(), both.workspace_bytes()};
   }
   if (pass == "mma_backward_weight") {
     const acsconv::MmaWeightPlan plan = acsconv::plan_mma_backward_weight(p, soft, machine);

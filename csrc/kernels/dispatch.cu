@@ -1,10 +1,15 @@
 // Chooses between the kernels on tensor cores and those on CUDA cores (dispatch.h).
 #include "dispatch.h"
 
+#include <cstdlib>
+#include <cstring>
+
+#include "../mma_tma_plan.h"
 #include "../mma_weight_plan.h"
 #include "machine.cuh"
 #include "mma_backward_weight.h"
 #include "mma_convolve.h"
+#include "mma_shared_walk.h"
 #include "report.h"
 #include "simt_backward_input.h"
 #include "simt_backward_weight.h"
@@ -13,26 +18,46 @@
 namespace acsconv {
 namespace {
 
-MmaPlan plan_on_tensor_cores(const Convolution& c) {
-  return plan_mma(c.problem, c.pass, c.soft, c.allow_tf32, this_machine());
+TensorCorePlan plan_on_tensor_cores(const Convolution& c) {
+  static const char* const wanted = std::getenv("ACSCONV_FORWARD_WALK");
+  static const ForwardWalk walk = wanted == nullptr                    ? ForwardWalk::Cheaper
+                                  : std::strcmp(wanted, "shared") == 0 ? ForwardWalk::Shared
+                                  : std::strcmp(wanted, "view") == 0   ? ForwardWalk::PerView
+                                                                       : ForwardWalk::Cheaper;
+  return plan_on_tensor_cores(c.problem, c.pass, c.soft, c.allow_tf32, this_machine(), walk);
+}
+
+// Read in every call: tests compare both ways in one process.
+bool tma_is_wanted() {
+  const char* const wanted = std::getenv("ACSCONV_TMA");
+  return wanted != nullptr && std::strcmp(wanted, "1") == 0;
 }
 
 }  // namespace
 
-bool takes_float32_weight(const Convolution& c) { return plan_on_tensor_cores(c).rejection.empty(); }
+bool takes_float32_weight(const Convolution& c) { return plan_on_tensor_cores(c).plan.rejection.empty(); }
 
 size_t convolve_workspace(const Convolution& c) {
-  const MmaPlan plan = plan_on_tensor_cores(c);
-  if (plan.rejection.empty()) return plan.workspace_bytes();
+  const TensorCorePlan both = plan_on_tensor_cores(c);
+  if (both.plan.rejection.empty()) return both.workspace_bytes();
   return c.soft ? simt_soft_workspace(c.problem, c.pass) : 0;
 }
 
 const char* convolve(const Convolution& c, const void* source, const void* weight, const void* bias,
                      void* result, void* workspace, void* stream) {
-  const MmaPlan plan = plan_on_tensor_cores(c);
-  report_plan("", plan.describe());
-  if (plan.rejection.empty()) {
-    return mma_convolve(c.problem, plan, c.pass, c.soft, source, weight, bias, c.weight_type, result,
+  TensorCorePlan both = plan_on_tensor_cores(c);
+  if (tma_is_wanted() && !both.takes_shared()) {
+    const std::string rejection = tma_rejection(c.problem, both.plan, source, this_machine());
+    both.plan.tma = rejection.empty();
+    if (!both.plan.tma) report_plan("", "not by TMA: " + rejection);
+  }
+  report_plan("", both.describe());
+  if (both.takes_shared()) {
+    return mma_shared_walk(c.problem, both.shared, source, weight, bias, c.weight_type, result, workspace,
+                           stream);
+  }
+  if (both.plan.rejection.empty()) {
+    return mma_convolve(c.problem, both.plan, c.pass, c.soft, source, weight, bias, c.weight_type, result,
                         workspace, stream);
   }
   if (c.pass == Pass::Forward) {

@@ -1,6 +1,9 @@
 // The one place that decides which kernel computes a pass: the tensor cores where their plan takes the
 // problem, else the CUDA cores. csrc/ops.cpp calls nothing else. With ACSCONV_PRINT_PLAN=1 every call says
-// what was chosen, and why not what comes before it.
+// what was chosen, and why not what comes before it. ACSCONV_FORWARD_WALK=shared or view takes that walk in
+// the forward pass on tensor cores wherever it can be taken, to measure one against the other. On compute
+// capability 9.0 ACSCONV_TMA=1 has the Tensor Memory Accelerator load what one view per warp computes, where
+// mma_tma_plan.h allows it; results are the same to the bit.
 #pragma once
 
 #include <cstddef>
