@@ -264,7 +264,7 @@ inline std::string MmaPlan::describe() const {
          " voxels x " + std::to_string(8 * s.columns) + " channels" + (view_per_warp ? " of a view" : "") +
          ", " + std::to_string(threads) + " threads, " + std::to_string(tiles) + " tiles, " +
          std::to_string(column_blocks) + " blocks of channels, " + std::to_string(steps) + " steps" +
-         (parts > 1 ? " in " + std::to_string(parts) + " parts" : "");
+         (parts > 1 ? " in " + std::to_string(parts) + " parts" : "") + (tma ? ", loaded by TMA" : "");
 }
 
 }  // namespace acsconv
