@@ -168,16 +168,44 @@ def _mbarrier() -> Case:
     return Case("mbarrier", words, values[lanes ^ 31], needs_capability=9)
 
 
+TENSOR = (2, 4, 5, 6, 8)  # of 16-bit elements, the input of the TMA's probes
+
+
+def _random_words() -> np.ndarray:
+    return np.random.default_rng(9).integers(1, 2**32, WORDS, dtype=np.uint32)
+
+
+def _box(words: np.ndarray, *at: int) -> np.ndarray:
+    """The box [2, 2, 3, 4, 8] at n, d, h, w, c of the tensor; zeros outside: uint32 [192]."""
+    padded = np.pad(words.view(np.uint16)[: np.prod(TENSOR)].reshape(TENSOR), 8)
+    box = padded[tuple(slice(a + 8, a + 8 + size) for a, size in zip(at, (2, 2, 3, 4, 8), strict=True))]
+    return np.ascontiguousarray(box).reshape(-1).view(np.uint32)
+
+
 def _tma_boxes() -> Case:
-    """Boxes [2, 2, 3, 4, 8] of a tensor [2, 4, 5, 6, 8] of 16-bit elements; zeros outside."""
-    words = np.random.default_rng(9).integers(1, 2**32, WORDS, dtype=np.uint32)
-    tensor = words.view(np.uint16)[: 2 * 4 * 5 * 6 * 8].reshape(2, 4, 5, 6, 8)
-    padded = np.pad(tensor, 4)
-    boxes = []
-    for n, d, h, w, c in ((1, -1, 3, -1, 0), (0, 3, -2, 4, 3)):
-        boxes.append(padded[n + 4 :, d + 4 :, h + 4 :, w + 4 :, c + 4 :][:2, :2, :3, :4, :8])
-    expected = np.ascontiguousarray(np.stack(boxes)).reshape(-1).view(np.uint32)
+    words = _random_words()
+    expected = np.concatenate([_box(words, 1, -1, 3, -1, 0), _box(words, 0, 3, -2, 4, 3)])
     return Case("tma_boxes", words, expected, needs_capability=9)
+
+
+def _tma_outside() -> Case:
+    """Boxes that lie wholly outside are zeros, and their bytes count like any others."""
+    return Case("tma_outside", _random_words(), np.zeros(3 * 192, np.uint32), needs_capability=9)
+
+
+def _tma_floats() -> Case:
+    """A box [1, 2, 3, 4, 4] of 32-bit elements at channel 4 of 6, the seventh and eighth lying between voxels."""
+    words = _random_words()
+    tensor = words[: 2 * 3 * 5 * 8].reshape(2, 3, 5, 8)[..., :6]
+    padded = np.pad(tensor, ((0, 0), (0, 1), (1, 0), (0, 2)))
+    return Case("tma_floats", words, padded[:, 1:4, :4, 4:].reshape(-1), needs_capability=9)
+
+
+def _tma_pipeline() -> Case:
+    words, sums = _random_words(), np.zeros(32, np.uint32)
+    for step in range(5):
+        sums = sums * np.uint32(3) + _box(words, 0, 0, 0, step - 1, 0)[:32] + words[32 * step :][:32]
+    return Case("tma_pipeline", words, sums, needs_capability=9)
 
 
 KINDS = ("bfloat16", "float16", "tf32")
@@ -192,6 +220,9 @@ CASES: dict[str, Case] = {
             _to_tf32(),
             _mbarrier(),
             _tma_boxes(),
+            _tma_outside(),
+            _tma_floats(),
+            _tma_pipeline(),
             Case("indices", np.zeros(WORDS, np.uint32), np.arange(32, dtype=np.uint32)),
         ]
     },

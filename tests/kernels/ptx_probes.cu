@@ -144,15 +144,110 @@ __global__ void tma_boxes(const __grid_constant__ TensorMap map, uint32_t* out) 
   }
 }
 
+// Boxes inside the tensor, then over them boxes that lie wholly outside: beyond the last channel, before the
+// first voxel of a row, after the last sample.
+__global__ void tma_outside(const __grid_constant__ TensorMap map, uint32_t* out) {
+  DYNAMIC_SHARED(memory);
+  const uint32_t shared = ptx::shared_address(memory), barrier = shared + 3072;
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(barrier, 1);
+    ptx::mbarrier_fence_init();
+  }
+  __syncthreads();
+  for (int phase = 0; phase < 2; ++phase) {
+    if (threadIdx.x == 0) {
+      ptx::mbarrier_arrive_expect(barrier, 3 * kBoxBytes);
+      ptx::tma_load(shared, map, barrier, phase * 8, 0, 0, 0, 0);
+      ptx::tma_load(shared + kBoxBytes, map, barrier, 0, phase * -4, 0, 0, 0);
+      ptx::tma_load(shared + 2 * kBoxBytes, map, barrier, 0, 0, 0, 0, phase * 2);
+    }
+    ptx::mbarrier_wait(barrier, phase);
+  }
+  for (int i = threadIdx.x; i < 3 * kBoxBytes / 4; i += 32) {
+    out[i] = reinterpret_cast<const uint32_t*>(memory)[i];
+  }
+}
+
+// A box of 2 x 3 x 4 voxels of 4 32-bit channels of a tensor of 6 channels, 8 apart: the last two are zeros.
+constexpr int kFloatBoxBytes = 2 * 3 * 4 * 16;
+__global__ void tma_floats(const __grid_constant__ TensorMap map, uint32_t* out) {
+  DYNAMIC_SHARED(memory);
+  const uint32_t shared = ptx::shared_address(memory), barrier = shared + 2048;
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(barrier, 1);
+    ptx::mbarrier_fence_init();
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_arrive_expect(barrier, kFloatBoxBytes);
+    ptx::tma_load(shared, map, barrier, 4, -1, 1, 0, 0);
+  }
+  ptx::mbarrier_wait(barrier, 0);
+  for (int i = threadIdx.x; i < kFloatBoxBytes / 4; i += 32) {
+    out[i] = reinterpret_cast<const uint32_t*>(memory)[i];
+  }
+}
+
+// Two stages of a box and 128 bytes of `in` each, filled five times by lane 0 as soon as all lanes have read
+// them. A barrier that nobody has arrived at counts as if its phase 1 had just ended.
+__global__ void tma_pipeline(const __grid_constant__ TensorMap map, const uint32_t* in, uint32_t* out) {
+  constexpr int kSteps = 5, kStages = 2, kStageBytes = kBoxBytes + 128;
+  DYNAMIC_SHARED(memory);
+  const int lane = threadIdx.x;
+  const uint32_t shared = ptx::shared_address(memory), full = shared + 3072, empty = full + 8 * kStages;
+  if (lane == 0) {
+    for (int stage = 0; stage < kStages; ++stage) {
+      ptx::mbarrier_init(full + 8 * stage, 1);
+      ptx::mbarrier_init(empty + 8 * stage, 32);
+    }
+    ptx::mbarrier_fence_init();
+  }
+  __syncthreads();
+  const auto fill = [&](int step) {
+    const int stage = step % kStages;
+    const uint32_t to = shared + stage * kStageBytes;
+    ptx::mbarrier_wait(empty + 8 * stage, step / kStages % 2 ^ 1);
+    ptx::mbarrier_arrive_expect(full + 8 * stage, kStageBytes);
+    ptx::tma_load(to, map, full + 8 * stage, 0, step - 1, 0, 0, 0);
+    ptx::bulk_load(to + kBoxBytes, in + 32 * step, 128, full + 8 * stage);
+  };
+  if (lane == 0) fill(0);
+  uint32_t sum = 0;
+  for (int step = 0; step < kSteps; ++step) {
+    const int stage = step % kStages;
+    if (lane == 0 && step + 1 < kSteps) fill(step + 1);
+    ptx::mbarrier_wait(full + 8 * stage, step / kStages % 2);
+    const uint32_t* words = reinterpret_cast<const uint32_t*>(memory + stage * kStageBytes);
+    sum = sum * 3 + words[lane] + words[kBoxBytes / 4 + lane];
+    ptx::mbarrier_arrive(empty + 8 * stage);
+  }
+  out[lane] = sum;
+}
+
 template <Kernel kKernel>
 const char* run(const uint32_t* in, uint32_t* out) {
   return launch(kKernel, dim3(1), dim3(32), kWords * sizeof(uint32_t), nullptr, in, out);
 }
-const char* run_tma_boxes(const uint32_t* in, uint32_t* out) {
+// With a map of the input as a tensor of [2, 4, 5, 6, 8] 16-bit elements, or of [1, 2, 3, 5, 6] 32-bit ones.
+template <class TensorKernel, class... Arguments>
+const char* run_with_map(TensorKernel kernel, bool floats, const uint32_t* in, Arguments... arguments) {
   TensorMap map;
-  const TensorMapShape shape{in, 2, {8, 6, 5, 4, 2}, {2, 16, 96, 480, 1920}, {8, 4, 3, 2, 2}};
-  if (const char* reason = make_tensor_map(shape, map)) return reason;
-  return launch(tma_boxes, dim3(1), dim3(32), kWords * sizeof(uint32_t), nullptr, map, out);
+  const TensorMapShape elements{in, 2, {8, 6, 5, 4, 2}, {2, 16, 96, 480, 1920}, {8, 4, 3, 2, 2}};
+  const TensorMapShape words{in, 4, {6, 5, 3, 2, 1}, {4, 32, 160, 480, 960}, {4, 4, 3, 2, 1}};
+  if (const char* reason = make_tensor_map(floats ? words : elements, map)) return reason;
+  return launch(kernel, dim3(1), dim3(32), kWords * sizeof(uint32_t), nullptr, map, arguments...);
+}
+const char* run_tma_boxes(const uint32_t* in, uint32_t* out) {
+  return run_with_map(tma_boxes, false, in, out);
+}
+const char* run_tma_outside(const uint32_t* in, uint32_t* out) {
+  return run_with_map(tma_outside, false, in, out);
+}
+const char* run_tma_floats(const uint32_t* in, uint32_t* out) {
+  return run_with_map(tma_floats, true, in, out);
+}
+const char* run_tma_pipeline(const uint32_t* in, uint32_t* out) {
+  return run_with_map(tma_pipeline, false, in, in, out);
 }
 
 struct Probe {
@@ -177,6 +272,9 @@ constexpr Probe kProbes[] = {
     {"indices", run<indices>},
     {"mbarrier", run<mbarrier>},
     {"tma_boxes", run_tma_boxes},
+    {"tma_outside", run_tma_outside},
+    {"tma_floats", run_tma_floats},
+    {"tma_pipeline", run_tma_pipeline},
 };
 
 }  // namespace
