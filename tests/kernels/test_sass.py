@@ -17,11 +17,8 @@ KERNELS = [
 ]
 
 
-@pytest.mark.parametrize("architecture", ["8.0", "9.0a"])
-@pytest.mark.parametrize(
-    "source, part, expected", KERNELS, ids=lambda value: value if isinstance(value, str) else ""
-)
-def test_main_loop(source, part, expected, architecture, record_property):
+def machine_code(source: str, architecture: str) -> dict[str, list[tuple[int, str, str]]]:
+    """Kernels of a source from the last build, as sass.kernels() gives them, or a skipped test."""
     report = reported(source)
     if (tool := sass.missing_tool()) is not None:
         pytest.skip(
@@ -29,10 +26,17 @@ def test_main_loop(source, part, expected, architecture, record_property):
         )
     if architecture not in json.loads(RECORD.read_text())["cuda"]["architectures"]:
         pytest.skip(f"the compiled part was built without {architecture} (TORCH_CUDA_ARCH_LIST)")
-    code = sass.kernels(report.with_name(f"{source}.cu.o"), "sm_" + architecture.replace(".", ""))
+    return sass.kernels(report.with_name(f"{source}.cu.o"), "sm_" + architecture.replace(".", ""))
+
+
+@pytest.mark.parametrize("architecture", ["8.0", "9.0a"])
+@pytest.mark.parametrize(
+    "source, part, expected", KERNELS, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_main_loop(source, part, expected, architecture, record_property):
     loops = {
         name: (instructions, sass.main_loop(instructions))
-        for name, instructions in code.items()
+        for name, instructions in machine_code(source, architecture).items()
         if part in name and any(opcode.startswith("HMMA") for _, opcode, _ in instructions)
     }
     assert loops
@@ -41,3 +45,13 @@ def test_main_loop(source, part, expected, architecture, record_property):
         record_property(name, dict(loop))
         assert expected <= set(loop), name
         assert not any(opcode.startswith(("LDL", "STL")) for _, opcode, _ in instructions), name
+
+
+def test_tma_fills_the_stages():
+    """Boxes and bytes whose arrival barriers count; no thread copies."""
+    kernels = machine_code("mma_tma_forward_bf16", "9.0a")
+    assert kernels
+    for name, instructions in kernels.items():
+        opcodes = {opcode.split(".")[0] for _, opcode, _ in instructions}
+        assert {"UTMALDG", "UBLKCP", "SYNCS", "HMMA", "LDSM"} <= opcodes, name
+        assert not opcodes & {"LDGSTS", "LDL", "STL"}, name
