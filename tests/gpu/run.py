@@ -22,6 +22,13 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("build", "test", "sanitize", "bench")
+# What hardware has yet to choose between in the forward pass (csrc/kernels/dispatch.h): environment of each.
+WALKS = {
+    "shared": ["ACSCONV_FORWARD_WALK=shared"],
+    "view": ["ACSCONV_FORWARD_WALK=view"],
+    "tma": ["ACSCONV_FORWARD_WALK=view", "ACSCONV_TMA=1"],
+}
+BOUNDED = ["timeout", "120"]  # what waits on barriers in shared memory would, if wrong, wait for ever
 LIMIT = 480  # seconds that one stage may take
 SANITIZER = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
 
@@ -43,16 +50,16 @@ def commands(stage: str, results: Path) -> list[list[str]]:
                 "-c",
                 "import acsconv_cuda as a; reason = a.why_unavailable('cuda'); assert not reason, reason",
             ],
-            [python, "tests/gpu/golden.py", str(results / "ptx.json")],
-            [*pytest, "tests/gpu", "-k", exact],
-            [*pytest, "tests/gpu", "-k", f"not ({exact})"],
+            [*BOUNDED, python, "tests/gpu/golden.py", str(results / "ptx.json")],
+            [*pytest, "tests/gpu", "-k", f"({exact}) and not tma"],
+            [*pytest, "tests/gpu", "-k", f"not ({exact} or tma)"],
             [*pytest, "tests/reference/test_properties.py", "tests/contract/test_operators.py", *rest],
+            [*BOUNDED, "env", *WALKS["view"], *pytest, "tests/gpu", "-k", "tma"],
         ]
     if stage == "sanitize":
-        return [
-            [SANITIZER, "--tool", tool, "--error-exitcode", "1", python, "tests/gpu/small_run.py"]
-            for tool in ("memcheck", "racecheck", "synccheck", "initcheck")
-        ]
+        sanitize = [[SANITIZER, "--tool", tool, "--error-exitcode", "1", python, "tests/gpu/small_run.py"]
+                    for tool in ("memcheck", "racecheck", "synccheck", "initcheck")]  # fmt: skip
+        return [*sanitize, ["env", *WALKS["tma"], *sanitize[0]], ["env", *WALKS["tma"], *sanitize[1]]]
     bench = [python, "benchmarks/bench.py", "--device", "cuda", "--suite"]
     return [
         [*bench, "networks", "--json", str(results / "networks.json")],
@@ -67,7 +74,12 @@ def commands(stage: str, results: Path) -> list[list[str]]:
             str(results / "layers-bfloat16.json"),
         ],
         [*bench, "layers", "--dtype", "float32", "--json", str(results / "layers-float32.json")],
-    ]
+        *(
+            ["env", *walk, *bench, "layers", "--pass", "forward", "--dtype", "bfloat16", "--layout", "channels_last",
+             "--json", str(results / f"layers-bfloat16-{name}.json")]
+            for name, walk in WALKS.items()
+        ),
+    ]  # fmt: skip
 
 
 def run(stage: str, results: Path) -> dict:

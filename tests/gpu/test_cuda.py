@@ -4,6 +4,10 @@ The tests of tests/reference, tests/contract and tests/kernels run on the GPU to
 emulator; here is the rest. `make gpu STAGE=test` runs all of them.
 """
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from acsconv.operators import ACSConv, SoftACSConv
@@ -276,6 +280,55 @@ def test_autocast_and_compile():
             out = layer(input)
             assert out.dtype == dtype
             torch.testing.assert_close(compiled(input), out)
+
+
+def needs_tma() -> None:
+    major, minor = torch.cuda.get_device_capability()
+    if (major, minor) != (9, 0):
+        pytest.skip(f"the TMA kernels are for compute capability 9.0, this is {major}.{minor}")
+
+
+@pytest.mark.parametrize("format", ["bfloat16", "float16", "tf32"])
+@pytest.mark.parametrize(
+    "channels, batch, size",
+    [
+        (channels, *volume)
+        for channels in ((16, 24), (40, 48), (64, 64), (160, 96), (128, 144))  # every tile
+        for volume in ((3, (5, 9, 17)), (2, (33, 40, 47)), (1, (3, 3, 3)))
+    ],
+)
+def test_tma_bit_for_bit(monkeypatch, format, channels, batch, size):
+    """Loaded by the TMA or copied by threads, the products and their order are the same; so in every repetition.
+
+    Without ACSCONV_FORWARD_WALK=view narrow layers take another kernel both times.
+    """
+    needs_tma()
+    dtype = use(format)
+    layer = ACSConv(*channels, 3, padding=1, device="cuda", dtype=dtype)
+    input = torch.randn(batch, channels[0], *size, device="cuda", dtype=dtype)
+    input = input.contiguous(memory_format=torch.channels_last_3d)
+    with torch.no_grad():
+        copied = layer(input)
+        monkeypatch.setenv("ACSCONV_TMA", "1")
+        for _ in range(20):
+            assert torch.equal(layer(input), copied)
+
+
+def test_tma_is_taken():
+    """A kernel that is never chosen would pass every comparison."""
+    needs_tma()
+    program = """
+import torch, acsconv.operators as operators
+layer = operators.ACSConv(64, 96, 3, padding=1, device="cuda", dtype=torch.bfloat16)
+layer(torch.ones(1, 64, 8, 8, 8, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last_3d))
+torch.cuda.synchronize()
+"""
+    settings = {"ACSCONV_TMA": "1", "ACSCONV_PRINT_PLAN": "1", "ACSCONV_FORWARD_WALK": "view"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | settings, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "loaded by TMA" in done.stderr
 
 
 def test_second_device():
