@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,17 +22,34 @@ _WEIGHTED = (nn.modules.conv._ConvNd, _ACSConv, nn.Linear)
 
 @dataclass
 class Survey:
-    """Bytes that one forward pass leaves for the backward pass, by block; "" is what lies outside of all blocks.
+    """Bytes that one forward pass leaves for the backward pass; a block is named by its path, "" is outside of all.
 
     Attributes:
-        plain: as the network is.
-        recomputed: with recomputation.
-        inputs: of the blocks' inputs, which is what a block that runs twice stores.
+        plain: of each block, as the network is.
+        inputs: of each block's inputs, which is what a block that runs twice stores.
+        steps: (block, bytes) in the order of the forward pass, with recomputation.
     """
 
     plain: Counter[str] = field(default_factory=Counter)
-    recomputed: Counter[str] = field(default_factory=Counter)
     inputs: Counter[str] = field(default_factory=Counter)
+    steps: list[tuple[str, int]] = field(default_factory=list)
+
+    def peak(self, twice: Collection[str]) -> int:
+        """The most that is stored at any time, if the blocks ``twice`` run twice.
+
+        That is either all at the end of the forward pass, or what lies before a block, and the block itself while it
+        runs again, without recomputation.
+        """
+        stored = most = 0
+        entered: set[str] = set()
+        for block, size in self.steps:
+            if block not in twice:
+                stored += size
+            elif block not in entered:
+                entered.add(block)
+                most = max(most, stored + self.inputs[block] + self.plain[block])
+                stored += self.inputs[block]
+        return max(most, stored)
 
 
 def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
@@ -72,13 +89,16 @@ def survey(model: nn.Module, example: Any, attach: Callable[[nn.Module], None]) 
     def leave(module: nn.Module, inputs: tuple, output: Any) -> None:
         running.pop()
 
-    def run(counter: Counter[str], context: Callable[[Callable[[Tensor], None]], Any], counts: bool) -> None:
+    def run(
+        note: Callable[[int], None], context: Callable[[Callable[[Tensor], None]], Any], counts: bool
+    ) -> None:
         seen: dict[int, Tensor] = {}  # the tensors themselves, so that no storage takes another one's place
 
         def count(tensor: Tensor) -> None:
             storage = tensor.untyped_storage()
-            if storage._cdata not in weights and seen.setdefault(storage._cdata, tensor) is tensor:
-                counter[running[-1]] += storage.nbytes()
+            if storage._cdata not in weights and storage._cdata not in seen:
+                seen[storage._cdata] = tensor
+                note(storage.nbytes())
 
         handles = []
         for path, block in find_blocks(trial).items():
@@ -108,9 +128,9 @@ def survey(model: nn.Module, example: Any, attach: Callable[[nn.Module], None]) 
         return recomputing(watch)
 
     with torch.enable_grad():
-        run(done.plain, plainly, True)
+        run(lambda size: done.plain.update({running[-1]: size}), plainly, True)
         attach(trial)
-        run(done.recomputed, recomputed, False)
+        run(lambda size: done.steps.append((running[-1], size)), recomputed, False)
     return done
 
 
@@ -125,37 +145,33 @@ def _inputs(model: nn.Module, example: Any) -> tuple[tuple, dict]:
 
 
 def choose(found: Survey, budget: int | float | None) -> tuple[list[str], int]:
-    """The blocks that have to run twice for a budget, and the bytes that are stored then.
-
-    That is what lies outside of them, their inputs, and the largest of them while it runs again.
+    """The blocks that have to run twice for a budget, those that save most first, and the most that is stored then.
 
     Raises:
         ValueError: not even all of them would do.
     """
-    stored = sum(found.recomputed.values())
+    chosen: list[str] = []
+    peak = found.peak(chosen)
     if budget is None:
-        return [], stored
+        return chosen, peak
     if isinstance(budget, float) and not 0 < budget <= 1:
         raise ValueError(f"budget: expected bytes (an int) or a part (a float up to 1.0), got {budget}")
     limit = budget * sum(found.plain.values()) if isinstance(budget, float) else budget
-    savings = {path: found.recomputed[path] - found.inputs[path] for path in found.inputs}
-    chosen: list[str] = []
-    total = least = stored
-    for path in sorted(
-        (path for path in savings if savings[path] > 0), key=savings.__getitem__, reverse=True
-    ):
-        if total <= limit:
-            break
-        chosen.append(path)
-        stored -= savings[path]
-        total = stored + max(found.plain[path] for path in chosen)
-        least = min(least, total)
-    if total > limit:
+    savings = Counter({block: -size for block, size in found.inputs.items()})
+    for block, size in found.steps:
+        savings[block] += size
+    del savings[""]
+    for block, saving in savings.most_common():
+        # One whose second run is the peak would not help.
+        if peak > limit and saving > 0 and (lower := found.peak([*chosen, block])) < peak:
+            chosen.append(block)
+            peak = lower
+    if peak > limit:
         raise ValueError(
             f"budget: {limit / 1e6:.1f} MB cannot be met for this example; the least that can be reached is "
-            f"{least / 1e6:.1f} MB"
+            f"{peak / 1e6:.1f} MB"
         )
-    return chosen, total
+    return chosen, peak
 
 
 class _Twice:
