@@ -12,7 +12,6 @@
 
 namespace acsconv {
 
-inline constexpr int kMostTmaStages = 4;
 inline constexpr size_t kTmaHeadBytes = 128;  // before the stages: barriers, and where the halo lies
 inline constexpr size_t kHopperSharedBytes = 228 << 10;  // of a multiprocessor; every block takes 1 KiB more
 
@@ -34,7 +33,7 @@ constexpr TmaShared tma_shared(const MmaShape& shape) {
   s.weights = size_t{kViews} * 9 * shape.columns * kMmaUnitBytes;
   s.stage = 2 * s.plane + s.weights;
   const size_t room = kHopperSharedBytes / shape.blocks - 1024 - kTmaHeadBytes;
-  s.stages = room / s.stage < kMostTmaStages ? static_cast<int>(room / s.stage) : kMostTmaStages;
+  s.stages = 4 * s.stage <= room ? 4 : 2;  // powers of 2: a step's stage and phase are bits of its number
   const size_t used = s.stages * s.stage;
   const size_t staged = mma_staged_bytes(shape, view_per_warp_staged_channels(shape));
   s.total = kTmaHeadBytes + (staged > used ? staged : used);

@@ -17,7 +17,7 @@ struct TmaForward : ViewPerWarp<T, kIndex> {
   using Base = ViewPerWarp<T, kIndex>;
   static constexpr TmaShared kShared = tma_shared(Base::kShape);
   static constexpr int kStages = kShared.stages, kStageBytes = static_cast<int>(kShared.stage);
-  static_assert(kStages >= 2 && kShared.weights == Base::kStepBytes);
+  static_assert(kShared.weights == Base::kStepBytes);
   // The first kThreads multiply.
   static constexpr bool kProducerWarp = tma_producer_warp(Base::kShape);
   static constexpr int kBlockThreads = tma_forward_threads(Base::kShape);
@@ -28,13 +28,12 @@ struct TmaForward : ViewPerWarp<T, kIndex> {
   template <int kView>
   using Walk = ViewWalk<HaloOf, kView, Base::kRows, Base::kShape.depth, Base::kShape.height>;
 
-  // Steps take turns: turn t of 2 kStages uses a stage in its phase 0 or 1.
-  static constexpr int kTurns = 2 * kStages;
-  static ACSCONV_HD constexpr uint32_t full(int turn) { return 8 * (turn % kStages); }
-  static ACSCONV_HD constexpr uint32_t empty(int turn) { return 8 * (kStages + turn % kStages); }
-  static ACSCONV_HD constexpr int phase(int turn) { return turn / kStages; }
-  static ACSCONV_HD constexpr int stage(int turn) {
-    return static_cast<int>(kTmaHeadBytes) + turn % kStages * kStageBytes;
+  // Of the block's step number `turn`: its barriers, their phase, its stage.
+  static ACSCONV_HD constexpr uint32_t full(uint32_t turn) { return 8 * (turn % kStages); }
+  static ACSCONV_HD constexpr uint32_t empty(uint32_t turn) { return 8 * (kStages + turn % kStages); }
+  static ACSCONV_HD constexpr int phase(uint32_t turn) { return turn / kStages % 2; }
+  static ACSCONV_HD constexpr uint32_t stage(uint32_t turn) {
+    return static_cast<uint32_t>(kTmaHeadBytes) + turn % kStages * kStageBytes;
   }
   static constexpr int kOrigin = 16 * kStages;  // where the head holds the halo's first voxel: N, D, H, W
   static_assert(kOrigin + 16 <= static_cast<int>(kTmaHeadBytes));
@@ -83,38 +82,34 @@ __global__ void __launch_bounds__(Config::kBlockThreads, Config::kShape.blocks)
   constexpr int kAhead = Config::kStages - 1;  // steps that a multiplying producer is ahead
   DYNAMIC_SHARED(shared);
   const MmaSteps steps = steps_of_part(work, blockIdx.z);
+  const int count = steps.end - steps.begin;
   const bool multiplies = !Config::kProducerWarp || threadIdx.x < Config::kThreads;
+  const auto fill = [&](int turn) {
+    fill_stage<Config>(work, source, packed, shared, steps.begin + turn, turn);
+  };
   if (threadIdx.x == Config::kProducer) prepare_head<Config>(work, shared);
   __syncthreads();
   if (threadIdx.x == Config::kProducer) {
 #pragma unroll 1
-    for (int turn = 0; turn < kAhead && steps.begin + turn < steps.end; ++turn) {
-      fill_stage<Config>(work, source, packed, shared, steps.begin + turn, turn);
-    }
+    for (int turn = 0; turn < kAhead && turn < count; ++turn) fill(turn);
   }
 
   float sum[Config::kRows][Config::kColumns][4] = {};
   if (multiplies) {
-    int turn = 0;
 #pragma unroll 1
-    for (int step = steps.begin; step < steps.end; ++step) {
-      if (!Config::kProducerWarp && step + kAhead < steps.end && ptx::thread_x() == Config::kProducer) {
-        fill_stage<Config>(work, source, packed, shared, step + kAhead, (turn + kAhead) % Config::kTurns);
+    for (int turn = 0; turn < count; ++turn) {
+      if (!Config::kProducerWarp && turn + kAhead < count && ptx::thread_x() == Config::kProducer) {
+        fill(turn + kAhead);
       }
       ptx::mbarrier_wait(ptx::shared_address(shared) + Config::full(turn), Config::phase(turn));
       const unsigned char* data = shared + Config::stage(turn);
       multiply_step<Config>(sum, data, data + 2 * Config::HaloOf::kPlane);
       __syncwarp();
       if (ptx::thread_x() % 32 == 0) ptx::mbarrier_arrive(ptx::shared_address(shared) + Config::empty(turn));
-      if (++turn == Config::kTurns) turn = 0;
     }
   } else if (threadIdx.x == Config::kProducer) {
-    int turn = kAhead;
 #pragma unroll 1
-    for (int step = steps.begin + kAhead; step < steps.end; ++step) {
-      fill_stage<Config>(work, source, packed, shared, step, turn);
-      if (++turn == Config::kTurns) turn = 0;
-    }
+    for (int turn = kAhead; turn < count; ++turn) fill(turn);
   }
   __syncthreads();
 
