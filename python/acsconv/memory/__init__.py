@@ -7,8 +7,17 @@
 ``docs/memory.md`` is the manual.
 """
 
+from .estimate import MemoryEstimate, estimate, largest_cube
 from .norm_act import ACSConvNormAct
 from .recompute import recomputing
 from .switch import Report, make_memory_efficient
 
-__all__ = ["ACSConvNormAct", "Report", "make_memory_efficient", "recomputing"]
+__all__ = [
+    "ACSConvNormAct",
+    "MemoryEstimate",
+    "Report",
+    "estimate",
+    "largest_cube",
+    "make_memory_efficient",
+    "recomputing",
+]
