@@ -26,6 +26,8 @@ class BaseConverter:
     of which :meth:`convert_conv_kwargs` is given the 2D layer's and returns the new layer's. Its weights are loaded
     from the 2D layer, all of them. Of two of these, that of the more derived class holds.
 
+    ``memory_efficient=True``: see :func:`acsconv.memory.make_memory_efficient`.
+
     Raises:
         TypeError: a subclass has an ``__init__`` or ``convert_module``, which nothing would call, or neither ``to`` nor
             ``target_conv``.
@@ -53,8 +55,8 @@ class BaseConverter:
                 f"{cls.__name__}: convert_conv_kwargs gives arguments to `target_conv`; set it, too"
             )
 
-    def __new__(cls, model: nn.Module) -> nn.Module:
-        return cls._convert(model)
+    def __new__(cls, model: nn.Module, *, memory_efficient: bool = False) -> nn.Module:
+        return cls._convert(model, memory_efficient=memory_efficient)
 
     @classmethod
     def _convert(cls, model: nn.Module, **options: Any) -> nn.Module:

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from ..memory import make_memory_efficient
 from ..operators.base_acsconv import _ACSConv
 from . import refuse
 from .fold import ConversionError, Volume, pair, triple
@@ -55,6 +56,7 @@ def convert(
     report: bool = False,
     unsqueeze_axis: int = -3,
     i3d_repeat_axis: int | None = -3,
+    memory_efficient: bool = False,
 ) -> nn.Module | tuple[nn.Module, Report]:
     """Makes a 3D network of a 2D one, with its weights.
 
@@ -73,6 +75,7 @@ def convert(
         unsqueeze_axis: for ``"2.5d"``, the axis across which the slices lie: -3 (D), -2 (H) or -1 (W).
         i3d_repeat_axis: for ``"3d"``, the axis along which 2D kernels are repeated and divided by the repetitions; None
             initialises 3D kernels anew.
+        memory_efficient: see :func:`acsconv.memory.make_memory_efficient`.
 
     Returns:
         A module that takes volumes [N, C, D, H, W], has the ``state_dict`` keys of ``model``, and keeps dtype,
@@ -104,6 +107,8 @@ def convert(
         model, layers = copy.deepcopy((model, layers))
         skipped = _skipped(model, skip)
     done = _change(model, target, skipped, layers)
+    if memory_efficient:
+        make_memory_efficient(model)
     return (model, done) if report else model
 
 

@@ -13,6 +13,7 @@ class ACSConverter(BaseConverter):
 
     Args:
         model: a network that takes images [N, C, H, W].
+        memory_efficient: see :func:`acsconv.memory.make_memory_efficient`.
 
     Returns:
         The same module, which now takes volumes [N, C, D, H, W]; see :func:`acsconv.converters.convert`.
@@ -38,12 +39,12 @@ class SoftACSConverter(BaseConverter):
 
     to = "soft"
 
-    def __new__(cls, model: nn.Module, mean: bool = False) -> nn.Module:
+    def __new__(cls, model: nn.Module, mean: bool = False, *, memory_efficient: bool = False) -> nn.Module:
         if not mean:
-            return cls._convert(model)
+            return cls._convert(model, memory_efficient=memory_efficient)
         if cls.to != "soft":
             raise TypeError(f"{cls.__name__}: mean=True has no meaning for layers of one's own")
-        return convert(model, "mean", inplace=True)
+        return convert(model, "mean", inplace=True, memory_efficient=memory_efficient)
 
 
 class Conv2_5dConverter(BaseConverter):
@@ -58,8 +59,10 @@ class Conv2_5dConverter(BaseConverter):
 
     to = "2.5d"
 
-    def __new__(cls, model: nn.Module, unsqueeze_axis: int = -3) -> nn.Module:
-        return cls._convert(model, unsqueeze_axis=unsqueeze_axis)
+    def __new__(
+        cls, model: nn.Module, unsqueeze_axis: int = -3, *, memory_efficient: bool = False
+    ) -> nn.Module:
+        return cls._convert(model, unsqueeze_axis=unsqueeze_axis, memory_efficient=memory_efficient)
 
 
 class Conv3dConverter(BaseConverter):
@@ -74,5 +77,7 @@ class Conv3dConverter(BaseConverter):
 
     to = "3d"
 
-    def __new__(cls, model: nn.Module, i3d_repeat_axis: int | None = None) -> nn.Module:
-        return cls._convert(model, i3d_repeat_axis=i3d_repeat_axis)
+    def __new__(
+        cls, model: nn.Module, i3d_repeat_axis: int | None = None, *, memory_efficient: bool = False
+    ) -> nn.Module:
+        return cls._convert(model, i3d_repeat_axis=i3d_repeat_axis, memory_efficient=memory_efficient)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..memory import make_memory_efficient
 from ..operators import ACSConv, Conv2_5d, SoftACSConv
 from ..operators.base_acsconv import _ACSConv
 
@@ -71,6 +72,7 @@ class FCN(nn.Module):
         backbone: [N, C, D, H, W] -> (deepest, middle, first features), with the attribute ``feature_channels``.
         num_classes: channels of the output.
         widths: channels behind the two merges.
+        memory_efficient: see :func:`acsconv.memory.make_memory_efficient`.
 
     Shape:
         input [N, C, D, H, W]; output [N, num_classes, D, H, W].
@@ -78,7 +80,14 @@ class FCN(nn.Module):
     Parameters, their names and outputs are those of 0.1.1's ``FCNResNet``, ``FCNVGG`` and ``FCNDenseNet``.
     """
 
-    def __init__(self, backbone: nn.Module, num_classes: int, widths: Sequence[int], conv: Conv) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        widths: Sequence[int],
+        conv: Conv,
+        memory_efficient: bool = False,
+    ) -> None:
         super().__init__()
         layer = convolution(conv)
         deepest, middle, first = backbone.feature_channels
@@ -86,6 +95,8 @@ class FCN(nn.Module):
         self.conv1 = layer(middle + deepest, widths[0], kernel_size=1, bias=False)
         self.conv2 = layer(first + widths[0], widths[1], kernel_size=1, bias=False)
         self.classifier = FCNHead(widths[1], num_classes, conv)
+        if memory_efficient:
+            make_memory_efficient(self)
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The backbone's (deepest, middle, first) features."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..memory import make_memory_efficient
 from ._layers import Conv, convolution
 
 
@@ -40,6 +41,7 @@ class ACSUNet(nn.Module):
         num_classes: channels of the output.
         in_channels: channels of the input.
         conv: ``'acs'``, ``'soft'``, ``'mean'``, ``'2.5d'``, ``'3d'``, or a class to build the convolutions of.
+        memory_efficient: see :func:`acsconv.memory.make_memory_efficient`.
 
     Shape:
         input [N, in_channels, D, H, W] with D, H, W divisible by 4; output [N, num_classes, D, H, W].
@@ -50,13 +52,17 @@ class ACSUNet(nn.Module):
     Parameters, their names and outputs are those of acsconv 0.1.1's ``models/acsunet.py``, so its checkpoints load.
     """
 
-    def __init__(self, num_classes: int, in_channels: int = 1, conv: Conv = "acs") -> None:
+    def __init__(
+        self, num_classes: int, in_channels: int = 1, conv: Conv = "acs", memory_efficient: bool = False
+    ) -> None:
         super().__init__()
         self.enc1 = _EncoderBlock(in_channels, 64, conv)
         self.enc2 = _EncoderBlock(64, 128, conv)
         self.dec1 = _DecoderBlock(192, 64, 32, conv)
         self.interpolate = nn.Upsample(scale_factor=2, mode="trilinear")
         self.final = convolution(conv)(32, num_classes, kernel_size=1)
+        if memory_efficient:
+            make_memory_efficient(self)
 
     def forward(self, x: Tensor) -> Tensor:
         channels = self.enc1.encode[0].in_channels

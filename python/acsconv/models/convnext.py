@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..memory import make_memory_efficient
 from ._layers import FCN, Classifier, Conv, FCNHead, chosen, convolution, is_convolution
 from .pretrained import Pretrained, load_pretrained
 
@@ -109,7 +110,7 @@ class ConvNeXt(nn.Module):
         drop_path_rate: rate of the stochastic depth in the last block; it grows from 0.
         layer_scale_init_value: see :class:`Block`.
         head_init_scale: factor on the initial classifier.
-        conv: as in :class:`~acsconv.models.resnet.ResNet`.
+        conv, memory_efficient: as in :class:`~acsconv.models.resnet.ResNet`.
 
     Shape:
         input [N, in_chans, D, H, W], each size 32 or more; output [N, num_classes].
@@ -128,6 +129,7 @@ class ConvNeXt(nn.Module):
         layer_scale_init_value: float = 1e-6,
         head_init_scale: float = 1.0,
         conv: Conv = "acs",
+        memory_efficient: bool = False,
     ) -> None:
         super().__init__()
         layer = convolution(conv)
@@ -160,6 +162,8 @@ class ConvNeXt(nn.Module):
                 nn.init.zeros_(module.bias)
         with torch.no_grad():
             self.head.weight.mul_(head_init_scale)
+        if memory_efficient:
+            make_memory_efficient(self)
 
     def stage_features(self, x: Tensor) -> list[Tensor]:
         """The features behind each stage, at a quarter, an 8th, a 16th and a 32nd of the input's resolution."""
@@ -258,7 +262,13 @@ class FCNConvNeXt(FCN):
     ) -> None:
         network = chosen(BACKBONES, backbone)(pretrained, **options)
         network.norm, network.head = nn.Identity(), nn.Identity()
-        super().__init__(network, num_classes, (256, 64), options.get("conv", "acs"))
+        super().__init__(
+            network,
+            num_classes,
+            (256, 64),
+            options.get("conv", "acs"),
+            options.get("memory_efficient", False),
+        )
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         first, middle, _, deepest = self.backbone.stage_features(x)

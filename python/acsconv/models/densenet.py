@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..memory import make_memory_efficient
 from ._layers import FCN, Classifier, Conv, FCNHead, chosen, convolution, is_convolution
 from .pretrained import Pretrained, load_pretrained
 
@@ -63,7 +64,7 @@ class DenseNet(nn.Module):
         bn_size: channels between the two convolutions of a layer, in growth rates.
         drop_rate: of the dropout behind each layer.
         num_classes: there for the callers of acsconv 0.1.1, and as unused as there.
-        in_channels, conv: as in :class:`~acsconv.models.resnet.ResNet`.
+        in_channels, conv, memory_efficient: as in :class:`~acsconv.models.resnet.ResNet`.
         high_resolution: as acsconv 0.1.1: neither a stride in the stem nor a pooling behind it. False: torchvision's.
 
     Shape:
@@ -83,6 +84,7 @@ class DenseNet(nn.Module):
         in_channels: int = 3,
         conv: Conv = "acs",
         high_resolution: bool = True,
+        memory_efficient: bool = False,
     ) -> None:
         super().__init__()
         stride = 1 if high_resolution else 2
@@ -113,6 +115,8 @@ class DenseNet(nn.Module):
         for module in self.modules():
             if is_convolution(module):
                 nn.init.kaiming_normal_(module.weight)
+        if memory_efficient:
+            make_memory_efficient(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         first = self.features(x)
@@ -178,7 +182,13 @@ class FCNDenseNet(FCN):
         self, pretrained: Pretrained, num_classes: int, backbone: str = "densenet121", **options
     ) -> None:
         network = chosen(BACKBONES, backbone)(pretrained, **options)
-        super().__init__(network, num_classes, (256, 64), options.get("conv", "acs"))
+        super().__init__(
+            network,
+            num_classes,
+            (256, 64),
+            options.get("conv", "acs"),
+            options.get("memory_efficient", False),
+        )
 
 
 class ClsDenseNet(Classifier):

@@ -8,6 +8,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from ..memory import make_memory_efficient
 from ._layers import Conv, convolution, resize
 
 
@@ -59,6 +60,7 @@ class EncoderDecoder(nn.Module):
         in_channels: channels of the input of that run; default: those of the encoder's first convolution.
         size: (D, H, W) of that run; at that size the deepest features must be of more than one voxel.
         conv: what the decoder is made of: ``'acs'``, ``'soft'``, ``'mean'``, ``'2.5d'``, ``'3d'`` or a class.
+        memory_efficient: see :func:`acsconv.memory.make_memory_efficient`.
 
     Attributes:
         taps: the names of the modules, from the finest to the coarsest; empty where the encoder returns the features.
@@ -83,6 +85,7 @@ class EncoderDecoder(nn.Module):
         in_channels: int | None = None,
         size: Sequence[int] = (64, 64, 64),
         conv: Conv = "acs",
+        memory_efficient: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -104,6 +107,8 @@ class EncoderDecoder(nn.Module):
             self.decoder.append(_Up(inputs, skip, outputs, conv))
             inputs = outputs
         self.head = convolution(conv)(inputs, num_classes, kernel_size=1)
+        if memory_efficient:
+            make_memory_efficient(self)
 
     def forward(self, x: Tensor) -> Tensor:
         *finer, out = self._features(x)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..memory import make_memory_efficient
 from ._layers import FCN, Classifier, Conv, FCNHead, chosen, convolution, is_convolution
 from .pretrained import Pretrained, load_pretrained
 
@@ -104,6 +105,7 @@ class ResNet(nn.Module):
             a thirty-second.
         shortcut: ``'B'``, a strided 1x1 convolution where the shape changes, or ``'A'``, without parameters, as in the
             published MedicalNet and Kinetics files of ResNet-18 and 34.
+        memory_efficient: see :func:`acsconv.memory.make_memory_efficient`.
 
     Shape:
         input [N, in_channels, D, H, W]; output (features of stage 4, of stage 2, of the stem).
@@ -119,6 +121,7 @@ class ResNet(nn.Module):
         conv: Conv = "acs",
         high_resolution: bool = True,
         shortcut: str = "B",
+        memory_efficient: bool = False,
     ) -> None:
         super().__init__()
         if shortcut not in ("A", "B"):
@@ -149,6 +152,8 @@ class ResNet(nn.Module):
         for module in self.modules():
             if is_convolution(module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if memory_efficient:
+            make_memory_efficient(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         first = self.relu(self.bn1(self.conv1(x)))
@@ -200,7 +205,13 @@ class FCNResNet(FCN):
         self, pretrained: Pretrained, num_classes: int, backbone: str = "resnet18", **options
     ) -> None:
         network = chosen(BACKBONES, backbone)(pretrained, **options)
-        super().__init__(network, num_classes, (512, 512), options.get("conv", "acs"))
+        super().__init__(
+            network,
+            num_classes,
+            (512, 512),
+            options.get("conv", "acs"),
+            options.get("memory_efficient", False),
+        )
 
 
 class ClsResNet(Classifier):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from ..memory import make_memory_efficient
 from ._layers import FCN, Classifier, Conv, FCNHead, chosen, convolution, is_convolution
 from .pretrained import Pretrained, load_pretrained
 
@@ -19,7 +20,7 @@ class VGG(nn.Module):
 
     Args:
         layers: the number of convolutions in each of the five stages.
-        in_channels, conv: as in :class:`~acsconv.models.resnet.ResNet`.
+        in_channels, conv, memory_efficient: as in :class:`~acsconv.models.resnet.ResNet`.
         high_resolution: as acsconv 0.1.1: poolings before the third and the fifth stage only. False: before each but
             the first, as torchvision's.
 
@@ -32,7 +33,12 @@ class VGG(nn.Module):
     feature_channels = (_WIDTHS[4], _WIDTHS[2], _WIDTHS[0])
 
     def __init__(
-        self, layers: Sequence[int], in_channels: int = 3, conv: Conv = "acs", high_resolution: bool = True
+        self,
+        layers: Sequence[int],
+        in_channels: int = 3,
+        conv: Conv = "acs",
+        high_resolution: bool = True,
+        memory_efficient: bool = False,
     ) -> None:
         super().__init__()
         layer = convolution(conv)
@@ -51,6 +57,8 @@ class VGG(nn.Module):
             if is_convolution(module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(module.bias)
+        if memory_efficient:
+            make_memory_efficient(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         first = self.layer0(x)
@@ -142,7 +150,13 @@ class FCNVGG(FCN):
         self, pretrained: Pretrained, num_classes: int, backbone: str = "VGG16_bn", **options
     ) -> None:
         network = chosen(BACKBONES, backbone)(pretrained, **options)
-        super().__init__(network, num_classes, (256, 64), options.get("conv", "acs"))
+        super().__init__(
+            network,
+            num_classes,
+            (256, 64),
+            options.get("conv", "acs"),
+            options.get("memory_efficient", False),
+        )
 
 
 class ClsVGG(Classifier):
