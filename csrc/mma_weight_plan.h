@@ -15,19 +15,27 @@ namespace acsconv {
 // W.
 inline constexpr int kWeightTilePair = 4, kWeightTileW = 8;
 inline constexpr int kWeightStages = 2, kWeightGeometryBytes = 256;
-// What a block computes: `taps` x `taps` kernels of one stride, 16 x m_tiles x m_groups input channels, 8 x
-// n_tiles columns, which are output channels of one view. A warp has one outer tap, all inner ones, one of
-// the m_groups and one of the `shares` of every tile of voxels. `blocks` of them fit a multiprocessor.
+// What a block computes, for tensors of so many `bytes` per element (4: float32 as TF32): `taps` x `taps`
+// kernels of one stride, 16 x m_tiles x m_groups input channels, 8 x n_tiles columns, which are output
+// channels of one view. A warp has one outer tap, all inner ones, one of the m_groups and one of the `shares`
+// of every tile of voxels. `blocks` of them fit a multiprocessor.
 struct MmaWeightShape {
-  int taps, stride, inner, m_tiles, m_groups, shares, n_tiles, blocks;
+  int bytes, taps, stride, inner, m_tiles, m_groups, shares, n_tiles, blocks;
 
+  bool takes(const Problem& p) const {
+    return (p.type == ScalarType::Float32) == (bytes == 4) && taps == p.kernel_h && stride == p.stride[0];
+  }
   ACSCONV_HD constexpr int channels() const { return 16 * m_tiles * m_groups; }
   ACSCONV_HD constexpr int columns() const { return 8 * n_tiles; }
   ACSCONV_HD constexpr int warps() const { return taps * m_groups * shares; }
 
-  // Shared memory, in bytes: a voxel has 16 in each plane of 8 channels, and planes are so far apart that the
-  // copies of neighbouring pieces of neighbouring voxels fall into different banks
+  // A product is 32 bytes of one channel deep: two rows of 8 voxels along W, or one in TF32.
+  ACSCONV_HD constexpr int rows_of_product() const { return 4 / bytes; }
+
+  // Shared memory, in bytes: a voxel has 16 (float32: 32) in each plane of 8 channels, and planes are so far
+  // apart that the copies of neighbouring pieces of neighbouring voxels fall into different banks
   // (test_mma_backward_weight.py counts them). `halo` is that of the view with the largest.
+  constexpr int voxel_bytes() const { return 8 * bytes; }
   static constexpr int up_to(int bytes, int residue) { return (bytes - residue + 127) / 128 * 128 + residue; }
   constexpr int x_planes() const { return channels() / 8; }
   constexpr int voxels() const { return inner * kWeightTilePair * kWeightTileW; }
@@ -37,8 +45,14 @@ struct MmaWeightShape {
               in_a_and_c = kWeightTilePair * reach(kWeightTileW);
     return reach(inner) * (in_s > in_a_and_c ? in_s : in_a_and_c);
   }
-  constexpr int x_plane() const { return up_to(16 * halo(), 128 / x_planes()); }
-  constexpr int g_plane() const { return up_to(16 * voxels(), n_tiles == 2 ? 64 : n_tiles == 3 ? 48 : 32); }
+  constexpr int x_plane() const {
+    const int apart = 128 / x_planes();
+    return up_to(voxel_bytes() * halo(), apart > voxel_bytes() ? apart : voxel_bytes());
+  }
+  constexpr int g_plane() const {
+    const int of_three = bytes == 2 ? 48 : 96;
+    return up_to(voxel_bytes() * voxels(), n_tiles == 2 ? 64 : n_tiles == 3 ? of_three : 32);
+  }
   constexpr int g_begin() const { return up_to(x_planes() * x_plane(), 0); }
   constexpr int stage() const { return g_begin() + up_to(n_tiles * g_plane(), 0); }
   constexpr int tables() const {
@@ -48,17 +62,22 @@ struct MmaWeightShape {
 };
 // Two columns of tiles for layers of about 32 channels, three for views of 17 to 24 channels (64 in all),
 // four for views of 32 (96, 192). Kernels of 5 and 7 leave registers for fewer input channels; of stride 2,
-// the halo leaves shared memory for fewer. 2 x 2 kernels of stride 2 halve a volume.
+// the halo leaves shared memory for fewer. 2 x 2 kernels of stride 2 halve a volume. float32 takes twice the
+// shared memory, hence tiles half as long, of which four shares make up for the second block.
 inline constexpr MmaWeightShape kMmaWeightShapes[] = {
-    {3, 1, 8, 2, 1, 2, 2, 2}, {3, 1, 8, 2, 2, 2, 3, 1}, {3, 1, 8, 2, 2, 2, 4, 1}, {5, 1, 8, 1, 2, 1, 3, 1},
-    {7, 1, 8, 1, 1, 2, 2, 1}, {3, 2, 4, 2, 1, 2, 2, 2}, {3, 2, 4, 2, 1, 2, 3, 2}, {2, 2, 4, 2, 1, 2, 3, 2}};
-inline constexpr int kMmaWeightShapeCount = 8;
+    {2, 3, 1, 8, 2, 1, 2, 2, 2}, {2, 3, 1, 8, 2, 2, 2, 3, 1}, {2, 3, 1, 8, 2, 2, 2, 4, 1},
+    {2, 5, 1, 8, 1, 1, 2, 3, 1}, {2, 7, 1, 8, 1, 1, 2, 2, 1}, {2, 3, 2, 4, 2, 1, 2, 2, 2},
+    {2, 3, 2, 4, 2, 1, 2, 3, 2}, {2, 2, 2, 4, 2, 1, 2, 3, 2}, {4, 3, 1, 4, 2, 1, 4, 2, 1},
+    {4, 3, 1, 4, 2, 1, 4, 3, 1}, {4, 3, 2, 2, 2, 1, 4, 3, 1}};
+inline constexpr int kMmaWeightShapeCount = sizeof(kMmaWeightShapes) / sizeof(MmaWeightShape);
 
-// Columns of a block start at a multiple of this channel, so that grad_output is copied in pieces of 8 bytes.
+// Columns of a block start at a multiple of this channel, so that grad_output is copied in pieces of 8 bytes,
+// in float32 of 16.
 inline constexpr int64_t kColumnAlignment = 4;
 
-// The axes a block works along: fragments of grad_output are used again along `inner`, two rows of 8 voxels
-// along W that are neighbours along `pair` make the depth of a product. W is the third axis of every tile.
+// The axes a block works along: fragments of grad_output are used again along `inner`; in 16 bits two rows of
+// 8 voxels along W that are neighbours along `pair` make the depth of a product. W is the third axis of every
+// tile.
 ACSCONV_HD constexpr int weight_inner_axis(int view) { return view == 1 ? 0 : 1; }
 ACSCONV_HD constexpr int weight_pair_axis(int view) { return view == 1 ? 1 : 0; }
 
@@ -100,19 +119,18 @@ inline bool spans_fit(const VolumeStrides& s) {
 }
 
 // `soft` problems are computed as well: all output channels in every view.
-inline std::string mma_weight_rejection(const Problem& p, const Machine& machine) {
+inline std::string mma_weight_rejection(const Problem& p, bool allow_tf32, const Machine& machine) {
   if (machine.capability < 80) return "tensor cores of compute capability 8.0 are needed";
-  if (p.type == ScalarType::Float32) {
-    return "float32: ldmatrix transposes 16-bit elements only, so TF32 would not pay here";
-  }
+  if (p.type == ScalarType::Float32 && !allow_tf32) return "float32 without TF32";
   if (p.type == ScalarType::Float64) return "float64 has no tensor-core instruction of this shape";
   if (p.groups != 1) return "groups > 1";
   if (p.kernel_h != p.kernel_w) return "the kernel is not square";
   bool exists = false;
-  for (const MmaWeightShape& s : kMmaWeightShapes) exists |= s.taps == p.kernel_h && s.stride == p.stride[0];
+  for (const MmaWeightShape& s : kMmaWeightShapes) exists |= s.takes(p);
   if (!exists) {
     return "no block takes kernels of " + std::to_string(p.kernel_h) + " x " + std::to_string(p.kernel_h) +
-           " and stride " + std::to_string(p.stride[0]);
+           " and stride " + std::to_string(p.stride[0]) +
+           (p.type == ScalarType::Float32 ? " in float32" : "");
   }
   for (int axis = 0; axis < 3; ++axis) {
     if (p.stride[axis] != p.stride[0]) return "the strides differ";
@@ -134,20 +152,22 @@ ACSCONV_HD inline int64_t weight_tiles(const Problem& p, int view, int inner) {
 // What a block costs per tile of 256 voxels, in cycles of a multiprocessor: 2 per mma, and its bytes at 32
 // per cycle.
 inline int64_t weight_block_cost(const MmaWeightShape& s) {
-  const int64_t products = s.taps * s.taps * (s.voxels() / 16) * (s.channels() / 16) * s.n_tiles;
-  const int64_t bytes = 2 * (s.channels() * s.halo() + s.columns() * s.voxels());
+  const int64_t depth = kWeightTileW * s.rows_of_product();
+  const int64_t products = s.taps * s.taps * (s.voxels() / depth) * (s.channels() / 16) * s.n_tiles;
+  const int64_t bytes = s.bytes * (s.channels() * s.halo() + s.columns() * s.voxels());
   return (2 * products + bytes / 32) * (256 / s.voxels());
 }
 
-inline MmaWeightPlan plan_mma_backward_weight(const Problem& p, bool soft, const Machine& machine) {
+inline MmaWeightPlan plan_mma_backward_weight(const Problem& p, bool soft, bool allow_tf32,
+                                              const Machine& machine) {
   MmaWeightPlan plan;
-  plan.rejection = mma_weight_rejection(p, machine);
+  plan.rejection = mma_weight_rejection(p, allow_tf32, machine);
   if (!plan.rejection.empty()) return plan;
 
   int64_t best = INT64_MAX;
   for (int shape = 0; shape < kMmaWeightShapeCount; ++shape) {
     const MmaWeightShape& s = kMmaWeightShapes[shape];
-    if (s.taps != p.kernel_h || s.stride != p.stride[0]) continue;
+    if (!s.takes(p)) continue;
     if (static_cast<size_t>(s.shared_bytes()) > machine.block_shared_bytes) continue;
     int64_t units = 0;
     for (int view = 0; view < kViews; ++view) units += view_columns(p, soft, view, s.columns()).units;

@@ -412,9 +412,9 @@ std::tuple<Tensor, Tensor> fused_backward_weight_cuda(const Tensor& grad_output,
   const Launch launch(input);
   const Layer layer{split, stride, origin, dilation, groups};
   BackwardWeight call = prepare_backward_weight(grad_output, input, kernel, needs_bias, layer);
-  const Problem& p = call.problem;
-  Tensor workspace = new_workspace(input, backward_weight_workspace(p, layer.soft()));
-  check_launch(backward_weight(p, layer.soft(), grad_output.const_data_ptr(), input.const_data_ptr(),
+  const WeightGradient gradient{call.problem, layer.soft(), /*allow_tf32=*/false, call.problem.type};
+  Tensor workspace = new_workspace(input, backward_weight_workspace(gradient));
+  check_launch(backward_weight(gradient, grad_output.const_data_ptr(), input.const_data_ptr(),
                                call.grad_weight.mutable_data_ptr(), call.bias_data(needs_bias),
                                workspace.mutable_data_ptr(), launch.stream()));
   return {call.grad_weight, call.grad_bias};

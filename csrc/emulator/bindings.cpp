@@ -18,7 +18,6 @@
 #include "../kernels/simt_backward_weight.h"
 #include "../kernels/simt_forward.h"
 #include "../mma_tma_plan.h"
-#include "../mma_weight_plan.h"
 #include "../plan.h"
 #include "banks.h"
 #include "cuda.h"
@@ -105,11 +104,22 @@ class DeviceTensor {
   void *buffer_ = nullptr, *data_ = nullptr;
 };
 
+// Text that lives until the next refusal.
+const char* refusal(const std::string& rejection) {
+  static std::string reason;
+  reason = rejection;
+  return reason.c_str();
+}
+
+// The gradient of the weight on tensor cores, float32 as TF32.
 const char* mma_backward_weight(const Problem& p, bool soft, acsconv::ScalarType gradient_type,
                                 const std::vector<void*>& t) {
-  void* workspace = emulator::allocate_device(acsconv::mma_backward_weight_workspace(p, soft));
-  const char* error = acsconv::mma_backward_weight(p, soft, t.at(0), t.at(1), t.at(2), t.at(3), gradient_type,
-                                                   workspace, nullptr);
+  const acsconv::MmaWeightPlan plan =
+      acsconv::plan_mma_backward_weight(p, soft, /*allow_tf32=*/true, acsconv::this_machine());
+  if (!plan.rejection.empty()) return refusal(plan.rejection);
+  void* workspace = emulator::allocate_device(plan.workspace_bytes);
+  const char* error = acsconv::mma_backward_weight(p, plan, soft, t.at(0), t.at(1), t.at(2), t.at(3),
+                                                   gradient_type, workspace, nullptr);
   emulator::release_device(workspace);
   return error;
 }
@@ -131,13 +141,6 @@ const char* with_soft_workspace(const Problem& p, acsconv::Pass pass, Function&&
   const char* error = function(workspace);
   emulator::release_device(workspace);
   return error;
-}
-
-// Text that lives until the next refusal.
-const char* refusal(const std::string& rejection) {
-  static std::string reason;
-  reason = rejection;
-  return reason.c_str();
 }
 
 // The tensor-core kernels, float32 as TF32; tensors as those of the simt launchers, but for a weight and bias
@@ -255,7 +258,7 @@ std::pair<std::string, size_t> plan(const std::string& pass, const py::dict& pro
     return {both.describe(), both.workspace_bytes()};
   }
   if (pass == "mma_backward_weight") {
-    const acsconv::MmaWeightPlan plan = acsconv::plan_mma_backward_weight(p, soft, machine);
+    const acsconv::MmaWeightPlan plan = acsconv::plan_mma_backward_weight(p, soft, allow_tf32, machine);
     return {plan.describe(), plan.workspace_bytes};
   }
   if (pass == "backward_weight") {
@@ -303,14 +306,17 @@ PYBIND11_MODULE(acsconv_emulator, module) {
              py::arg("count_banks") = false, "Settings of the launches that follow.");
   module.def(
       "take_bank_report",
-      [] {
+      [](bool plain) {
         std::map<std::string, std::array<uint64_t, 3>> report;
-        for (const auto& [instruction, use] : emulator::take_bank_report()) {
+        for (const auto& [instruction, use] : emulator::take_bank_report(plain)) {
           report[instruction] = {use.instructions, use.wavefronts, use.least};
         }
         return report;
       },
-      "Of the launches with count_banks since the last call: instruction -> (executions by a warp, "
+      py::arg("plain") = false,
+      "Of the launches with count_banks since the last call: instruction (or with `plain` the loads and "
+      "stores\n"
+      "of a source file) -> (executions by a warp, "
       "wavefronts,\n"
       "wavefronts without any bank conflict).");
 }

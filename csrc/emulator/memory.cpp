@@ -10,6 +10,7 @@
 #include <memory>
 #include <new>
 
+#include "banks.h"
 #include "runtime.h"
 
 namespace emulator {
@@ -106,7 +107,12 @@ void check_access(const void* pointer, size_t bytes, Access access, const void* 
   const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
   const uintptr_t in_array = address - reinterpret_cast<uintptr_t>(block.shared) + kSharedMargin;
   if (in_array < kMaxSharedBytes + 2 * kSharedMargin) {
-    check_shared(static_cast<ptrdiff_t>(in_array - kSharedMargin), bytes, access, counter);
+    const auto offset = static_cast<ptrdiff_t>(in_array - kSharedMargin);
+    check_shared(offset, bytes, access, counter);
+    if (options.count_banks) {
+      count_lane(access == Access::Read ? "load" : "store", static_cast<uint32_t>(offset),
+                 static_cast<uint32_t>(bytes), counter, /*plain=*/true);
+    }
   } else if (arena().contains(address)) {
     check_device(address, bytes, access, counter);
   } else if (address < kPage) {

@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "../mma_tma_plan.h"
-#include "../mma_weight_plan.h"
 #include "machine.cuh"
 #include "mma_backward_weight.h"
 #include "mma_convolve.h"
@@ -33,6 +32,10 @@ bool tma_is_wanted() {
   return wanted != nullptr && std::strcmp(wanted, "1") == 0;
 }
 
+MmaWeightPlan plan_on_tensor_cores(const WeightGradient& g) {
+  return plan_mma_backward_weight(g.problem, g.soft, g.allow_tf32, this_machine());
+}
+
 }  // namespace
 
 bool takes_float32_weight(const Convolution& c) { return plan_on_tensor_cores(c).plan.rejection.empty(); }
@@ -49,9 +52,9 @@ const char* convolve(const Convolution& c, const void* source, const void* weigh
   if (tma_is_wanted() && !both.takes_shared()) {
     const std::string rejection = tma_rejection(c.problem, both.plan, source, this_machine());
     both.plan.tma = rejection.empty();
-    if (!both.plan.tma) report_plan("", "not by TMA: " + rejection);
+    if (!both.plan.tma) print_line("not by TMA: " + rejection);
   }
-  report_plan("", both.describe());
+  print_plan(both);
   if (both.takes_shared()) {
     return mma_shared_walk(c.problem, both.shared, source, weight, bias, c.weight_type, result, workspace,
                            stream);
@@ -68,20 +71,23 @@ const char* convolve(const Convolution& c, const void* source, const void* weigh
                 : simt_backward_input(c.problem, source, weight, result, stream);
 }
 
-size_t backward_weight_workspace(const Problem& problem, bool soft) {
-  const MmaWeightPlan plan = plan_mma_backward_weight(problem, soft, this_machine());
-  return plan.rejection.empty() ? plan.workspace_bytes : simt_backward_weight_workspace(problem, soft);
+bool writes_float32_gradient(const WeightGradient& g) { return plan_on_tensor_cores(g).rejection.empty(); }
+
+size_t backward_weight_workspace(const WeightGradient& g) {
+  const MmaWeightPlan plan = plan_on_tensor_cores(g);
+  return plan.rejection.empty() ? plan.workspace_bytes : simt_backward_weight_workspace(g.problem, g.soft);
 }
 
-const char* backward_weight(const Problem& problem, bool soft, const void* grad_output, const void* input,
+const char* backward_weight(const WeightGradient& g, const void* grad_output, const void* input,
                             void* grad_weight, void* grad_bias, void* workspace, void* stream) {
-  const MmaWeightPlan plan = plan_mma_backward_weight(problem, soft, this_machine());
+  const MmaWeightPlan plan = plan_on_tensor_cores(g);
+  print_plan(plan);
   if (plan.rejection.empty()) {
-    return mma_backward_weight(problem, soft, grad_output, input, grad_weight, grad_bias, problem.type,
-                               workspace, stream);
+    return mma_backward_weight(g.problem, plan, g.soft, grad_output, input, grad_weight, grad_bias,
+                               g.gradient_type, workspace, stream);
   }
-  report_plan("", plan.describe());
-  return simt_backward_weight(problem, soft, grad_output, input, grad_weight, grad_bias, workspace, stream);
+  return simt_backward_weight(g.problem, g.soft, grad_output, input, grad_weight, grad_bias, workspace,
+                              stream);
 }
 
 }  // namespace acsconv

@@ -33,9 +33,20 @@ size_t convolve_workspace(const Convolution& convolution);
 const char* convolve(const Convolution& convolution, const void* source, const void* weight, const void* bias,
                      void* result, void* workspace, void* stream);
 
-// The gradients of weight and bias; tensors as in simt_backward_weight().
-size_t backward_weight_workspace(const Problem& problem, bool soft);
-const char* backward_weight(const Problem& problem, bool soft, const void* grad_output, const void* input,
+// The gradients of weight and bias.
+struct WeightGradient {
+  Problem problem;
+  bool soft, allow_tf32;
+  ScalarType gradient_type;  // the problem's, or float32 where writes_float32_gradient() allows it
+};
+
+// Whether the gradients of 16-bit volumes may be float32: the tensor-core kernels write their sums as they
+// are.
+bool writes_float32_gradient(const WeightGradient& gradient);
+
+// Tensors as in simt_backward_weight().
+size_t backward_weight_workspace(const WeightGradient& gradient);
+const char* backward_weight(const WeightGradient& gradient, const void* grad_output, const void* input,
                             void* grad_weight, void* grad_bias, void* workspace, void* stream);
 
 }  // namespace acsconv

@@ -1,11 +1,8 @@
 // Launches the gradients of weight and bias on tensor cores (mma_backward_weight.cuh) as
-// csrc/mma_weight_plan.h decides, and instantiates the kernel for every dtype, shape and way of copying.
-#include "mma_backward_weight.cuh"
-
-#include "machine.cuh"
+// csrc/mma_weight_plan.h decides, and adds their parts.
 #include "mma_backward_weight.h"
+
 #include "mma_weight_parts.cuh"
-#include "report.h"
 
 namespace acsconv {
 namespace {
@@ -14,36 +11,16 @@ bool are_multiples(const VolumeStrides& s, int64_t of) {
   return s.batch % of == 0 && s.axis[0] % of == 0 && s.axis[1] % of == 0 && s.axis[2] % of == 0;
 }
 
-// Whether cp.async can copy 8 input channels and 4 output channels at once.
+// Whether cp.async can copy 16 bytes of input channels and 4 output channels at once.
 bool can_copy(const Problem& p, const void* grad_output, const void* input) {
-  const auto is_aligned = [](const void* pointer, uintptr_t to) {
-    return reinterpret_cast<uintptr_t>(pointer) % to == 0;
+  const auto is_aligned = [](const void* pointer, int64_t to) {
+    return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(to) == 0;
   };
-  return p.input.channel == 1 && p.output.channel == 1 && p.in_channels % 8 == 0 && p.out_channels % 4 == 0 &&
-         are_multiples(p.input, 8) && are_multiples(p.output, 4) && is_aligned(input, 16) &&
-         is_aligned(grad_output, 8);
-}
-
-template <class Scalar, int kShape, bool kAsync>
-const char* launch_instance(const MmaWeightWork& work, const void* grad_output, const void* input,
-                            void* stream) {
-  using Config = MmaBackwardWeight<Scalar, kShape, kAsync>;
-  return launch(mma_backward_weight_kernel<Config>,
-                dim3(static_cast<unsigned>(work.parts * work.channel_blocks * work.units)),
-                dim3(Config::kThreads), Config::kSharedBytes, stream, work,
-                static_cast<const Scalar*>(grad_output), static_cast<const Scalar*>(input));
-}
-
-template <class Scalar, bool kAsync>
-const char* launch_shape(int shape, const MmaWeightWork& work, const void* grad_output, const void* input,
-                         void* stream) {
-  static_assert(kMmaWeightShapeCount == 8);
-  using Run = decltype(&launch_instance<Scalar, 0, kAsync>);
-  constexpr Run kRun[] = {launch_instance<Scalar, 0, kAsync>, launch_instance<Scalar, 1, kAsync>,
-                          launch_instance<Scalar, 2, kAsync>, launch_instance<Scalar, 3, kAsync>,
-                          launch_instance<Scalar, 4, kAsync>, launch_instance<Scalar, 5, kAsync>,
-                          launch_instance<Scalar, 6, kAsync>, launch_instance<Scalar, 7, kAsync>};
-  return kRun[shape](work, grad_output, input, stream);
+  const int64_t bytes = p.type == ScalarType::Float32 ? 4 : 2, channels = 16 / bytes;
+  return p.input.channel == 1 && p.output.channel == 1 && p.in_channels % channels == 0 &&
+         p.out_channels % kColumnAlignment == 0 && are_multiples(p.input, channels) &&
+         are_multiples(p.output, kColumnAlignment) && is_aligned(input, 16) &&
+         is_aligned(grad_output, kColumnAlignment * bytes);
 }
 
 template <class Scalar>
@@ -57,15 +34,9 @@ const char* add_weight_parts(const MmaWeightWork& work, void* grad_weight, void*
 
 }  // namespace
 
-size_t mma_backward_weight_workspace(const Problem& problem, bool soft) {
-  return plan_mma_backward_weight(problem, soft, this_machine()).workspace_bytes;
-}
-
-const char* mma_backward_weight(const Problem& problem, bool soft, const void* grad_output, const void* input,
-                                void* grad_weight, void* grad_bias, ScalarType gradient_type, void* workspace,
-                                void* stream) {
-  const MmaWeightPlan plan = plan_mma_backward_weight(problem, soft, this_machine());
-  if (const char* reason = report_plan(plan.rejection, plan.describe())) return reason;
+const char* mma_backward_weight(const Problem& problem, const MmaWeightPlan& plan, bool soft,
+                                const void* grad_output, const void* input, void* grad_weight,
+                                void* grad_bias, ScalarType gradient_type, void* workspace, void* stream) {
   if (plan.units * plan.channel_blocks == 0) return nullptr;
   float* sums = static_cast<float*>(workspace);
   const MmaWeightWork work{problem,
@@ -78,11 +49,11 @@ const char* mma_backward_weight(const Problem& problem, bool soft, const void* g
                            plan.parts,
                            sums,
                            sums + plan.parts * plan.weight_sums};
+  const auto multiply = problem.type == ScalarType::Float32   ? launch_mma_backward_weight<float>
+                        : problem.type == ScalarType::Float16 ? launch_mma_backward_weight<Float16>
+                                                              : launch_mma_backward_weight<BFloat16>;
   const bool copies = can_copy(problem, grad_output, input);
-  const auto multiply = problem.type == ScalarType::Float16
-                            ? (copies ? launch_shape<Float16, true> : launch_shape<Float16, false>)
-                            : (copies ? launch_shape<BFloat16, true> : launch_shape<BFloat16, false>);
-  if (const char* error = multiply(plan.shape, work, grad_output, input, stream)) return error;
+  if (const char* error = multiply(plan.shape, copies, {work, grad_output, input, stream})) return error;
   const auto add = gradient_type == ScalarType::Float32   ? add_weight_parts<float>
                    : gradient_type == ScalarType::Float16 ? add_weight_parts<Float16>
                                                           : add_weight_parts<BFloat16>;

@@ -2,39 +2,34 @@
 //   grad_weight[o][i][p][q] = sum over voxels v of grad_output[o][v] * x[i][stride * v + origin + tap(p, q)]
 //   grad_bias[o]            = sum over voxels v of grad_output[o][v]
 //
-// for float16 and bfloat16 volumes of any strides, summed in float32. Launched by mma_backward_weight.cu.
+// for float16, bfloat16 and (as TF32) float32 volumes of any strides, summed in float32. Launched by
+// mma_backward_weight.cu.
 //
 // One product of matrices per tap: M = input channels, N = output channels of one view, depth = voxels. M is
 // the input channel because views have odd widths: N pads to 8, M would pad to 16. Both operands lie in
-// shared memory as [plane of 8 channels][voxel][8 channels] and go through ldmatrix.trans; 8 voxels along W
-// are 128 contiguous bytes wherever a tap shifts them, so that no ldmatrix has a bank conflict.
+// shared memory as [plane of 8 channels][voxel][8 channels] (mma_weight_fragments.cuh says why).
 //
 // A block takes one unit (8 n_tiles columns of a view), one block of input channels and one part of the
 // view's tiles of voxels. Its halo lies only in the view's plane and its tiles along the view's own axes:
-//     view  inner axis (8 or 4)  pair axis (4; two rows make a depth of 16)  outer tap
-//      a          H                             D                            along W
-//      c          D                             H                            along W
-//      s          H                             D                            along D, the pair axis
+//     view  inner axis (8, 4, 2)  pair axis (4)  outer tap
+//      a          H                    D          along W
+//      c          D                    H          along W
+//      s          H                    D          along D, the pair axis
 // A warp has one outer tap, all inner taps, m_tiles x 16 input channels, and one share of the tile's stacks;
-// a stack is the pairs of rows along the inner axis. Fragments of grad_output stay in registers for as many
-// rows as there are taps, so that every fragment of x serves all inner taps. The accumulators of a part leave
-// the block once, in the order of the fragments; mma_add_parts_kernel adds the parts in order.
+// a stack is the pairs of rows, in TF32 the rows, along the inner axis. Fragments of grad_output stay in
+// registers for as many rows as there are taps, so that every fragment of x serves all inner taps. The
+// accumulators of a part leave the block once, in the order of the fragments; mma_add_parts_kernel adds the
+// parts in order.
 #pragma once
 
+#include "mma_weight_fragments.cuh"
+#include "mma_weight_launch.h"
 #include "mma_weight_tiles.cuh"
 
 namespace acsconv {
 
-struct MmaWeightWork {
-  Problem problem;
-  bool soft, weight, bias;  // Soft ACS; which gradients are wanted
-  MmaWeightShape shape;
-  int64_t units, channel_blocks, parts;
-  float *weight_sums, *bias_sums;
-};
-
-// kAsync: channels lie side by side in both tensors, 8 input channels aligned to 16 bytes and 4 output
-// channels to 8, so that cp.async copies them. Otherwise threads gather 8 channels of a voxel each.
+// kAsync: channels lie side by side in both tensors, 16 bytes of input channels and 4 output channels are
+// aligned to their size, so that cp.async copies them. Otherwise threads gather 16 bytes of a voxel each.
 template <class Scalar_, int kShape, bool kAsync_>
 struct MmaBackwardWeight {
   using Scalar = Scalar_;
@@ -44,9 +39,12 @@ struct MmaBackwardWeight {
                        kN = kS.n_tiles, kBlocks = kS.blocks;
   static constexpr int kThreads = 32 * kS.warps();
   static constexpr int kStride = kS.stride, kInner = kS.inner, kW = kWeightTileW, kVoxels = kS.voxels();
-  static constexpr int kStacks = kWeightTilePair / 2;
+  static constexpr int kVoxelBytes = kS.voxel_bytes();
+  static constexpr bool kTf32 = sizeof(Scalar) == 4;
+  static constexpr int kDepth = kS.rows_of_product(), kStacks = kWeightTilePair / kDepth;
   static constexpr int kRows = kS.reach(kInner);  // of x, that a stack reads
-  static_assert(kW == 8 && kWeightTilePair % 2 == 0 && kStacks % kShares == 0 && kShares <= 2);
+  static_assert(sizeof(Scalar) == kS.bytes && kW == 8 && kWeightTilePair % kDepth == 0);
+  static_assert(kStacks % kShares == 0);
   static_assert(kStride == 1 || kStride == 2);
   static_assert(kS.reach(kInner) + kS.reach(kW) + kWeightTilePair <= 32 &&
                     kS.reach(kInner) + kW + kS.reach(kWeightTilePair) <= 32,
@@ -62,7 +60,8 @@ struct MmaBackwardWeight {
   static constexpr int kFragments = kTaps * kM * kN;  // of a warp: the 16 x 8 tiles of all inner taps
   static constexpr int kUnitWarps = kTaps * kGroups;  // with sums of their own
   static constexpr int kSums = kUnitWarps * kFragments * 128;
-  static_assert(kUnitWarps * kM * kN * 512 <= kWeightStages * kStage, "the shares meet in the stages");
+  static constexpr int kExchange = kUnitWarps * kM * kN * 32;  // of a share, in quadruples
+  static_assert((kShares - 1) * kExchange * 16 <= kWeightStages * kStage, "the shares meet in the stages");
 };
 
 template <class Config>
@@ -104,34 +103,12 @@ __device__ __forceinline__ void load_stage(const MmaWeightWork& work, const Weig
                           stage + Config::kGBegin};
   if constexpr (Config::kAsync) {
     copy_box<Config, false, Config::kXPlanes, Config::kXPlane, 16>(x_box);
-    copy_box<Config, true, Config::kN, Config::kGPlane, 8>(g_box);
+    constexpr int kPiece = kColumnAlignment * static_cast<int>(sizeof(Scalar));
+    copy_box<Config, true, Config::kN, Config::kGPlane, kPiece>(g_box);
   } else {
     gather_box<Config, false, Config::kXPlanes, Config::kXPlane>(x_box);
     gather_box<Config, true, Config::kN, Config::kGPlane>(g_box);
   }
-}
-
-// The columns' fragments of one pair of rows of grad_output. `pairs`: this lane's row of two columns of tiles
-// at once; `single`: of one.
-template <class Config>
-__device__ __forceinline__ void load_columns(uint32_t (&fragment)[Config::kN][2], uint32_t pairs,
-                                             uint32_t single) {
-#pragma unroll
-  for (int n = 0; n + 1 < Config::kN; n += 2) {
-    uint32_t r[4];
-    ptx::ldmatrix_x4_trans(r, pairs + n * Config::kGPlane);
-    fragment[n][0] = r[0], fragment[n][1] = r[1];
-    fragment[n + 1][0] = r[2], fragment[n + 1][1] = r[3];
-  }
-  if constexpr (Config::kN % 2 == 1) {
-    ptx::ldmatrix_x2_trans(fragment[Config::kN - 1], single + (Config::kN - 1) * Config::kGPlane);
-  }
-}
-
-template <class Scalar>
-__device__ __forceinline__ float sum_of_halves(uint32_t word) {
-  return widen(Scalar{static_cast<uint16_t>(word & 0xffff)}) +
-         widen(Scalar{static_cast<uint16_t>(word >> 16)});
 }
 
 template <class Config>
@@ -141,7 +118,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
                                const typename Config::Scalar* __restrict__ input) {
   using Scalar = typename Config::Scalar;
   constexpr int kTaps = Config::kTaps, kM = Config::kM, kN = Config::kN, kRows = Config::kRows;
-  constexpr int kGRow = Config::kW * 16, kGPair = Config::kInner * kGRow;  // bytes from row to row
+  constexpr int kVoxelBytes = Config::kVoxelBytes;
+  constexpr int kGRow = Config::kW * kVoxelBytes, kGPair = Config::kInner * kGRow;  // bytes from row to row
   DYNAMIC_SHARED(memory);
   auto& geometry = *reinterpret_cast<WeightGeometry*>(memory);
 
@@ -174,15 +152,16 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
 
   // Matrices of a fragment of x: lane bit 3 is the upper 8 channels, bit 4 the second row of the pair; of two
   // columns of tiles of grad_output: bit 3 the second row, bit 4 the second column of tiles.
-  const int row_step = geometry.halo[kAlongW] * 16, plane_step = row_step * geometry.halo[kAlongInner];
+  const int row_step = geometry.halo[kAlongW] * kVoxelBytes,
+            plane_step = row_step * geometry.halo[kAlongInner];
   const int pair_step = view == 2 ? Config::kStride * plane_step : plane_step;
   const int outer_step = view == 2              ? outer * plane_step
-                         : Config::kStride == 1 ? outer * 16
-                                                : (outer % 2 * geometry.evens + outer / 2) * 16;
-  const int upper = lane >> 3 & 1, second = lane >> 4;
-  const uint32_t x_lane =
-      (group * kM * 2 + upper) * Config::kXPlane + second * pair_step + (lane & 7) * 16 + outer_step;
-  const uint32_t g_lane = Config::kGBegin + upper * kGPair + (lane & 7) * 16;
+                         : Config::kStride == 1 ? outer * kVoxelBytes
+                                                : (outer % 2 * geometry.evens + outer / 2) * kVoxelBytes;
+  const int bit_3 = lane >> 3 & 1, bit_4 = lane >> 4;
+  const uint32_t x_lane = lane_byte<Config>(lane, bit_3 * Config::kXPlane, bit_4 * pair_step) +
+                          group * kM * 2 * Config::kXPlane + outer_step;
+  const uint32_t g_lane = Config::kGBegin + lane_byte<Config>(lane, 0, bit_3 * kGPair);
 
   float sum[kTaps][kM][kN][4] = {}, bias[kN] = {};
   WeightTile ahead{};
@@ -202,20 +181,21 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
     ptx::cp_async_wait<0>();
     __syncthreads();
     load_next(tile + 1, stage ^ 1);
-    const uint32_t shared = ptx::shared_address(memory) + Config::kFirstStage + stage * Config::kStage;
+    const uint32_t shared =
+        (Config::kTf32 ? 0 : ptx::shared_address(memory)) + Config::kFirstStage + stage * Config::kStage;
 #pragma unroll 1
     for (int k = 0; k < Config::kStacks / Config::kShares; ++k) {
-      const int pair = 2 * (k * Config::kShares + share);
+      const int pair = Config::kDepth * (k * Config::kShares + share);
       const uint32_t x_stack = shared + x_lane + pair * pair_step;
-      const uint32_t single = shared + g_lane + pair * kGPair, pairs = single + second * Config::kGPlane;
+      const uint32_t single = shared + g_lane + pair * kGPair, pairs = single + bit_4 * Config::kGPlane;
       if (sums_bias) {  // apart from the unrolled rows, whose schedule a branch would cut
 #pragma unroll 1
         for (int row = group * kTaps + outer; row < Config::kInner; row += Config::kUnitWarps) {
           uint32_t fragment[kN][2];
-          load_columns<Config>(fragment, pairs + row * kGRow, single + row * kGRow);
+          load_columns<Config, false>(fragment, memory, pairs + row * kGRow, single + row * kGRow);
 #pragma unroll
           for (int n = 0; n < kN; ++n) {
-            bias[n] += sum_of_halves<Scalar>(fragment[n][0]) + sum_of_halves<Scalar>(fragment[n][1]);
+            bias[n] += sum_of<Scalar>(fragment[n][0]) + sum_of<Scalar>(fragment[n][1]);
           }
         }
       }
@@ -224,12 +204,13 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
       for (int row = 0; row < kRows; ++row) {
         const int starts = row / Config::kStride;  // the row of grad_output whose first tap this is
         if (row % Config::kStride == 0 && starts < Config::kInner) {
-          load_columns<Config>(columns[starts % kTaps], pairs + starts * kGRow, single + starts * kGRow);
+          load_columns<Config, true>(columns[starts % kTaps], memory, pairs + starts * kGRow,
+                                     single + starts * kGRow);
         }
         uint32_t x[kM][4];
 #pragma unroll
         for (int m = 0; m < kM; ++m) {
-          ptx::ldmatrix_x4_trans(x[m], x_stack + row * row_step + m * 2 * Config::kXPlane);
+          load_channels<Config>(x[m], memory, x_stack + row * row_step + m * 2 * Config::kXPlane);
         }
 #pragma unroll
         for (int tap = 0; tap < kTaps; ++tap) {
@@ -247,16 +228,16 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
                 ((part * work.units + unit) * work.channel_blocks + channel_block) * Config::kSums +
                 (group * kTaps + outer) * Config::kFragments * 128 + lane * 4;
     auto* exchange = reinterpret_cast<float4*>(memory + Config::kFirstStage) +
-                     (group * kTaps + outer) * kM * kN * 32 + lane;
+                     (group * kTaps + outer) * kM * kN * 32 + lane;  // of share 1; the others behind it
 #pragma unroll
     for (int tap = 0; tap < kTaps; ++tap) {
       if constexpr (Config::kShares > 1) {
         __syncthreads();
-        if (share == 1) {
+        if (share > 0) {
 #pragma unroll
           for (int i = 0; i < kM * kN; ++i) {
             const float (&f)[4] = sum[tap][i / kN][i % kN];
-            exchange[i * 32] = make_float4(f[0], f[1], f[2], f[3]);
+            exchange[(share - 1) * Config::kExchange + i * 32] = make_float4(f[0], f[1], f[2], f[3]);
           }
         }
         __syncthreads();
@@ -266,9 +247,10 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
         for (int i = 0; i < kM * kN; ++i) {
           const float (&f)[4] = sum[tap][i / kN][i % kN];
           float4 total = make_float4(f[0], f[1], f[2], f[3]);
-          if constexpr (Config::kShares > 1) {
-            const float4 other = exchange[i * 32];
-            total.x += other.x, total.y += other.y, total.z += other.z, total.w += other.w;
+#pragma unroll
+          for (int other = 0; other < Config::kShares - 1; ++other) {
+            const float4 more = exchange[other * Config::kExchange + i * 32];
+            total.x += more.x, total.y += more.y, total.z += more.z, total.w += more.w;
           }
           *reinterpret_cast<float4*>(to + (tap * kM * kN + i) * 128) = total;
         }
@@ -284,6 +266,27 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
       if (lane % 4 == 0) to[n * 8 + lane / 4] = total;
     }
   }
+}
+
+template <class Scalar, bool kAsync, int kShape = 0>
+const char* launch_weight_shape(int shape, const MmaWeightLaunch& call) {
+  if constexpr (kShape + 1 < kMmaWeightShapeCount) {
+    if (shape != kShape) return launch_weight_shape<Scalar, kAsync, kShape + 1>(shape, call);
+  }
+  if constexpr (kMmaWeightShapes[kShape].bytes == sizeof(Scalar)) {
+    using Config = MmaBackwardWeight<Scalar, kShape, kAsync>;
+    const MmaWeightWork& work = call.work;
+    return launch(mma_backward_weight_kernel<Config>,
+                  dim3(static_cast<unsigned>(work.parts * work.channel_blocks * work.units)),
+                  dim3(Config::kThreads), Config::kSharedBytes, call.stream, work,
+                  static_cast<const Scalar*>(call.grad_output), static_cast<const Scalar*>(call.input));
+  }
+  return "no such block for this type";
+}
+template <class Scalar>
+const char* launch_mma_backward_weight(int shape, bool copies, const MmaWeightLaunch& call) {
+  return copies ? launch_weight_shape<Scalar, true>(shape, call)
+                : launch_weight_shape<Scalar, false>(shape, call);
 }
 
 }  // namespace acsconv

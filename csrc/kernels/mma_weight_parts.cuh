@@ -6,7 +6,7 @@
 // added in order. Everything is counted in 32 bits, since the workspace has less than 2^24 sums.
 #pragma once
 
-#include "mma_backward_weight.cuh"
+#include "mma_weight_launch.h"
 
 namespace acsconv {
 

@@ -2,9 +2,9 @@
 // block's lie, which of their voxels exist, and how they get into shared memory, as [plane of 8
 // channels][voxel][8 channels].
 //
-// A tile of grad_output is a box of 8 (4 for stride 2) x 4 x 8 voxels; that of x, what they read in the view.
+// A tile of grad_output is a box of inner x 4 x 8 voxels; that of x, what they read in the view.
 // With stride 2 and along W, in its plane, the even positions lie before the odd ones, so that 8 outputs side
-// by side still read 128 bytes; along the thin axis the box has the positions that are read and no others. A
+// by side still read neighbours; along the thin axis the box has the positions that are read and no others. A
 // table has the offset of every voxel of x from the box's corner, and one bit for each of its coordinates;
 // for grad_output it has the rows along W, which leaves room for another block on a multiprocessor. A tile is
 // then a mask of the coordinates that lie outside the volume, and a test one AND.
@@ -144,11 +144,12 @@ __device__ __forceinline__ uint2 voxel_entry(const Box<typename Config::Scalar>&
 // Threads hold a piece of kPiece bytes of the planes' channels each and walk the voxels.
 template <class Config, bool kRows, int kPlanes, int kPlane, int kPiece>
 __device__ __forceinline__ void copy_box(const Box<typename Config::Scalar>& box) {
-  constexpr int kParts = 16 / kPiece, kPieces = kPlanes * kParts, kStep = Config::kThreads / kPieces,
-                kBatch = 4;
+  constexpr int kParts = Config::kVoxelBytes / kPiece, kPieces = kPlanes * kParts,
+                kStep = Config::kThreads / kPieces, kBatch = 4;
   const int thread = ptx::thread_x(), piece = thread % kPieces, start = thread / kPieces;
   if (Config::kThreads % kPieces != 0 && start >= kStep) return;
-  const int channel = box.first_channel + piece * (kPiece / 2);
+  const int channel =
+      box.first_channel + piece * (kPiece / static_cast<int>(sizeof(typename Config::Scalar)));
   const bool exists = channel < box.channels;
   const typename Config::Scalar* corner = box.corner + channel;
   const uint32_t to = ptx::shared_address(box.stage) + piece / kParts * kPlane + piece % kParts * kPiece;
@@ -164,38 +165,57 @@ __device__ __forceinline__ void copy_box(const Box<typename Config::Scalar>& box
     for (int i = 0; i < kBatch; ++i) {
       if (voxel + i * kStep >= box.voxels) break;
       const bool inside = exists && (entry[i].y & box.outside) == 0;
-      ptx::cp_async<kPiece>(to + (voxel + i * kStep) * 16,
+      ptx::cp_async<kPiece>(to + (voxel + i * kStep) * Config::kVoxelBytes,
                             inside ? corner + static_cast<int>(entry[i].x) : box.tensor, inside ? kPiece : 0);
     }
   }
 }
 
-// Neighbouring threads take neighbouring voxels, and 8 channels of them.
+__device__ __forceinline__ uint32_t bits_of(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+template <class Scalar>
+__device__ __forceinline__ uint32_t bits_of(Scalar value) {
+  return value.bits;
+}
+
+// Neighbouring threads take neighbouring voxels, and the 16 bytes of 8 channels of them; in float32 of 4, and
+// of 8 threads the second 4 take the other half of the same voxels, so that they store 128 bytes side by
+// side.
 template <class Config, bool kRows, int kPlanes, int kPlane>
 __device__ __forceinline__ void gather_box(const Box<typename Config::Scalar>& box) {
-  const int rounds = (kPlanes * box.voxels + Config::kThreads - 1) / Config::kThreads;
-  int voxel = ptx::thread_x(), plane = 0;
+  using Scalar = typename Config::Scalar;
+  constexpr int kHalves = Config::kVoxelBytes / 16;
+  const int items = kHalves * box.voxels;  // a multiple of 8 in float32, as every box has an axis of 4 or 8
+  const int rounds = (kPlanes * items + Config::kThreads - 1) / Config::kThreads;
+  int item = ptx::thread_x(), plane = 0;
 #pragma unroll 1
-  for (int round = 0; round < rounds; ++round, voxel += Config::kThreads) {
-    while (voxel >= box.voxels) voxel -= box.voxels, ++plane;
+  for (int round = 0; round < rounds; ++round, item += Config::kThreads) {
+    while (item >= items) item -= items, ++plane;
     if (plane >= kPlanes) return;
+    const int half = kHalves == 1 ? 0 : item / 4 % 2, voxel = kHalves == 1 ? item : item / 8 * 4 + item % 4;
     const uint2 entry = voxel_entry<Config, kRows>(box, voxel);
-    const int channel = box.first_channel + plane * 8;
+    const int channel = box.first_channel + plane * 8 + half * 4;
     const int channels = (entry.y & box.outside) == 0 ? box.channels - channel : 0;
-    const typename Config::Scalar* from =
-        box.corner + static_cast<int>(entry.x) + channel * box.channel_stride;
+    const Scalar* from = box.corner + static_cast<int>(entry.x) + channel * box.channel_stride;
     const auto next = [&](int i) {  // a step at a time: multiples of the stride would be kept in registers
-      const uint32_t bits = i < channels ? from->bits : 0;
+      const uint32_t bits = i < channels ? bits_of(*from) : 0;
       from += box.channel_stride;
       return bits;
     };
     uint32_t words[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint32_t low = next(2 * i), high = next(2 * i + 1);
-      words[i] = low | high << 16;
+      if constexpr (kHalves == 2) {
+        words[i] = next(i);
+      } else {
+        const uint32_t low = next(2 * i), high = next(2 * i + 1);
+        words[i] = low | high << 16;
+      }
     }
-    *reinterpret_cast<uint4*>(box.stage + plane * kPlane + voxel * 16) =
+    *reinterpret_cast<uint4*>(box.stage + plane * kPlane + voxel * Config::kVoxelBytes + half * 16) =
         make_uint4(words[0], words[1], words[2], words[3]);
   }
 }

@@ -15,14 +15,27 @@ inline unsigned grid_size(int64_t tiles) {
   return static_cast<unsigned>(std::min(tiles, kLargestGrid));
 }
 
-// Prints the plan if ACSCONV_PRINT_PLAN is set. Returns the rejection as text that lives until the thread's
-// next call, or nullptr.
-inline const char* report_plan(const std::string& rejection, const std::string& description) {
+inline bool plans_are_printed() {
   static const bool print = std::getenv("ACSCONV_PRINT_PLAN") != nullptr;
-  if (print) std::fprintf(stderr, "acsconv: %s\n", description.c_str());
-  if (rejection.empty()) return nullptr;
+  return print;
+}
+inline void print_line(const std::string& text) {
+  if (plans_are_printed()) std::fprintf(stderr, "acsconv: %s\n", text.c_str());
+}
+// A plan describes itself only if ACSCONV_PRINT_PLAN is set: that takes longer than to make it.
+template <class Plan>
+void print_plan(const Plan& plan) {
+  if (plans_are_printed()) print_line(plan.describe());
+}
+
+// Prints the plan likewise. Returns its rejection as text that lives until the thread's next call, or
+// nullptr.
+template <class Plan>
+const char* report_plan(const Plan& plan) {
+  print_plan(plan);
+  if (plan.rejection.empty()) return nullptr;
   static thread_local std::string reason;
-  reason = rejection;
+  reason = plan.rejection;
   return reason.c_str();
 }
 

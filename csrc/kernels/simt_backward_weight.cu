@@ -60,7 +60,7 @@ const char* simt_backward_weight(const Problem& problem, bool soft, const void* 
                                  const void* input, void* grad_weight, void* grad_bias, void* workspace,
                                  void* stream) {
   const WeightPlan plan = plan_backward_weight(problem, soft, Machine{multiprocessors()});
-  if (const char* reason = report_plan(plan.rejection, plan.describe())) return reason;
+  if (const char* reason = report_plan(plan)) return reason;
   if (plan.not_depthwise.empty()) {
     return simt_depthwise_weight(problem, plan, grad_output, input, grad_weight, grad_bias, workspace,
                                  stream);

@@ -51,7 +51,7 @@ const char* launch_shape(const GatherPlan& plan, const GatherWork& work, const v
 const char* gather(const Problem& problem, Pass pass, bool soft, const void* source, const void* weight,
                    const void* bias, void* destination, void* workspace, void* stream) {
   const GatherPlan plan = plan_gather(problem, pass, soft, Machine{multiprocessors()});
-  if (const char* reason = report_plan(plan.rejection, plan.describe())) return reason;
+  if (const char* reason = report_plan(plan)) return reason;
   if (plan.not_depthwise.empty()) {
     return simt_depthwise(problem, pass, plan.channels_inner, source, weight, bias, destination, stream);
   }

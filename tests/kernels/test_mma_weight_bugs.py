@@ -1,6 +1,6 @@
 """Bugs planted in the gradient of the weight on tensor cores must be found; see test_planted_bugs.py.
 
-Only one shape of block in bfloat16 is compiled, and the other kernels come from the emulator's cache.
+Only one shape of block is compiled, and the other kernels come from the emulator's cache.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from kernels.test_mma_backward_weight import LARGE, run
 # Three tiles in a part, a part of a unit and of a block of input channels, all three views.
 COPIED = Layer(24, 20, (4, 5, 19), dtype="bfloat16", layout="channels_last")
 GATHERED = replace(COPIED, layout="contiguous")
+TF32, TF32_GATHERED, TF32_SHAPE = replace(COPIED, dtype="float32"), replace(GATHERED, dtype="float32"), 8
 HALVED, HALVED_SHAPE = (
     Layer(24, 20, (7, 9, 35), stride=(2, 2, 2), dtype="bfloat16", layout="channels_last"),
     5,
@@ -35,6 +36,7 @@ class Bug:
 
 
 KERNEL, TILES, PARTS = "mma_backward_weight.cuh", "mma_weight_tiles.cuh", "mma_weight_parts.cuh"
+FRAGMENTS = "mma_weight_fragments.cuh"
 WAIT = "    ptx::cp_async_wait<0>();\n    __syncthreads();\n    load_next(tile + 1, stage ^ 1);"
 BUGS = [
     Bug("wait too weak", KERNEL, WAIT, WAIT.replace("wait<0>", "wait<1>"), "RACE"),
@@ -53,13 +55,14 @@ BUGS = [
         "geometry);\n  __syncthreads();\n  const int view", "geometry);\n  const int view", "RACE|uninitialised"),
     Bug("shares meet without a barrier", KERNEL, "        __syncthreads();\n      }\n      if (share == 0) {",
         "      }\n      if (share == 0) {", "RACE"),
-    Bug("shares meet in a stage that is read", KERNEL, "        __syncthreads();\n        if (share == 1) {",
-        "        if (share == 1) {", "RACE"),
-    Bug("second share forgotten", KERNEL, "total.x += other.x, total.y += other.y,", "total.x += other.x,", WRONG),
+    Bug("shares meet in a stage that is read", KERNEL, "        __syncthreads();\n        if (share > 0) {",
+        "        if (share > 0) {", "RACE"),
+    Bug("second share forgotten", KERNEL, "total.x += more.x, total.y += more.y,", "total.x += more.x,", WRONG),
     Bug("row of another tap", KERNEL, "const int meets = (row - tap) / Config::kStride;",
         "const int meets = (row - tap + 1) / Config::kStride;", WRONG),
-    Bug("outer tap forgotten", KERNEL, "(lane & 7) * 16 + outer_step;", "(lane & 7) * 16;", WRONG),
-    Bug("second row of a pair", KERNEL, "upper * kGPair + (lane & 7) * 16", "(lane & 7) * 16", WRONG),
+    Bug("outer tap forgotten", KERNEL, "Config::kXPlane + outer_step;", "Config::kXPlane;", WRONG),
+    Bug("second row of a pair", KERNEL, "lane_byte<Config>(lane, 0, bit_3 * kGPair)",
+        "lane_byte<Config>(lane, 0, 0)", WRONG),
     Bug("bias of one lane", KERNEL, "total += __shfl_xor_sync(0xffffffffu, total, 2);", "", WRONG),
     Bug("border not tested", TILES, "exists && (entry[i].y & box.outside) == 0", "exists",
         "device read|" + WRONG),
@@ -89,6 +92,16 @@ BUGS = [
         shape=HALVED_SHAPE),
     Bug("tiles read without a stride", KERNEL, "tile.at[i] * Config::kStride + geometry.origin[i]",
         "tile.at[i] + geometry.origin[i]", WRONG, HALVED, shape=HALVED_SHAPE),
+    Bug("wait too weak for words", KERNEL, WAIT, WAIT.replace("wait<0>", "wait<1>"), "RACE", TF32, shape=TF32_SHAPE),
+    Bug("later voxels of a fragment", FRAGMENTS, "Config::kXPlane + i / 2 * 4 * Config::kVoxelBytes",
+        "Config::kXPlane + i / 2 * 3 * Config::kVoxelBytes", WRONG, TF32, shape=TF32_SHAPE),
+    Bug("lanes of a fragment mixed up", FRAGMENTS, "lane % 4 * Config::kVoxelBytes + lane / 4 * 4",
+        "lane / 8 * Config::kVoxelBytes + lane % 8 * 4", WRONG, TF32, shape=TF32_SHAPE),
+    Bug("third share forgotten", KERNEL, "other < Config::kShares - 1", "other < 1", WRONG, TF32, shape=TF32_SHAPE),
+    Bug("shares meet in one place", KERNEL, "exchange[(share - 1) * Config::kExchange + i * 32] =",
+        "exchange[i * 32] =", "RACE|uninitialised", TF32, shape=TF32_SHAPE),
+    Bug("half of a voxel gathered twice", TILES, "plane * 8 + half * 4;", "plane * 8;", WRONG, TF32_GATHERED,
+        shape=TF32_SHAPE),
 ]  # fmt: skip
 
 
@@ -96,13 +109,12 @@ BUGS = [
 def test_bug_is_found(emulator_builder, tmp_path, bug):
     root = tmp_path / "csrc"
     copy_sources(root)
-    launcher = root / "kernels" / "mma_backward_weight.cu"
-    text = re.sub(
-        r"launch_instance<Scalar, \d, kAsync>",
-        f"launch_instance<Scalar, {bug.shape}, kAsync>",
-        launcher.read_text(),
+    is_of_type = "if constexpr (kMmaWeightShapes[kShape].bytes == sizeof(Scalar)"
+    replace_once(
+        root / "kernels" / KERNEL,
+        is_of_type,
+        f"{is_of_type} && kShape == {bug.shape} && !std::is_same_v<Scalar, Float16>",
     )
-    launcher.write_text(text.replace("launch_shape<Float16,", "launch_shape<BFloat16,"))
     replace_once(root / "kernels" / bug.file, bug.old, bug.new)
     module = emulator_builder.module(root)
     module.configure(multiprocessors=bug.multiprocessors, block_shared_bytes=100 << 10)

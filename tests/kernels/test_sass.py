@@ -10,8 +10,10 @@ from kernels.test_nvcc import RECORD, reported
 
 # Source, what its kernels' names contain, what they must have in the main loop; cp.async is LDGSTS.
 KERNELS = [
-    ("mma_backward_weight", "Lb1E", {"HMMA", "LDSM", "LDGSTS"}),  # copied
-    ("mma_backward_weight", "Lb0E", {"HMMA", "LDSM", "LDG", "STS"}),  # gathered
+    ("mma_backward_weight_bf16", "Lb1E", {"HMMA", "LDSM", "LDGSTS"}),  # copied
+    ("mma_backward_weight_bf16", "Lb0E", {"HMMA", "LDSM", "LDG", "STS"}),  # gathered
+    ("mma_backward_weight_tf32", "Lb1E", {"HMMA", "LDS", "LDGSTS"}),
+    ("mma_backward_weight_tf32", "Lb0E", {"HMMA", "LDS", "LDG", "STS"}),
     ("mma_view_per_warp_bf16", "", {"HMMA", "LDSM"}),
     ("mma_view_per_step_bf16", "", {"HMMA", "LDSM"}),
 ]

@@ -1,0 +1,28 @@
+// Between mma_backward_weight.cu and the files that instantiate the gradient of the weight on tensor cores,
+// one per dtype so that they compile side by side.
+#pragma once
+
+#include "../common/ptx.cuh"
+#include "../mma_weight_plan.h"
+
+namespace acsconv {
+
+struct MmaWeightWork {
+  Problem problem;
+  bool soft, weight, bias;  // Soft ACS; which gradients are wanted
+  MmaWeightShape shape;
+  int64_t units, channel_blocks, parts;
+  float *weight_sums, *bias_sums;
+};
+
+struct MmaWeightLaunch {
+  MmaWeightWork work;
+  const void *grad_output, *input;
+  void* stream;
+};
+
+// Queues the kernel of a shape of kMmaWeightShapes; float is TF32. `copies`: by cp.async, else gathered.
+template <class Scalar>
+const char* launch_mma_backward_weight(int shape, bool copies, const MmaWeightLaunch& call);
+
+}  // namespace acsconv
