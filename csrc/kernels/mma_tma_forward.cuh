@@ -18,6 +18,7 @@ struct TmaForward : ViewPerWarp<T, kIndex> {
   static constexpr TmaShared kShared = tma_shared(Base::kShape);
   static constexpr int kStages = kShared.stages, kStageBytes = static_cast<int>(kShared.stage);
   static_assert(kShared.weights == Base::kStepBytes);
+  static_assert(kShared.total + 1024 <= kHopperSharedBytes / Base::kShape.blocks);
   // The first kThreads multiply.
   static constexpr bool kProducerWarp = tma_producer_warp(Base::kShape);
   static constexpr int kBlockThreads = tma_forward_threads(Base::kShape);
