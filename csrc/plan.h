@@ -111,12 +111,12 @@ inline std::string depthwise_rejection(const Problem& p, bool soft) {
   return {};
 }
 
-// Whether tap (1, 1) of a 3x3 kernel reads the same voxel in all views, and a step along an axis is the same
-// in both views whose plane it lies in.
+// Whether the middle tap of a square kernel reads the same voxel in all views, and a step along an axis the
+// same in both views whose plane it lies in.
 inline bool views_share_centre(const Problem& p) {
   for (int axis = 0; axis < 3; ++axis) {
     const int other = (axis + 1) % 3, last = (axis + 2) % 3;  // views in whose plane the axis lies
-    const int64_t middle = p.origin[other][axis] + p.dilation[other][axis];
+    const int64_t middle = p.origin[other][axis] + p.kernel_h / 2 * p.dilation[other][axis];
     if (p.dilation[other][axis] != p.dilation[last][axis] || p.origin[other][axis] != p.origin[last][axis] ||
         p.origin[axis][axis] != middle) {
       return false;

@@ -18,9 +18,11 @@ MmaWork describe_work(const Problem& p, const MmaPlan& plan, Pass pass, bool sof
     const int centre = static_cast<int>(p.origin[axis][axis]);
     work.centre[axis] = forward ? centre : -centre;
     work.dilation[axis] = static_cast<int>(p.dilation[(axis + 1) % 3][axis]);
+    work.spacing[axis] = static_cast<int>(mma_spacing(p, forward, axis));
     work.axis_tiles[axis] = static_cast<int>(plan.axis_tiles[axis]);
     work.split[axis] = static_cast<int>(p.split[axis]);
     work.view_columns[axis] = plan.view_columns[axis];
+    work.view_blocks[axis] = plan.view_blocks[axis];
     work.view_steps[axis] = plan.view_steps[axis];
   }
   work.source = forward ? p.input : p.output;
@@ -29,6 +31,10 @@ MmaWork describe_work(const Problem& p, const MmaPlan& plan, Pass pass, bool sof
   work.columns = static_cast<int>(forward ? p.out_channels : p.in_channels);
   work.steps = plan.steps;
   work.parts = plan.parts;
+  work.kernel = static_cast<int>(p.kernel_h);
+  work.stride = forward ? static_cast<int>(p.stride[0]) : 1;
+  work.halves = !forward && p.stride[0] == 2;
+  work.view_per_block = plan.view_per_block;
   work.soft = soft;
 
   // Pieces of 16 bytes can be copied where all of them are aligned and none holds a channel beyond the last.
@@ -44,8 +50,9 @@ namespace {
 template <class T>
 MmaLauncher instance(const MmaPlan& plan, bool soft) {
   if (plan.tma) return tma_forward_instance<T>(plan.shape);
-  return plan.view_per_warp ? view_per_warp_instance<T>(plan.shape)
-                            : view_per_step_instance<T>(plan.shape, soft);
+  return plan.view_per_warp  ? view_per_warp_instance<T>(plan.shape)
+         : plan.row_per_step ? tap_rows_instance<T>(plan.shape)
+                             : view_per_step_instance<T>(plan.shape, soft);
 }
 
 }  // namespace

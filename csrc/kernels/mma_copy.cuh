@@ -39,9 +39,12 @@ struct Halo {
 };
 
 // The position that a table's offsets count from: the halo's first voxel, moved into the volume.
+__device__ __forceinline__ int moved_inside(const MmaWork& work, int axis, int position) {
+  const int last = work.source_size[axis] - 1;
+  return position < 0 ? 0 : position > last ? last : position;
+}
 __device__ __forceinline__ int halo_origin(const MmaWork& work, const MmaPlace& place, int stride, int axis) {
-  const int first = source_position(work, place, stride, axis, 1, 0), last = work.source_size[axis] - 1;
-  return first < 0 ? 0 : first > last ? last : first;
+  return moved_inside(work, axis, source_position(work, place, stride, axis, 1, 0));
 }
 __device__ __forceinline__ int64_t halo_offset(const MmaWork& work, const MmaPlace& place, int stride) {
   int64_t offset = place.batch * work.source.batch;
@@ -117,11 +120,29 @@ __device__ __forceinline__ uint32_t element_bits(float value) {
 __device__ __forceinline__ uint32_t element_bits(Float16 value) { return value.bits; }
 __device__ __forceinline__ uint32_t element_bits(BFloat16 value) { return value.bits; }
 
-// Element by element, a voxel's 16 bytes at a time; neighbouring threads have neighbouring voxels.
+// 16 bytes of a voxel, element by element: the channels from `element` on, zeros from the `left`-th one.
+template <class T>
+__device__ __forceinline__ uint4 gather_piece(const T* element, int left, int64_t channel_stride) {
+  constexpr int kPerWord = kGranule<T> / 4;
+  // From element to element, since addresses known ahead of the loop would fill registers.
+  uint32_t words[4];
+#pragma unroll
+  for (int i = 0; i < kGranule<T>; ++i, element += channel_stride) {
+    const uint32_t bits = i < left ? element_bits(*element) : 0;
+    if (i % kPerWord == 0) {
+      words[i / kPerWord] = bits;
+    } else {
+      words[i / kPerWord] |= bits << 16;
+    }
+  }
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+// Neighbouring threads have neighbouring voxels.
 template <class T, class HaloOf, int kThreads>
 __device__ __forceinline__ void gather_voxels(const T* source, const int* table, unsigned char* stage,
                                               int channel, int channels, int64_t channel_stride, int thread) {
-  constexpr int kStep = kThreads / 2, kPerWord = kGranule<T> / 4;
+  constexpr int kStep = kThreads / 2;
   const int plane = thread / kStep;
   channel += plane * kGranule<T>;
   const int left = channels - channel;
@@ -130,19 +151,8 @@ __device__ __forceinline__ void gather_voxels(const T* source, const int* table,
 #pragma unroll 1
   for (int voxel = thread % kStep; voxel < HaloOf::kVoxels; voxel += kStep) {
     const int offset = table[voxel];
-    // From element to element, since addresses known ahead of the loop would fill registers.
-    const T* element = from + offset;
-    uint32_t words[4];
-#pragma unroll
-    for (int i = 0; i < kGranule<T>; ++i, element += channel_stride) {
-      const uint32_t bits = offset >= 0 && i < left ? element_bits(*element) : 0;
-      if (i % kPerWord == 0) {
-        words[i / kPerWord] = bits;
-      } else {
-        words[i / kPerWord] |= bits << 16;
-      }
-    }
-    *reinterpret_cast<uint4*>(to + voxel * 16) = make_uint4(words[0], words[1], words[2], words[3]);
+    *reinterpret_cast<uint4*>(to + voxel * 16) =
+        gather_piece(from + offset, offset < 0 ? 0 : left, channel_stride);
   }
 }
 

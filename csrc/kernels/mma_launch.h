@@ -16,11 +16,13 @@ struct MmaLaunch {
 };
 using MmaLauncher = const char* (*)(const MmaLaunch&);
 
-// The kernel of a shape of kViewPerWarpShapes or kViewPerStepShapes; float is TF32.
+// The kernel of a shape of kViewPerWarpShapes, kViewPerStepShapes or kTapRowShapes; float is TF32.
 template <class T>
 MmaLauncher view_per_warp_instance(int shape);
 template <class T>
 MmaLauncher view_per_step_instance(int shape, bool soft);
+template <class T>
+MmaLauncher tap_rows_instance(int shape);
 // The same products as view_per_warp_instance(), to the bit.
 template <class T>
 MmaLauncher tma_forward_instance(int shape);

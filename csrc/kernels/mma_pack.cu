@@ -15,17 +15,18 @@ struct PackWork {
   MmaWork work;
   int64_t registers;  // of all fragments
   int units, tiles;   // taps (of all views) of a step, and tiles of 8 channels of each
-  bool view_per_warp, backward;
+  bool view_per_warp, row_per_step, by_parity, backward;
   int64_t in_channels, out_channels;
 };
 
 template <class Weight>
 struct Kernels {
-  const Weight* data;  // [C_out, C_in, 3, 3]; Soft ACS: [3, C_out, C_in, 3, 3]
+  const Weight* data;  // [C_out, C_in, K, K]; Soft ACS: [3, C_out, C_in, K, K]
   int64_t view_elements;
+  int kernel;
 
   __device__ float at(int view, int64_t pair, int row, int column) const {
-    return widen(data[view * view_elements + pair * 9 + row * 3 + column]);
+    return widen(data[view * view_elements + (pair * kernel + row) * kernel + column]);
   }
   __device__ float folded(int view, int64_t pair, int row, int column) const {
     return folded_kernel([&](int v, int r, int c) { return at(v, pair, r, c); }, view, row, column);
@@ -51,7 +52,8 @@ __global__ void __launch_bounds__(kThreads)
   if (bias != nullptr) {
     for (int64_t i = first; i < work.columns; i += threads) packed_bias[i] = widen(bias[i]);
   }
-  const Kernels<Weight> kernels{weight, pack.out_channels * pack.in_channels * 9};
+  const int kernel = work.kernel, taps = kernel * kernel;
+  const Kernels<Weight> kernels{weight, pack.out_channels * pack.in_channels * taps, kernel};
   for (int64_t index = first; index < pack.registers; index += threads) {
     // From the innermost: register, tile of a pair, lane, pair of tiles; an odd last tile stands alone.
     int in_unit = static_cast<int>(index % (pack.tiles * 64));
@@ -79,22 +81,28 @@ __global__ void __launch_bounds__(kThreads)
       if (column < range.begin || column >= range.end) column = -1;
       outer = unit % 9 / 3, inner = unit % 3;
     } else {
-      reduced = view_step<T>(work, step);
+      const BlockColumns columns = block_columns(work, block, 8 * pack.tiles);
+      reduced = columns.view < 0 ? view_step<T>(work, step) : step_of_view<T>(work, columns.view, step);
       view = reduced.view;
-      column = (block * pack.tiles + tile) * 8 + lane / 4;
-      if (column >= work.columns) column = -1;
-      tap_of_unit(work.soft, view, unit, &outer, &inner);
+      column = columns.range.begin - column_slack(columns.range, 8 * pack.tiles) + 8 * tile + lane / 4;
+      if (column < columns.range.begin || column >= columns.range.end) column = -1;
+      if (pack.row_per_step) {
+        outer = unit / kernel, inner = inner_tap_of_place(unit % kernel, pack.by_parity);
+      } else {
+        tap_of_unit(work.soft, view, unit, &outer, &inner);
+      }
     }
     if (column < 0 || outer < 0) {
       packed[index] = 0;
       continue;
     }
-    const int forward_tap = tap_of_kernel(view, outer, inner);
-    const int tap = pack.backward ? 8 - forward_tap : forward_tap;
+    const int forward_tap = tap_of_kernel(view, outer, inner, kernel);
+    const int tap = pack.backward ? taps - 1 - forward_tap : forward_tap;
     packed[index] = pack_register<T>(reduced.channel, reduced.valid, half, lane, [&](int channel) {
       const int64_t pair =
           pack.backward ? channel * pack.in_channels + column : column * pack.in_channels + channel;
-      return work.soft ? kernels.folded(view, pair, tap / 3, tap % 3) : kernels.at(0, pair, tap / 3, tap % 3);
+      return soft_is_folded(work) ? kernels.folded(view, pair, tap / kernel, tap % kernel)
+                                  : kernels.at(work.soft ? view : 0, pair, tap / kernel, tap % kernel);
     });
   }
 }
@@ -117,8 +125,10 @@ const char* pack_weights(const Problem& problem, const MmaPlan& plan, const MmaW
   pack.work = work;
   pack.registers = static_cast<int64_t>(plan.packed_bytes / 4);
   pack.tiles = plan.chosen().columns;
-  pack.units = plan.view_per_warp ? 9 * kViews : 9;
+  pack.units = work.kernel * work.kernel * (plan.view_per_warp ? kViews : 1);
   pack.view_per_warp = plan.view_per_warp;
+  pack.row_per_step = plan.row_per_step;
+  pack.by_parity = problem.stride[0] == 2;
   pack.backward = pass == Pass::BackwardInput;
   pack.in_channels = problem.in_channels;
   pack.out_channels = problem.out_channels;

@@ -144,9 +144,9 @@ struct ResultTile {
           if (by_channel) {
             if (channel < range.begin || channel >= range.end) continue;
             const int left =
-                (work.result_size[2] - 1 - result_position(work, place, 2, 0)) / work.dilation[2] + 1;
+                (work.result_size[2] - 1 - result_position(work, place, 2, 0)) / work.spacing[2] + 1;
             store_eight(to, staged + position * voxel_pitch + voxel * 2,
-                        work.result.axis[2] * work.dilation[2], 0, left < 8 ? left : 8);
+                        work.result.axis[2] * work.spacing[2], 0, left < 8 ? left : 8);
           } else {
             const int begin = range.begin > channel ? range.begin - channel : 0;
             const int end = range.end - channel < 8 ? range.end - channel : 8;
@@ -159,6 +159,34 @@ struct ResultTile {
     }
   }
 };
+
+// A warp's sums, plus the bias, to the tile: Walk (mma_view.cuh) says where its voxels are, `columns.range[
+// index]` which channels its columns are.
+template <class Walk, class T, int kRows, int kColumns>
+__device__ __forceinline__ void put_sums(const float (&sum)[kRows][kColumns][4], const ResultTile<T>& tile,
+                                         const StagedColumns& columns, int index, const float* bias, int warp,
+                                         int lane) {
+  const ChannelRange range = columns.range[index];
+  const int first = range.begin - column_slack(range, 8 * kColumns) + lane % 4 * 2;
+  float bias_of[kColumns][2];
+#pragma unroll
+  for (int n = 0; n < kColumns; ++n) load_bias(bias_of[n], bias, first + 8 * n, range);
+#pragma unroll
+  for (int m = 0; m < kRows; ++m) {
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const int d = Walk::depth(warp) + Walk::tile_depth(m, row);
+      const int h = Walk::height(warp) + Walk::tile_height(m, row);
+#pragma unroll
+      for (int n = 0; n < kColumns; ++n) {
+        const int channel = first + 8 * n;
+        tile.put(d, h, lane / 4, channel, channel - columns.shift[index],
+                 channel >= range.begin && channel < range.end, channel + 1 < range.end,
+                 sum[m][n][2 * row] + bias_of[n][0], sum[m][n][2 * row + 1] + bias_of[n][1]);
+      }
+    }
+  }
+}
 
 // A reduction in parts: in phase 1 writes a part's sums and returns false, the block being done; in phase 2
 // reads all of them, in order, so that the total is always the same. Slots of the workspace, one per block,
@@ -190,6 +218,24 @@ __device__ __forceinline__ bool combine_parts(float (&sum)[kRows][kColumns][4], 
     }
   }
   return true;
+}
+
+// The end of a block whose warps all have the same channels: adds up the parts, or writes one, else writes
+// the result.
+template <class Config, class Walk>
+__device__ __forceinline__ void store_result(float (&sum)[Config::kRows][Config::kColumns][4],
+                                             const MmaWork& work, const float* bias,
+                                             typename Config::Scalar* result, float4* partials,
+                                             unsigned char* shared) {
+  const int thread = ptx::thread_x();
+  if (!combine_parts<Config::kThreads>(sum, work, partials, thread)) return;
+  const ChannelRange range = block_columns(work, ptx::block_y(), 8 * Config::kColumns).range;
+  const StagedColumns columns = StagedColumns::of(range, {0, 0}, {0, 0});
+  const ResultTile<typename Config::Scalar> tile(
+      work, Config::kShape, mma_place(work, Config::kShape, ptx::block_x()), result, shared, columns);
+  put_sums<Walk>(sum, tile, columns, 0, bias, thread / 32, thread % 32);
+  __syncthreads();
+  tile.template store<Config::kThreads>(columns, thread);
 }
 
 }  // namespace acsconv

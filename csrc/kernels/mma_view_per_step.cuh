@@ -170,34 +170,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
   ptx::cp_async_wait<0>();
   __syncthreads();
 
-  const int late = ptx::thread_x();
-  if (!combine_parts<Config::kThreads>(sum, work, partials, late)) return;
-  const MmaPlace place = mma_place(work, Config::kShape, ptx::block_x());
-  const int first = static_cast<int>(blockIdx.y) * 8 * Config::kColumns;
-  const int last = first + 8 * Config::kColumns < work.columns ? first + 8 * Config::kColumns : work.columns;
-  const StagedColumns columns = StagedColumns::of({first, last}, {0, 0}, {0, 0});
-  const ResultTile<T> tile(work, Config::kShape, place, result, shared, columns);
-  using Walk = typename Config::template Walk<2>;
-  const int channel = first + late % 4 * 2;
-  float bias_of[Config::kColumns][2];
-#pragma unroll
-  for (int n = 0; n < Config::kColumns; ++n) load_bias(bias_of[n], bias, channel + 8 * n, {first, last});
-#pragma unroll
-  for (int m = 0; m < Config::kRows; ++m) {
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      const int d = Walk::depth(late / 32) + Walk::tile_depth(m, row);
-      const int h = Walk::height(late / 32) + Walk::tile_height(m, row);
-#pragma unroll
-      for (int n = 0; n < Config::kColumns; ++n) {
-        const int own = channel + 8 * n;
-        tile.put(d, h, late % 32 / 4, own, own - first, own < last, own + 1 < last,
-                 sum[m][n][2 * row] + bias_of[n][0], sum[m][n][2 * row + 1] + bias_of[n][1]);
-      }
-    }
-  }
-  __syncthreads();
-  tile.template store<Config::kThreads>(columns, late);
+  store_result<Config, typename Config::template Walk<2>>(sum, work, bias, result, partials, shared);
 }
 
 template <class T, int kIndex = 0>

@@ -71,36 +71,6 @@ __device__ __forceinline__ void multiply_step(float (&sum)[Config::kRows][Config
   }
 }
 
-template <class Config, int kView>
-__device__ __forceinline__ void put_view(const float (&sum)[Config::kRows][Config::kColumns][4],
-                                         const ResultTile<typename Config::Scalar>& tile,
-                                         const StagedColumns& columns, const float* bias, int warp,
-                                         int lane) {
-  using Walk = typename Config::template Walk<kView>;
-  const ChannelRange range = columns.range[kView];
-  const int first = range.begin - column_slack(range, 8 * Config::kColumns) + lane % 4 * 2;
-  float bias_of[Config::kColumns][2];
-#pragma unroll
-  for (int n = 0; n < Config::kColumns; ++n) {
-    load_bias(bias_of[n], bias, first + 8 * n, range);
-  }
-#pragma unroll
-  for (int m = 0; m < Config::kRows; ++m) {
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      const int d = Walk::depth(warp) + Walk::tile_depth(m, row);
-      const int h = Walk::height(warp) + Walk::tile_height(m, row);
-#pragma unroll
-      for (int n = 0; n < Config::kColumns; ++n) {
-        const int channel = first + 8 * n;
-        tile.put(d, h, lane / 4, channel, channel - columns.shift[kView],
-                 channel >= range.begin && channel < range.end, channel + 1 < range.end,
-                 sum[m][n][2 * row] + bias_of[n][0], sum[m][n][2 * row + 1] + bias_of[n][1]);
-      }
-    }
-  }
-}
-
 // The channels of a block: a range of every view.
 __device__ __forceinline__ StagedColumns staged_columns(const MmaWork& work, int block) {
   return StagedColumns::of(view_columns(work, 0, block), view_columns(work, 1, block),
@@ -119,13 +89,13 @@ __device__ __forceinline__ void put_tile(float (&sum)[Config::kRows][Config::kCo
   const StagedColumns columns = staged_columns(work, ptx::block_y());
   const ResultTile<typename Config::Scalar> tile(
       work, Config::kShape, mma_place(work, Config::kShape, ptx::block_x()), result, staged, columns);
-  const int view = thread / 32 % kViews;
+  const int view = thread / 32 % kViews, warp = thread / 32 / kViews;
   if (view == 0) {
-    put_view<Config, 0>(sum, tile, columns, bias, thread / 32 / kViews, thread % 32);
+    put_sums<typename Config::template Walk<0>>(sum, tile, columns, 0, bias, warp, thread % 32);
   } else if (view == 1) {
-    put_view<Config, 1>(sum, tile, columns, bias, thread / 32 / kViews, thread % 32);
+    put_sums<typename Config::template Walk<1>>(sum, tile, columns, 1, bias, warp, thread % 32);
   } else {
-    put_view<Config, 2>(sum, tile, columns, bias, thread / 32 / kViews, thread % 32);
+    put_sums<typename Config::template Walk<2>>(sum, tile, columns, 2, bias, warp, thread % 32);
   }
 }
 

@@ -1,12 +1,13 @@
 // What the tensor-core kernels are given, and where their tiles, channels and steps lie.
 //
 // A pass reads `source` [N, K, ...] and writes `result` [N, M, ...]: input and output of the forward pass,
-// gradients of output and input of the other. With one common centre of the views and 3x3 kernels
+// gradients of output and input of the other. With one common centre of the views and K x K kernels
 //
-//   read position on an axis = r * stride + centre + (tap - 1) * dilation
+//   read position on an axis = r * stride + centre + (tap - K / 2) * dilation
 //
 // for position r of the result. Positions of equal residue modulo the dilation form a problem without
-// dilation, so a tile belongs to one residue class of every axis: r = residue + dilation * (first + i).
+// dilation, so a tile belongs to one residue class of every axis: r = residue + spacing * (first + i). In the
+// gradient of the input of stride 2 classes are of residues modulo 2, of which the taps reach different ones.
 #pragma once
 
 #include "../common/ptx.cuh"
@@ -17,6 +18,7 @@ namespace acsconv {
 struct MmaWork {
   int source_size[3], result_size[3];
   int centre[3], dilation[3];
+  int spacing[3];  // between neighbouring voxels of a tile of the result
   VolumeStrides source, result;
   int reduced, columns;  // channels of the source and of the result
   int split[3];          // of the layer's output channels
@@ -25,8 +27,12 @@ struct MmaWork {
   int steps, parts;                    // parts: 1 in phase 0
   int axis_tiles[3];
   int64_t tiles;
-  bool soft, copies;  // copies: pieces of 16 bytes by cp.async, else element by element
-  int phase;          // 0: all at once; 1: sums of the parts to the workspace; 2: their total to the result
+  int kernel, stride;  // K, and the stride of reading: 1 in the gradient of the input
+  bool halves;         // gradient of the input of stride 2
+  bool view_per_block;
+  int view_blocks[3];  // one view per block: blocks of each view's channels
+  bool soft, copies;   // copies: pieces of 16 bytes by cp.async, else element by element
+  int phase;           // 0: all at once; 1: sums of the parts to the workspace; 2: their total to the result
 };
 
 // Channels in 16 bytes.
@@ -43,7 +49,7 @@ __device__ __forceinline__ MmaPlace mma_place(const MmaWork& work, MmaShape shap
   MmaPlace place;
 #pragma unroll
   for (int axis = 2; axis >= 0; --axis) {
-    const int each = work.axis_tiles[axis], all = each * work.dilation[axis];
+    const int each = work.axis_tiles[axis], all = each * work.spacing[axis];
     const int index = tile % all;
     tile /= all;
     place.residue[axis] = index / each;
@@ -55,9 +61,9 @@ __device__ __forceinline__ MmaPlace mma_place(const MmaWork& work, MmaShape shap
 
 // Position of the result on an axis for voxel `i` of the tile.
 __device__ __forceinline__ int result_position(const MmaWork& work, const MmaPlace& place, int axis, int i) {
-  return place.residue[axis] + work.dilation[axis] * (place.first[axis] + i);
+  return place.residue[axis] + work.spacing[axis] * (place.first[axis] + i);
 }
-// Position of the source for voxel `h` of a halo that begins `padding` (0 or 1) taps before the tile.
+// Position of the source for voxel `h` of a halo that begins `padding` taps before the tile.
 __device__ __forceinline__ int source_position(const MmaWork& work, const MmaPlace& place, int stride,
                                                int axis, int padding, int h) {
   return stride * place.residue[axis] + work.centre[axis] +
@@ -68,48 +74,76 @@ struct ChannelRange {
   int begin, end;
 };
 
+// First of the layer's output channels of a view.
+ACSCONV_HD inline int view_begin(const MmaWork& work, int view) {
+  return view == 0 ? 0 : view == 1 ? work.split[0] : work.split[0] + work.split[1];
+}
+
 // One view per warp: the channels of a view in a block of channels.
 ACSCONV_HD inline ChannelRange view_columns(const MmaWork& work, int view, int block) {
-  const int before = view == 0 ? 0 : view == 1 ? work.split[0] : work.split[0] + work.split[1];
+  const int before = view_begin(work, view);
   const int size = work.split[view], begin = block * work.view_columns[view];
   const int end = begin + work.view_columns[view];
   return {before + (begin < size ? begin : size), before + (end < size ? end : size)};
 }
-// Slots of a view's tiles that come before its first channel: one where that is odd and there is room, so
+// Otherwise: the channels of a block of `width`, and the view that computes them, or -1 where all do.
+struct BlockColumns {
+  int view;
+  ChannelRange range;
+};
+ACSCONV_HD inline BlockColumns block_columns(const MmaWork& work, int block, int width) {
+  BlockColumns result{-1, {0, work.columns}};
+  if (work.view_per_block) {
+    result.view = 0;
+    for (; result.view < 2 && block >= work.view_blocks[result.view]; ++result.view) {
+      block -= work.view_blocks[result.view];
+    }
+    result.range.begin = view_begin(work, result.view);
+    result.range.end = result.range.begin + work.split[result.view];
+  }
+  result.range.begin += block * width;
+  if (result.range.begin + width < result.range.end) result.range.end = result.range.begin + width;
+  return result;
+}
+// Slots of a block's tiles that come before its first channel: one where that is odd and there is room, so
 // that the two channels that a lane holds next to each other begin at an even one.
 ACSCONV_HD inline int column_slack(ChannelRange range, int slots) {
   return (range.begin & 1) != 0 && range.end - range.begin < slots ? 1 : 0;
 }
 
-// The two granules of channels of a step, and (one view per step) the view whose channels they are.
+// The two granules of channels of a step, and the view whose channels they are.
 struct MmaStep {
   int view, channel;   // first channel
   ChannelRange valid;  // channels that count
 };
 template <class T>
-ACSCONV_HD inline MmaStep view_step(const MmaWork& work, int step) {
-  MmaStep result;
-  result.view = 0;
-  for (; result.view < 2 && step >= work.view_steps[result.view]; ++result.view) {
-    step -= work.view_steps[result.view];
-  }
-  result.valid = {0, work.reduced};
-  if (!work.soft) {
-    for (int view = 0; view < result.view; ++view) result.valid.begin += work.split[view];
-    result.valid.end = result.valid.begin + work.split[result.view];
+ACSCONV_HD inline MmaStep step_of_view(const MmaWork& work, int view, int step) {
+  MmaStep result{view, 0, {0, work.reduced}};
+  if (!work.soft && !work.view_per_block) {
+    result.valid.begin = view_begin(work, view);
+    result.valid.end = result.valid.begin + work.split[view];
   }
   result.channel = (result.valid.begin / kGranule<T> + 2 * step) * kGranule<T>;
   return result;
+}
+// One view after the other.
+template <class T>
+ACSCONV_HD inline MmaStep view_step(const MmaWork& work, int step) {
+  int view = 0;
+  for (; view < 2 && step >= work.view_steps[view]; ++view) step -= work.view_steps[view];
+  return step_of_view<T>(work, view, step);
 }
 
 // The steps that a block sums: all, those of its part, or none where it adds up the parts.
 struct MmaSteps {
   int begin, end;
 };
-__device__ __forceinline__ MmaSteps steps_of_part(const MmaWork& work, int part) {
+__device__ __forceinline__ MmaSteps steps_of_part(const MmaWork& work, int part, int64_t steps) {
   if (work.phase == 2) return {0, 0};
-  const int64_t steps = work.steps;
   return {static_cast<int>(part * steps / work.parts), static_cast<int>((part + 1) * steps / work.parts)};
+}
+__device__ __forceinline__ MmaSteps steps_of_part(const MmaWork& work, int part) {
+  return steps_of_part(work, part, work.steps);
 }
 
 // Index of (outer tap, inner tap) among those that Soft ACS reads of a view: what lies in the plane of an
@@ -127,9 +161,16 @@ ACSCONV_HD constexpr int tap_index(bool soft, int view, int outer, int inner) {
   }
   return index;
 }
+// Soft ACS with kernels of 3x3: taps that lie in an earlier view's plane are not read again (fold_soft.h).
+ACSCONV_HD inline bool soft_is_folded(const MmaWork& work) { return work.soft && work.kernel == 3; }
+// One row of taps per step: the inner tap in place `place` of a row's packed weights, where a stride of 2
+// reads even and odd taps in steps of their own.
+ACSCONV_HD constexpr int inner_tap_of_place(int place, bool by_parity) {
+  return by_parity && place < 2 ? 1 - place : place;
+}
 // The inner axis of a view's walk is its row axis, or its column axis for the sagittal view: H, D, H.
-ACSCONV_HD constexpr int tap_of_kernel(int view, int outer, int inner) {
-  return view == 2 ? outer * 3 + inner : inner * 3 + outer;
+ACSCONV_HD constexpr int tap_of_kernel(int view, int outer, int inner, int kernel) {
+  return view == 2 ? outer * kernel + inner : inner * kernel + outer;
 }
 
 }  // namespace acsconv

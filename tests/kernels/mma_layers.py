@@ -1,16 +1,33 @@
-"""Layers for the tests of the tensor-core kernels of the forward pass and the gradient of the input."""
+"""Layers and an oracle for the tests of the tensor-core kernels of the forward pass and the gradient of the input."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from dataclasses import replace
+from types import ModuleType
 
-from kernels.harness import Layer, Triple
+import numpy as np
+from kernels.harness import (
+    Data,
+    Layer,
+    Triple,
+    assert_equal,
+    backward_input,
+    forward,
+    integer_data,
+    one_view,
+    run_backward_input,
+    run_forward,
+    soft_kernels,
+)
 
 #: Channels of a view for each tile of the forward kernel (kViewPerWarpShapes), stride 1 and 2.
 VIEW_TILES = ((8, 1), (16, 1), (24, 1), (32, 1), (48, 1), (16, 2), (32, 2))
 #: Channels that make 1, 2, 3 and 5 steps of the reduction in 16 bits (in float32 twice as many).
 STEPS = (16, 32, 48, 80)
 MMA_DTYPES = ("bfloat16", "float16", "float32")
+PASSES = ("forward", "backward_input", "soft_forward", "soft_backward_input")
 
 
 def mma_layers(count: int, seed: int, most_products: float = 6e6, **fixed: object) -> list[Layer]:
@@ -26,11 +43,13 @@ def mma_layers(count: int, seed: int, most_products: float = 6e6, **fixed: objec
         out_channels = draw.choice((5, 8, 11, 16, 21, 24, 32, 43, 48, 64, 80, 97, 144, 160))
         size = tuple(draw.choice((1, 2, 3, 4, 5, 7, 8, 9, 11, 17)) for _ in range(3))
         stride = draw.choice((1, 1, 1, 2))
-        dilation = tuple(draw.choice((1, 1, 1, 2, 3)) for _ in range(3))
+        drawn = tuple(draw.choice((1, 1, 1, 2, 3)) for _ in range(3))
+        dilation = fixed.get("dilation", drawn)
         same = draw.random() < 0.7
+        half = fixed.get("kernel", (3, 3))[0] // 2
         values = {
             "in_channels": in_channels, "out_channels": out_channels, "size": size, "stride": (stride,) * 3,
-            "padding": dilation if same else tuple(draw.choice((0, 1, 2, 3)) for _ in range(3)),
+            "padding": tuple(half * d if same else draw.choice((0, 1, 2, 3)) for d in dilation),
             "dilation": dilation, "split": draw_split(draw, out_channels), "batch": draw.choice((1, 1, 2)),
             "bias": draw.random() < 0.7, "dtype": draw.choice(MMA_DTYPES),
             "layout": draw.choice(("channels_last", "channels_last", "contiguous")), **fixed,
@@ -57,3 +76,34 @@ def draw_split(draw: random.Random, channels: int) -> Triple | None:
         parts = [first, second, channels - first - second]
     draw.shuffle(parts)
     return tuple(parts)
+
+
+def of_views(oracle: Callable[[Layer, Data], np.ndarray], layer: Layer, data: Data) -> np.ndarray:
+    """Soft ACS: the sum of the views, ``data.weight`` being the kernels of all three."""
+    return sum(
+        oracle(
+            replace(layer, split=one_view(layer, view)),
+            replace(data, weight=kernel, bias=data.bias if view == 0 else None),
+        )
+        for view, kernel in enumerate(data.weight)
+    )
+
+
+def run_pass(emulator: ModuleType, which: str, layer: Layer, data: Data, **options: np.ndarray) -> np.ndarray:
+    """Runs a tensor-core launcher of one of ``PASSES``; Soft ACS takes the views' kernels as ``data.weight``."""
+    launch = run_forward if which.endswith("forward") else run_backward_input
+    return launch(emulator, layer, data, launcher=f"mma_{which}", **options)
+
+
+def expected(which: str, layer: Layer, data: Data) -> np.ndarray:
+    """What the pass computes, in float64."""
+    oracle = forward if which.endswith("forward") else backward_input
+    return of_views(oracle, layer, data) if which.startswith("soft") else oracle(layer, data)
+
+
+def check_integers(emulator: ModuleType, which: str, layer: Layer, **options: np.ndarray) -> None:
+    """One of ``PASSES`` gives the oracle's result to the bit."""
+    data = integer_data(layer)
+    if which.startswith("soft"):
+        data.weight = soft_kernels(layer)
+    assert_equal(run_pass(emulator, which, layer, data, **options), expected(which, layer, data), layer.dtype)

@@ -142,13 +142,6 @@ def test_soft(emulator, layer):
     assert_equal(grad_input, expected, layer.dtype)
 
 
-def test_stride_is_left_to_cuda_cores(emulator):
-    layer = Layer(16, 24, (8, 8, 8), stride=(2, 2, 2), dtype="bfloat16")
-    fields = problem(layer, *(unwritten(s, layer.dtype) for s in (layer.input_shape, layer.output_shape)))
-    plan, _ = emulator.plan("mma_backward_input", fields)
-    assert plan == "not on tensor cores: stride 2 outside the forward pass of ACS"
-
-
 @pytest.mark.parametrize("launcher", ["mma_backward_input", "mma_soft_backward_input"])
 @pytest.mark.parametrize("dtype", MMA_DTYPES)
 @pytest.mark.parametrize("columns", [32, 64])

@@ -9,23 +9,16 @@ import re
 from dataclasses import dataclass, replace
 
 import pytest
-from kernels.harness import (
-    Layer,
-    assert_equal,
-    backward_input,
-    forward,
-    integer_data,
-    run_backward_input,
-    run_forward,
-    soft_kernels,
-)
+from kernels.harness import Layer
+from kernels.mma_layers import check_integers
 from kernels.planting import WRONG, copy_sources, replace_once
-from kernels.test_mma_forward import soft_forward
 
 # Three steps of the reduction, several tiles of voxels, views of odd widths that begin at odd channels.
 COPIED = Layer(40, 21, (5, 9, 9), split=(7, 9, 5), dtype="bfloat16", layout="channels_last")
 GATHERED = replace(COPIED, in_channels=37, layout="contiguous")
 BACKWARD = replace(COPIED, in_channels=20, out_channels=44, split=(5, 20, 19))  # five steps
+STRIDED = replace(BACKWARD, stride=(2, 2, 2), padding=(0, 0, 0))
+FIVE = replace(COPIED, kernel=(5, 5), padding=(2, 2, 2))
 
 
 @dataclass(frozen=True)
@@ -35,22 +28,22 @@ class Bug:
     old: str
     new: str
     found_by: str  # in the emulator's report, or WRONG
-    run: str = "forward"
+    run: str = "forward"  # of mma_layers.PASSES
     layer: Layer = COPIED
     multiprocessors: int = 1
 
 
 WARP, STEP, COPY = "mma_view_per_warp.cuh", "mma_view_per_step.cuh", "mma_copy.cuh"
 VIEW, STORE, WORK, PACK = "mma_view.cuh", "mma_store.cuh", "mma_work.cuh", "mma_pack.cu"
-FOLD = "fold_soft.cuh"
+FOLD, ROWS = "fold_soft.cuh", "mma_tap_rows.cuh"
 WAIT = "  ptx::cp_async_wait<kMmaStages - 2>();\n  __syncthreads();\n"
 EPILOGUE = "  ptx::cp_async_wait<0>();\n  __syncthreads();\n"
 BUGS = [
     *(
         bug
-        for file, run, layer, after in (
-            (WARP, "forward", COPIED, "  // Derived anew"),
-            (STEP, "backward", BACKWARD, "  tile.template store"),
+        for file, run, layer, end, after in (
+            (WARP, "forward", COPIED, WARP, "  // Derived anew"),
+            (STEP, "backward_input", BACKWARD, STORE, "  tile.template store"),
         )
         for bug in (
             Bug(f"wait too weak ({run})", COPY, WAIT, WAIT.replace("- 2", "- 1"), "RACE|uninitialised", run, layer),
@@ -60,7 +53,7 @@ BUGS = [
                 "RACE|uninitialised", run, layer),
             Bug(f"barrier before the epilogue removed ({run})", file, EPILOGUE, EPILOGUE.split("\n")[0], "RACE", run,
                 layer),
-            Bug(f"barrier before the stores removed ({run})", file,
+            Bug(f"barrier before the stores removed ({run})", end,
                 f"  __syncthreads();\n{after}", after, "RACE|uninitialised", run, layer),
             Bug(f"barrier after the table removed ({run})", file, "  __syncthreads();\n  const auto load",
                 "  const auto load", "RACE|uninitialised", run, layer),
@@ -69,11 +62,11 @@ BUGS = [
     Bug("gathered stage stored before the barrier", COPY, WAIT, "", "RACE|uninitialised", layer=GATHERED),
     Bug("border not tested", COPY, "inside = inside && position >= 0 &&", "inside = inside &&",
         "device read|" + WRONG),
-    Bug("channels past the end gathered", COPY, "offset >= 0 && i < left", "offset >= 0",
+    Bug("channels past the end gathered", COPY, "bits = i < left ?", "bits = left > 0 ?",
         "device read|" + WRONG, layer=GATHERED),
     Bug("row of another tap", VIEW, "row >= inner && (row - inner)", "row >= inner && m > 0 && (row - inner)", WRONG),
     Bug("taps of the coronal view exchanged", STEP, "HaloOf::voxel(kInner, 0, kOuter)",
-        "HaloOf::voxel(kOuter, 0, kInner)", WRONG, "backward", BACKWARD),
+        "HaloOf::voxel(kOuter, 0, kInner)", WRONG, "backward_input", BACKWARD),
     Bug("voxels past the end stored", STORE, "inside = inside && at[axis] < work.result_size[axis];", "",
         "device write|RACE between blocks"),
     Bug("last part left out", STORE, "part < work.parts;", "part < work.parts - 1;", WRONG,
@@ -85,9 +78,28 @@ BUGS = [
         layer=replace(COPIED, dilation=(2, 2, 2), padding=(2, 2, 2))),
     Bug("slack of odd channels forgotten", PACK, "range.begin - column_slack(range, 8 * pack.tiles)", "range.begin",
         WRONG),
-    Bug("channels of another view count", "mma_pack.cuh", "channel < valid.begin ||", "", WRONG, "backward", BACKWARD),
-    Bug("taps not turned round", PACK, "? 8 - forward_tap :", "? forward_tap :", WRONG, "backward", BACKWARD),
-    Bug("weights not folded", FOLD, "if (view == 1 && column == 1) sum += at(2, row, 1);", "", WRONG, "soft"),
+    Bug("channels of another view count", "mma_pack.cuh", "channel < valid.begin ||", "", WRONG, "backward_input",
+        BACKWARD),
+    Bug("taps not turned round", PACK, "? taps - 1 - forward_tap :", "? forward_tap :", WRONG, "backward_input",
+        BACKWARD),
+    Bug("weights not folded", FOLD, "if (view == 1 && column == 1) sum += at(2, row, 1);", "", WRONG, "soft_forward"),
+    Bug("wrong class of stride 2", ROWS, "(place.residue[axis] + work.centre[axis]) & 1", "place.residue[axis] & 1",
+        WRONG, "backward_input", STRIDED),
+    Bug("outer tap of another class", ROWS, "odd_outer ? 2 * row : 1;", "odd_outer ? 2 * row : 0;", WRONG,
+        "backward_input", STRIDED),
+    Bug("inner taps of another class", WORK, "by_parity && place < 2 ? 1 - place : place", "place", WRONG,
+        "backward_input", STRIDED),
+    Bug("folded taps read again at stride 2", ROWS, "earlier = folded ? (1 << view) - 1 : 0;", "earlier = 0;", WRONG,
+        "soft_backward_input", STRIDED),
+    Bug("halo of a row too small along H", ROWS, "kShape.height + (kAlongDepth ? 0 : kTaps - 1)",
+        "kShape.height + (kAlongDepth ? 0 : kTaps - 2)", "RACE|uninitialised|" + WRONG, layer=FIVE),
+    Bug("halo of a row too small along D", ROWS, "kShape.depth + (kAlongDepth ? kTaps - 1 : 0)",
+        "kShape.depth + (kAlongDepth ? kTaps - 2 : 0)", "RACE|uninitialised|" + WRONG, layer=FIVE),
+    Bug("border of a row not tested", ROWS, "position < 0 || position >= work.source_size[axis]", "position < 0",
+        "device read|" + WRONG, layer=FIVE),
+    Bug("barrier after the table removed (rows)", ROWS, "  __syncthreads();\n  const auto load", "  const auto load",
+        "RACE|uninitialised", layer=FIVE),
+    Bug("barrier before the epilogue removed (rows)", ROWS, EPILOGUE, EPILOGUE.split("\n")[0], "RACE", layer=FIVE),
 ]  # fmt: skip
 
 
@@ -107,11 +119,16 @@ def build_variant(emulator_builder, root, bug: Bug):
         r"(kViewPerWarpShapes\[\] = )\{.*?\};", r"\1{{2, 8, 4, 8, 1, 2}};", plan.read_text(), flags=re.S
     )
     text = re.sub(r"(kViewPerStepShapes\[\] = )\{.*?\};", r"\1{{4, 4, 4, 8, 1, 2}};", text, flags=re.S)
+    text = re.sub(
+        r"(kTapRowShapes\[\] = )\{.*?\};", r"\1{{4, 4, 4, 8, 2, 3}, {4, 4, 4, 8, 1, 3, 5}};", text, flags=re.S
+    )
     plan.write_text(re.sub(r"static_assert\([^;]*Shapes\[[^;]*;\n", "", text))
-    scalars = {"f16": "Float16", "tf32": "float"}
-    leave_out(root, "view_per_warp", "int", scalars)
-    leave_out(root, "view_per_step", "int, bool", scalars)
-    leave_out(root, "tma_forward", "int", scalars | {"bf16": "BFloat16"})
+    wide_taps = bug.layer.stride != (1, 1, 1) or bug.layer.kernel != (3, 3)
+    used = "tap_rows" if wide_taps else "view_per_warp" if bug.run == "forward" else "view_per_step"
+    scalars = {"f16": "Float16", "tf32": "float", "bf16": "BFloat16"}
+    for kernel, parameters in (("view_per_warp", "int"), ("view_per_step", "int, bool"), ("tap_rows", "int")):
+        leave_out(root, kernel, parameters, dict([*scalars.items()][: 2 if kernel == used else 3]))
+    leave_out(root, "tma_forward", "int", scalars)
     replace_once(root / "kernels" / bug.file, bug.old, bug.new)
     return emulator_builder.module(root)
 
@@ -120,17 +137,6 @@ def build_variant(emulator_builder, root, bug: Bug):
 def test_bug_is_found(emulator_builder, tmp_path, bug):
     module = build_variant(emulator_builder, tmp_path / "csrc", bug)
     module.configure(multiprocessors=bug.multiprocessors)
-    layer, data = bug.layer, integer_data(bug.layer)
     with pytest.raises((RuntimeError, AssertionError)) as found:
-        if bug.run == "forward":
-            actual = run_forward(module, layer, data, launcher="mma_forward")
-            expected = forward(layer, data)
-        elif bug.run == "backward":
-            actual = run_backward_input(module, layer, data, launcher="mma_backward_input")
-            expected = backward_input(layer, data)
-        else:
-            kernels = soft_kernels(layer)
-            actual = run_forward(module, layer, replace(data, weight=kernels), launcher="mma_soft_forward")
-            expected = soft_forward(layer, data, kernels)
-        assert_equal(actual, expected, layer.dtype)
+        check_integers(module, bug.run, bug.layer)
     assert re.search(bug.found_by, str(found.value)), str(found.value)

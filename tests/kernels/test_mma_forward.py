@@ -186,7 +186,7 @@ def test_soft(emulator, layer):
     [
         ({"dtype": "float64"}, "float64"),
         ({"groups": 2}, "groups"),
-        ({"kernel": (5, 5), "padding": (2, 2, 2)}, "the kernel is not 3 x 3"),
+        ({"kernel": (1, 1), "padding": (0, 0, 0)}, "the kernel is not 3 x 3, 5 x 5 or 7 x 7"),
         ({"stride": (1, 2, 1)}, "strides differ between axes"),
         ({"stride": (3, 3, 3)}, "a stride above 2"),
         ({"in_channels": 4}, "4 channels or fewer"),
@@ -203,7 +203,7 @@ def test_what_is_left_to_cuda_cores(emulator, change, reason):
 
 
 def test_machines(emulator):
-    """Older GPUs, float32 without TF32, and less shared memory: a narrower tile, or none at stride 2."""
+    """Older GPUs, float32 without TF32, and less shared memory: a narrower tile, at stride 2 another kernel."""
     layer = Layer(64, 128, (8, 8, 8), dtype="float32")
     fields = problem(layer, *(unwritten(s, "float32") for s in (layer.input_shape, layer.output_shape)))
     assert "48 channels of a view" in emulator.plan("mma_forward", fields)[0]
@@ -213,6 +213,8 @@ def test_machines(emulator):
     assert "24 channels of a view" in plan and "2 blocks of channels" in plan
     strided = replace(layer, stride=(2, 2, 2))
     fields = problem(strided, *(unwritten(s, "float32") for s in (strided.input_shape, strided.output_shape)))
+    assert "one row of taps per step" in emulator.plan("mma_forward", fields)[0]
+    emulator.configure(block_shared_bytes=16 << 10)
     assert emulator.plan("mma_forward", fields)[0].endswith("more shared memory than a block has")
     emulator.configure(compute_capability=75)
     assert "older than compute capability 8.0" in emulator.plan("mma_forward", fields)[0]

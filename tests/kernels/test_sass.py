@@ -16,6 +16,7 @@ KERNELS = [
     ("mma_backward_weight_tf32", "Lb0E", {"HMMA", "LDS", "LDG", "STS"}),
     ("mma_view_per_warp_bf16", "", {"HMMA", "LDSM"}),
     ("mma_view_per_step_bf16", "", {"HMMA", "LDSM"}),
+    ("mma_tap_rows_bf16", "", {"HMMA", "LDSM"}),
 ]
 
 

@@ -1,0 +1,8 @@
+// Instances of the kernel of one row of taps per step (mma_tap_rows.cuh) in float16.
+#include "mma_tap_rows.cuh"
+
+namespace acsconv {
+
+template MmaLauncher tap_rows_instance<Float16>(int);
+
+}  // namespace acsconv

@@ -1,0 +1,204 @@
+"""The tensor-core kernel of one row of taps per step, in the emulator: 5x5, 7x7, and stride 2 in every pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from kernels.harness import (
+    LAYOUTS,
+    Layer,
+    assert_close,
+    integer_data,
+    one_view,
+    problem,
+    real_data,
+    round_to_tf32,
+    to_storage,
+    unaligned,
+    unwritten,
+    with_layout,
+)
+from kernels.mma_layers import MMA_DTYPES, PASSES, STEPS, check_integers, expected, mma_layers, run_pass
+
+#: A block of these GPUs has too little shared memory for the halo of the forward kernel of stride 2.
+SMALL_BLOCKS = 99 << 10
+TILES = [(3, 32), (3, 64), (5, 32), (7, 32)]  # kernel, channels of a block
+
+
+def plan(emulator, which: str, layer: Layer) -> str:
+    volumes = (
+        unwritten(shape, layer.dtype, layer.layout) for shape in (layer.input_shape, layer.output_shape)
+    )
+    soft = which.startswith("soft")
+    return emulator.plan(f"mma_{which.removeprefix('soft_')}", problem(layer, *volumes), soft=soft)[0]
+
+
+def cases(count: int, seed: int, **fixed: object) -> list[tuple[str, Layer]]:
+    """``count`` layers for each pass."""
+    return [
+        (which, layer)
+        for number, which in enumerate(PASSES)
+        for layer in mma_layers(count, seed=seed + number, **fixed)
+    ]
+
+
+GENERATED = [
+    *cases(24, 500, stride=(2, 2, 2), dilation=(1, 1, 1), most_products=2e6),
+    *cases(6, 510, kernel=(5, 5), stride=(1, 1, 1), dilation=(1, 1, 1), most_products=6e5),
+    *cases(2, 520, kernel=(5, 5), stride=(1, 1, 1), dilation=(1, 2, 3), most_products=1e5),
+    *cases(3, 530, kernel=(7, 7), stride=(1, 1, 1), dilation=(1, 1, 1), most_products=3e5),
+    *cases(1, 540, kernel=(7, 7), stride=(1, 1, 1), dilation=(2, 1, 1), most_products=1e5),
+]
+
+
+@pytest.mark.parametrize("which, layer", GENERATED, ids=lambda value: str(value))
+def test_bit_equal_on_integers(emulator, which, layer):
+    emulator.configure(block_shared_bytes=SMALL_BLOCKS)
+    assert "one row of taps per step" in plan(emulator, which, layer)
+    check_integers(emulator, which, layer)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", MMA_DTYPES)
+@pytest.mark.parametrize("kernel, columns", TILES)
+def test_every_tile(emulator, kernel, columns, dtype, layout):
+    """Odd sizes, padding that is not "same", channels that end within a tile, three chunks of channels."""
+    stride = 2 if kernel == 3 else 1
+    layer = Layer(
+        columns - 3, 24 if dtype == "float32" else 48, (5, 9, 9), kernel=(kernel, kernel), stride=(stride,) * 3,
+        padding=(1, 0, 2), split=(11, 0, 13) if dtype == "float32" else (17, 16, 15), dtype=dtype, layout=layout,
+    )  # fmt: skip
+    assert f"voxels x {columns} channels" in plan(emulator, "backward_input", layer)
+    check_integers(emulator, "backward_input", layer)
+
+
+@pytest.mark.parametrize("channels", STEPS)
+@pytest.mark.parametrize("kernel, stride", [(3, 2), (5, 1)])
+@pytest.mark.parametrize("which", ["forward", "backward_input"])
+def test_steps_of_one_view(emulator, which, kernel, stride, channels):
+    """1, 2, 3 and 5 chunks of channels of each view alone: both stages are filled again and again."""
+    emulator.configure(block_shared_bytes=SMALL_BLOCKS)
+    sizes = (channels, 20) if which == "forward" else (20, channels)
+    layer = Layer(
+        *sizes, (4, 8, 9), kernel=(kernel, kernel), stride=(stride,) * 3, padding=(kernel // 2,) * 3,
+        dtype="bfloat16", layout="channels_last",
+    )  # fmt: skip
+    for view in range(3):
+        check_integers(emulator, which, replace(layer, split=one_view(layer, view)))
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize("size", [(1, 1, 3), (2, 3, 1), (4, 6, 5)])
+def test_classes_of_small_volumes(emulator, size, padding):
+    """Classes without voxels, and voxels that no output has read, whose gradient is zero."""
+    layer = Layer(8, 9, size, stride=(2, 2, 2), padding=(max(padding, 1),) * 3, dtype="float16")
+    if min(size) > 2:
+        layer = replace(layer, padding=(padding,) * 3)
+    check_integers(emulator, "backward_input", layer)
+
+
+@pytest.mark.parametrize("which", PASSES)
+@pytest.mark.parametrize("kernel, stride", [(3, 2), (5, 1)])
+def test_parts_of_the_reduction(emulator, which, kernel, stride):
+    """Few tiles on a large GPU: several blocks share the rows of a tile."""
+    emulator.configure(multiprocessors=200, block_shared_bytes=SMALL_BLOCKS)
+    layer = Layer(
+        72, 75, (3, 5, 6), kernel=(kernel, kernel), stride=(stride,) * 3, padding=(kernel // 2,) * 3,
+        dtype="bfloat16", layout="channels_last",
+    )  # fmt: skip
+    check_integers(emulator, which, layer)
+
+
+REAL = [
+    Layer(20, 30, (5, 9, 8), stride=(2, 2, 2), dtype="float16", layout="channels_last"),
+    Layer(20, 30, (5, 9, 8), stride=(2, 2, 2), dtype="float32"),
+    Layer(20, 30, (3, 5, 8), kernel=(5, 5), padding=(2, 2, 2), dtype="float32", layout="channels_last"),
+]
+
+
+@pytest.mark.parametrize("which", ["forward", "backward_input"])
+@pytest.mark.parametrize("layer", REAL, ids=str)
+def test_close_on_real_values(emulator, layer, which):
+    emulator.configure(block_shared_bytes=SMALL_BLOCKS)
+    data = real_data(layer)
+    rounded = data
+    if layer.dtype == "float32":
+        names = ("input", "weight", "grad_output")
+        rounded = replace(data, **{name: round_to_tf32(getattr(data, name)) for name in names})
+    terms = layer.kernel[0] ** 2 * (layer.in_channels if which == "forward" else layer.out_channels)
+    assert_close(run_pass(emulator, which, layer, data), expected(which, layer, rounded), terms, layer.dtype)
+
+
+@pytest.mark.parametrize("async_copies", ["early", "random"])
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("which", ["forward", "soft_backward_input"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Layer(40, 36, (5, 9, 9), stride=(2, 2, 2), dtype="bfloat16", layout="channels_last"),
+        Layer(20, 13, (3, 5, 8), kernel=(5, 5), padding=(2, 2, 2), dtype="float32", layout="contiguous"),
+    ],
+    ids=str,
+)
+def test_any_schedule(emulator, layer, which, seed, async_copies):
+    emulator.configure(
+        schedule="random", seed=seed, async_copies=async_copies, block_shared_bytes=SMALL_BLOCKS
+    )
+    check_integers(emulator, which, layer)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kernel, stride", [(3, 2), (5, 1)])
+def test_unaligned_storage(emulator, kernel, stride, layout):
+    layer = Layer(
+        20, 24, (3, 4, 9), kernel=(kernel, kernel), stride=(stride,) * 3, padding=(kernel // 2,) * 3,
+        dtype="float16", layout=layout,
+    )  # fmt: skip
+    data = integer_data(layer)
+    grad_output = unaligned(with_layout(to_storage(data.grad_output, "float16"), layout))
+    check_integers(emulator, "backward_input", layer, grad_output=grad_output)
+
+
+def test_forward_of_stride_2_keeps_the_whole_halo_where_it_fits(emulator):
+    layer = Layer(32, 48, (8, 8, 8), stride=(2, 2, 2), dtype="bfloat16")
+    assert "one view per warp" in plan(emulator, "forward", layer)
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"kernel": (5, 5), "stride": (2, 2, 2)}, "stride 2 of a kernel that is not 3 x 3"),
+        ({"dilation": (1, 2, 1), "stride": (2, 2, 2)}, "dilation in the gradient of the input of stride 2"),
+        ({"kernel": (9, 9)}, "the kernel is not 3 x 3, 5 x 5 or 7 x 7"),
+    ],
+)
+def test_what_is_left_to_cuda_cores(emulator, change, reason):
+    layer = replace(Layer(16, 24, (12, 12, 12), dtype="bfloat16"), **change)
+    assert plan(emulator, "backward_input", layer) == f"not on tensor cores: {reason}"
+
+
+@pytest.mark.parametrize("which", ["forward", "backward_input", "soft_forward"])
+@pytest.mark.parametrize("dtype", MMA_DTYPES)
+@pytest.mark.parametrize("kernel, columns", TILES)
+def test_no_bank_conflicts(emulator, kernel, columns, dtype, which):
+    """ldmatrix and cp.async, from the addresses that the lanes use."""
+    stride = 2 if kernel == 3 else 1
+    layer = Layer(
+        16, 24, (4, 8, 8), kernel=(kernel, kernel), stride=(stride,) * 3, padding=(kernel // 2,) * 3,
+        dtype=dtype, layout="channels_last",
+    )  # fmt: skip
+    wide = columns - 8
+    layer = replace(layer, in_channels=wide, split=None) if which == "backward_input" else layer
+    if which.endswith("forward"):
+        split = (wide, 0, 0) if which == "forward" else None
+        layer = replace(layer, out_channels=wide, split=split)
+    emulator.configure(detect_races=False, count_banks=True, block_shared_bytes=SMALL_BLOCKS)
+    assert f"voxels x {columns} channels" in plan(emulator, which, layer)
+    emulator.take_bank_report()
+    check_integers(emulator, which, layer)
+    report = emulator.take_bank_report()
+    assert set(report) == {"ldmatrix", "cp.async of 16 bytes"}
+    for instruction, (executed, wavefronts, least) in report.items():
+        assert executed > 0
+        assert wavefronts == least, f"{instruction}: {wavefronts} wavefronts, {least} without conflicts"
