@@ -1,12 +1,14 @@
 """Converters: how a converted network meets people and PyTorch: hooks, parts, containers, threads, compilers."""
 
 import copy
+import pickle
 import threading
 
 import pytest
 import torch
 from acsconv.converters import (
     ACSConverter,
+    Conv2_5dConverter,
     convert,
 )
 from acsconv.operators import ACSConv
@@ -257,3 +259,45 @@ def test_compile_and_export(net, volume):
     torch.testing.assert_close(exported(volume), expected)
     compiled(volume).sum().backward()
     assert converted.stem[0].weight.grad is not None
+
+
+class Stages(nn.Module):
+    """Asks, while it runs, which of its modules are poolings, as encoders of segmentation_models_pytorch do."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.Conv2d(4, 5, 3, padding=1)
+        )
+
+    def forward(self, x):
+        outs = []
+        for module in self.features:
+            if isinstance(module, nn.MaxPool2d):
+                outs.append(x)
+            x = module(x)
+        return [*outs, x]
+
+
+def test_code_that_asks_for_2d_classes():
+    converted = convert(Stages().eval())
+    first, last = converted(torch.randn(2, 3, 6, 8, 10))
+    assert first.shape == (2, 4, 6, 8, 10) and last.shape == (2, 5, 3, 4, 5)
+    pool, norm = converted.features[2], converted.features[1]
+    assert isinstance(pool, nn.MaxPool3d) and isinstance(norm, nn.BatchNorm3d)
+    assert pool.kernel_size == (2, 2, 2) and type(pool).__name__ == "MaxPool3d"
+    for copied in (copy.deepcopy(converted), pickle.loads(pickle.dumps(converted))):
+        assert isinstance(copied.features[2], nn.MaxPool3d) and isinstance(copied.features[2], nn.MaxPool2d)
+        assert torch.equal(copied(torch.ones(1, 3, 4, 4, 4))[1], converted(torch.ones(1, 3, 4, 4, 4))[1])
+
+
+def test_an_activation_that_networks_share():
+    def network(activation=nn.ReLU(inplace=True)):  # noqa: B008  as networks in the wild have it
+        return nn.Sequential(nn.Conv2d(1, 3, 3), activation)
+
+    for to in (ACSConverter, Conv2_5dConverter):
+        assert to(network())(torch.randn(1, 1, 5, 6, 7)).dim() == 5
+    flat = network()
+    image = torch.randn(1, 1, 5, 6)
+    assert torch.equal(flat(image), flat[0](image).relu())
+    assert flat[1] is network()[1]

@@ -13,7 +13,7 @@ from ..memory import make_memory_efficient
 from ..operators.base_acsconv import _ACSConv
 from . import refuse
 from .fold import ConversionError, Volume, pair, triple
-from .guard import guard, make_layer, make_solid
+from .guard import guard, is_free, make_layer, make_solid
 from .report import Change, Report
 from .targets import CubeTarget, CustomTarget, SoftTarget, Target, make_target
 from .twins import BatchNorm3d, twin
@@ -213,6 +213,9 @@ def _change(model: nn.Module, target: Target, skipped: set[int], layers: dict[st
                 make_solid(module)
                 report.changes.append(Change(path, type(module).__name__, type(module).__name__, "skipped"))
             continue
+        if is_free(module):
+            report.kept += 1
+            continue
         before = type(module).__name__
         note = ""
         if path in layers:
@@ -228,12 +231,13 @@ def _change(model: nn.Module, target: Target, skipped: set[int], layers: dict[st
             if id(module) in flat:
                 attributes = {"output_size": (1, *pair(module.output_size))}
                 note = "what follows has weights for one slice"
+            planar = (type(module),)
             module.__class__ = cls
             vars(module).update(attributes)
             if cls is BatchNorm3d:
-                guard(module, target, is_root=module is model)
+                guard(module, target, module is model)
             else:
-                make_layer(module, is_root=module is model)
+                make_layer(module, module is model, planar)
         elif isinstance(module, _SPEAKS_5D):
             make_solid(module, is_root=module is model)
             note = "takes volumes already"

@@ -46,7 +46,7 @@ class Converted:
         if reduced[0] is not copyreg.__newobj__:
             return reduced
         state = {key: value for key, value in reduced[2].items() if key != "_acs_volumes"}
-        made_from = (self._acs_kind, self._acs_base, self._acs_target, self._acs_is_root)
+        made_from = (self._acs_kind, self._acs_bases, self._acs_target, self._acs_is_root)
         return (_new, made_from, state, *reduced[3:])
 
     def _remember(self, volume: Volume) -> None:
@@ -194,12 +194,26 @@ def guard(module: nn.Module, target: Target, is_root: bool = False) -> None:
     own = module.__dict__.pop("forward", None)
     if own is not None:  # a forward that was put on the instance would bypass the class
         module.__dict__["_acs_forward"] = own
-    module.__class__ = _converted_class("folded", type(module), target, is_root)
+    module.__class__ = _converted_class("folded", (type(module),), target, is_root)
 
 
-def make_layer(module: nn.Module, is_root: bool = False) -> None:
-    """Makes a 3D layer that has one map as its input a :class:`Layer`, in place."""
-    module.__class__ = _converted_class("layer", type(module), None, is_root)
+def make_layer(module: nn.Module, is_root: bool = False, planar: tuple[type, ...] = ()) -> None:
+    """Makes a 3D layer that has one map as its input a :class:`Layer`, in place.
+
+    ``planar`` is the 2D class that it had, if the network's own code may still ask for it: the VGG encoder of
+    segmentation_models_pytorch looks for the instances of ``nn.MaxPool2d`` while it runs.
+    """
+    module.__class__ = _converted_class("layer", (type(module), *planar), None, is_root)
+
+
+def is_free(module: nn.Module) -> bool:
+    """Whether a converted module is part of no network: a 2D one without state, such as the ReLU of a default argument,
+    which all networks made by that code share."""
+    return (
+        isinstance(module, Folded)
+        and not module._acs_is_root
+        and not (module._parameters or module._buffers or module._modules)
+    )
 
 
 def make_solid(module: nn.Module, is_root: bool = False) -> nn.Module:
@@ -212,25 +226,26 @@ def make_solid(module: nn.Module, is_root: bool = False) -> nn.Module:
         for child in module.children():
             make_solid(child)
     if type(module) is not nn.Identity:
-        module.__class__ = _converted_class("solid", type(module), None, is_root)
+        module.__class__ = _converted_class("solid", (type(module),), None, is_root)
     return module
 
 
-def _new(kind: str, base: type, target: Target | None, is_root: bool) -> nn.Module:
+def _new(kind: str, bases: tuple[type, ...], target: Target | None, is_root: bool) -> nn.Module:
     """An empty instance, for pickle and deepcopy."""
-    cls = _converted_class(kind, base, target, is_root)
+    cls = _converted_class(kind, bases, target, is_root)
     return cls.__new__(cls)
 
 
 @functools.cache
-def _converted_class(kind: str, base: type, target: Target | None, is_root: bool) -> type:
-    """The subclass of ``base`` that :func:`guard` or :func:`make_solid` gives a module."""
+def _converted_class(kind: str, bases: tuple[type, ...], target: Target | None, is_root: bool) -> type:
+    """The subclass of ``bases``, named after the first, that :func:`guard` or :func:`make_solid` gives a module."""
+    base = bases[0]
     namespace: dict[str, Any] = {
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
         "_acs_kind": kind,
-        "_acs_base": base,
+        "_acs_bases": bases,
         "_acs_target": target,
         "_acs_is_root": is_root,
     }
@@ -241,12 +256,12 @@ def _converted_class(kind: str, base: type, target: Target | None, is_root: bool
         namespace["insert"] = _insert
     if is_root and not hasattr(base, "model"):
         namespace["model"] = property(_model, doc="The converted network, as in acsconv 0.1.1.")
-    return type(base.__name__, ({"folded": Folded, "layer": Layer, "solid": Solid}[kind], base), namespace)
+    return type(base.__name__, ({"folded": Folded, "layer": Layer, "solid": Solid}[kind], *bases), namespace)
 
 
 def _insert(self: nn.Module, index: int, module: nn.Module) -> Any:
     """``insert`` of containers, which goes past ``__setattr__`` and ``add_module``."""
-    return self._acs_base.insert(self, index, make_solid(module))
+    return self._acs_bases[0].insert(self, index, make_solid(module))
 
 
 def _model(self: nn.Module) -> nn.Module:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from .guard import Converted
+from .guard import Converted, is_free
 from .rules import find_module_rule
 
 #: Names of parameters and buffers that hold one entry for each position of a 2D image, in timm, torchvision and MONAI.
@@ -60,6 +60,8 @@ def problems(model: nn.Module, skipped: set[int]) -> Iterator[tuple[str, str]]:
     judged: set[int] = set()  # what is inside something converted needs no line of its own
     for path, module in model.named_modules():
         if id(module) in skipped or id(module) in judged:
+            continue
+        if is_free(module):
             continue
         if isinstance(module, Converted):
             judged.update(map(id, module.modules()))
