@@ -25,7 +25,12 @@ def main() -> None:
 def run_on_tensor_cores() -> None:
     """Both ways to load (copied, gathered), every tile, and a reduction cut into parts."""
     torch.backends.cudnn.allow_tf32 = True
-    for index, layer in enumerate(mma_layers(18, seed=4)):
+    layers = [
+        *mma_layers(18, seed=4),
+        *mma_layers(6, seed=5, stride=(2, 2, 2), dilation=(1, 1, 1)),
+        *(mma_layers(1, seed=6, kernel=(taps, taps), stride=(1, 1, 1))[0] for taps in (5, 7)),
+    ]
+    for index, layer in enumerate(layers):
         dtype = getattr(torch, layer.dtype)
         shapes = (layer.input_shape, layer.weight_shape, (layer.out_channels,))
         input, weight, bias = (torch.randn(shape, device="cuda", dtype=dtype) for shape in shapes)

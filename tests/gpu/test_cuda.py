@@ -91,7 +91,16 @@ def test_integers_bit_for_bit(problem):
 
 
 @pytest.mark.parametrize("soft", [False, True])
-@pytest.mark.parametrize("layer", mma_layers(120, seed=12, most_products=1e9), ids=str)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        *mma_layers(120, seed=12, most_products=1e9),
+        *mma_layers(20, seed=13, most_products=1e9, kernel=(5, 5), stride=(1, 1, 1)),
+        *mma_layers(20, seed=14, most_products=1e9, kernel=(7, 7), stride=(1, 1, 1)),
+        *mma_layers(20, seed=15, most_products=1e9, stride=(2, 2, 2), dilation=(1, 1, 1)),
+    ],
+    ids=str,
+)
 def test_tensor_cores_bit_for_bit(layer, soft):
     """Sums of small integers are exact in every order, so a result is the exact one, rounded once."""
     dtype = use("tf32" if layer.dtype == "float32" else layer.dtype)

@@ -45,6 +45,10 @@ def cases(count: int, seed: int, **fixed: object) -> list[tuple[str, Layer]]:
 
 GENERATED = [
     *cases(24, 500, stride=(2, 2, 2), dilation=(1, 1, 1), most_products=2e6),
+    *(
+        ("forward", layer)
+        for layer in mma_layers(3, seed=505, stride=(2, 2, 2), dilation=(2, 1, 3), most_products=3e5)
+    ),
     *cases(6, 510, kernel=(5, 5), stride=(1, 1, 1), dilation=(1, 1, 1), most_products=6e5),
     *cases(2, 520, kernel=(5, 5), stride=(1, 1, 1), dilation=(1, 2, 3), most_products=1e5),
     *cases(3, 530, kernel=(7, 7), stride=(1, 1, 1), dilation=(1, 1, 1), most_products=3e5),
