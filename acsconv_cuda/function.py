@@ -58,11 +58,11 @@ class ACSConvFunction(torch.autograd.Function):
     def backward(ctx, grad_output: Tensor):
         # Saved as given: without a batch axis perhaps, and in another dtype than autocast computed in.
         unbatched = grad_output.dim() == 4
-        input, weight = (None if t is None else t.to(grad_output.dtype) for t in ctx.saved_tensors)
+        saved = [None if t is None else t.to(grad_output.dtype) for t in ctx.saved_tensors]
         if unbatched:
             grad_output = grad_output.unsqueeze(0)
-            input = None if input is None else input.unsqueeze(0)
-        grad_input, grad_weight, grad_bias = ops.gradients(ctx, grad_output, input, weight)
+            saved[0] = None if saved[0] is None else saved[0].unsqueeze(0)
+        grad_input, grad_weight, grad_bias = ops.gradients(ctx, grad_output, saved)
         if unbatched and grad_input is not None:
             grad_input = grad_input.squeeze(0)
         return grad_input, grad_weight, grad_bias, None, None, None, None, None, None

@@ -124,17 +124,22 @@ def save_for_backward(ctx, input: Tensor, weight: Tensor, arguments: Arguments) 
 
 
 def gradients(
-    ctx, grad_output: Tensor, input: Tensor | None, weight: Tensor | None
+    ctx, grad_output: Tensor, saved: list[Tensor | None]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of input, weight and bias, where ``ctx`` asks for them; ``input`` and ``weight`` as saved."""
+    """Gradients of input, weight and bias, where ``ctx`` asks for them; ``saved``: input and weight as saved.
+
+    The input is taken out of ``saved`` when it has been used: saved-tensor hooks may have made it for this pass alone,
+    and then it is gone before its gradient needs as much memory.
+    """
     needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
     grad_input = grad_weight = grad_bias = None
-    if needs_input:
-        grad_input = backward_input(grad_output, weight, ctx.size, ctx.channels_last, ctx.arguments)
     if needs_weight:
-        grad_weight, grad_bias = backward_weight(grad_output, input, needs_bias, ctx.arguments)
+        grad_weight, grad_bias = backward_weight(grad_output, saved[0], needs_bias, ctx.arguments)
     elif needs_bias:
         grad_bias = grad_output.sum((0, 2, 3, 4))
+    saved[0] = None
+    if needs_input:
+        grad_input = backward_input(grad_output, saved[1], ctx.size, ctx.channels_last, ctx.arguments)
     return grad_input, grad_weight, grad_bias if needs_bias else None
 
 
@@ -144,7 +149,7 @@ def _forward_setup(ctx, inputs, output) -> None:
 
 
 def _forward_backward(ctx, grad_output):
-    return (*gradients(ctx, grad_output, *ctx.saved_tensors), *(None,) * len(ctx.arguments.flat()))
+    return (*gradients(ctx, grad_output, list(ctx.saved_tensors)), *(None,) * len(ctx.arguments.flat()))
 
 
 def _backward_input_setup(ctx, inputs, output) -> None:
