@@ -10,6 +10,7 @@
 #include "memory.h"
 #include "passes.h"
 #include "plan.h"
+#include "tile_pass.h"
 
 namespace acsconv {
 namespace {
@@ -38,15 +39,9 @@ void pack_weights(const Gather& gather, const CpuPlan& plan, const Block& block,
   }
 }
 
-struct Tensors {
-  const void *source, *weight, *bias;
-  void* target;
-  int64_t weight_numbers, bias_numbers, target_numbers;
-};
-
 // T is what sums are made in.
 template <class T>
-void run_gather(const Gather& gather, ScalarType type, const Tensors& tensors, const Threads& threads) {
+void run_gather(const Gather& gather, ScalarType type, const GatherTensors& tensors, const Threads& threads) {
   const Isa& isa = cpu_isa();
   const WalkKernel& kernel = *isa.walk[static_cast<int>(type)];
   const Conversion& convert = *isa.conversion[static_cast<int>(type)];
@@ -78,10 +73,10 @@ void run_gather(const Gather& gather, ScalarType type, const Tensors& tensors, c
   });
 }
 
-void run_gather(const Gather& gather, ScalarType type, const Tensors& tensors, const Threads& threads) {
+void run_gather(const Gather& gather, ScalarType type, const GatherTensors& tensors, const Threads& threads) {
   if (type == ScalarType::Float64) {
     run_gather<double>(gather, type, tensors, threads);
-  } else {
+  } else if (type != ScalarType::BFloat16 || !tile_gather(gather, tensors, threads)) {
     run_gather<float>(gather, type, tensors, threads);
   }
 }
@@ -91,13 +86,13 @@ void run_gather(const Gather& gather, ScalarType type, const Tensors& tensors, c
 void cpu_forward(const Problem& p, bool soft, const void* input, const void* weight, const void* bias,
                  void* output, const Threads& threads) {
   if (is_depthwise(p, soft)) return depthwise_gather(p, false, input, weight, bias, output, threads);
-  const Tensors tensors{input,
-                        weight,
-                        bias,
-                        output,
-                        weight_numbers(p, soft),
-                        p.out_channels,
-                        p.batch * p.out_channels * volume(p.out_size)};
+  const GatherTensors tensors{input,
+                              weight,
+                              bias,
+                              output,
+                              weight_numbers(p, soft),
+                              p.out_channels,
+                              p.batch * p.out_channels * volume(p.out_size)};
   run_gather(forward_gather(p, soft), p.type, tensors, threads);
 }
 
@@ -106,13 +101,13 @@ void cpu_backward_input(const Problem& p, bool soft, const void* grad_output, co
   if (is_depthwise(p, soft)) {
     return depthwise_gather(p, true, grad_output, weight, nullptr, grad_input, threads);
   }
-  const Tensors tensors{grad_output,
-                        weight,
-                        nullptr,
-                        grad_input,
-                        weight_numbers(p, soft),
-                        p.in_channels,
-                        p.batch * p.in_channels * volume(p.in_size)};
+  const GatherTensors tensors{grad_output,
+                              weight,
+                              nullptr,
+                              grad_input,
+                              weight_numbers(p, soft),
+                              p.in_channels,
+                              p.batch * p.in_channels * volume(p.in_size)};
   run_gather(backward_input_gather(p, soft), p.type, tensors, threads);
 }
 

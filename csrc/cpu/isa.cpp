@@ -4,10 +4,16 @@
 #include <cstdlib>
 #include <cstring>
 
+#ifdef ACSCONV_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace acsconv {
 
 #define ACSCONV_OF_TYPES(name) &name##Float64, &name##Float32, &name##Float16, &name##BFloat16
-#define ACSCONV_DECLARE(isa)                                                                                \
+#define ACSCONV_DECLARE(isa, tiles)                                                                         \
   namespace isa {                                                                                           \
   extern const Conversion kConvertFloat64, kConvertFloat32, kConvertFloat16, kConvertBFloat16;              \
   extern const WalkKernel kWalkFloat64, kWalkFloat32, kWalkFloat16, kWalkBFloat16;                          \
@@ -19,17 +25,61 @@ namespace acsconv {
                                {ACSCONV_OF_TYPES(kWalk)},                                                   \
                                {ACSCONV_OF_TYPES(kOuter)},                                                  \
                                {ACSCONV_OF_TYPES(kDots)},                                                   \
-                               {ACSCONV_OF_TYPES(kDepthwise)}};                                             \
+                               {ACSCONV_OF_TYPES(kDepthwise)},                                              \
+                               tiles};                                                                      \
   }
-ACSCONV_DECLARE(portable)
+#ifdef ACSCONV_TILES_EVERYWHERE  // the sanitizers' build, where tiles are loops
+namespace portable {
+extern const TileKernel kTiles;
+}
+ACSCONV_DECLARE(portable, &kTiles)
+#else
+ACSCONV_DECLARE(portable, nullptr)
+#endif
 #ifdef ACSCONV_X86
-ACSCONV_DECLARE(avx2)
-ACSCONV_DECLARE(avx512)
+ACSCONV_DECLARE(avx2, nullptr)
+ACSCONV_DECLARE(avx512, nullptr)
 #endif
 #undef ACSCONV_DECLARE
 #undef ACSCONV_OF_TYPES
 
+#ifdef ACSCONV_AMX
+namespace amx {
+extern const TileKernel kTiles;
+// The AVX-512 kernels, and tiles beside them.
+static constexpr Isa kIsa = [] {
+  Isa isa = avx512::kIsa;
+  isa.name = "amx";
+  isa.tiles = &kTiles;
+  return isa;
+}();
+}  // namespace amx
+#endif
+
 namespace {
+
+#ifdef ACSCONV_X86
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("fma");
+}
+#endif
+
+#ifdef ACSCONV_AMX
+// Whether the processor multiplies tiles of bfloat16, and Linux lets this process use them: their registers
+// are so large that it wants to be asked.
+bool has_amx() {
+  static const bool has = [] {
+    constexpr unsigned kBFloat16Tiles = 1u << 22, kTileRegisters = 1u << 24;
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kBFloat16Tiles) != 0 &&
+           (d & kTileRegisters) != 0 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+  return has;
+}
+#endif
 
 struct Candidate {
   const Isa& isa;
@@ -38,13 +88,11 @@ struct Candidate {
 
 // Each tests for every feature that its compile options name (CMakeLists.txt).
 const Candidate kCandidates[] = {
+#ifdef ACSCONV_AMX
+    {amx::kIsa, has_amx},
+#endif
 #ifdef ACSCONV_X86
-    {avx512::kIsa,
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-              __builtin_cpu_supports("fma");
-     }},
+    {avx512::kIsa, has_avx512},
     {avx2::kIsa, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif
     {portable::kIsa, [] { return true; }},

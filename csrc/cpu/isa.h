@@ -3,6 +3,7 @@
 
 #include "convert.h"
 #include "depthwise_walk.h"
+#include "tile_walk.h"
 #include "walk.h"
 #include "weight_walk.h"
 
@@ -10,11 +11,12 @@ namespace acsconv {
 
 // The arrays are indexed by ScalarType.
 struct Isa {
-  const char* name;  // "avx512", "avx2" or "portable"
+  const char* name;  // "amx", "avx512", "avx2" or "portable"
   const Conversion* conversion[4];
   const WalkKernel* walk[4];
   const WeightKernel *outer[4], *dots[4];
   const DepthwiseKernel* depthwise[4];
+  const TileKernel* tiles;  // bfloat16 only; null where the processor has no such tiles
 };
 
 // The environment variable ACSCONV_CPU_ISA names a lesser one to use instead; it is read at every call.

@@ -124,6 +124,36 @@ void pack_plane(const Packing& packing, const S* plane, int64_t channels, int64_
   }
 }
 
+// Packs the rows of a plane that a strip needs, see pack_plane, as [phase][position][width]. pack_row(to,
+// from, voxel_stride, count, available) packs one of them: `count` voxels from `from` on, where `available`
+// numbers may be read.
+template <class S, class T, class PackRow>
+void pack_positions(const Packing& packing, const S* plane, int64_t row_begin, int64_t rows, int64_t width,
+                    int64_t positions, T* to, const PackRow& pack_row) {
+  const Strides5& s = packing.source;
+  for (int32_t index = 0; index < packing.phase_count; ++index, to += positions * width) {
+    const Phase phase = packing.phases[index];
+    const Columns columns = columns_of_phase(packing, phase);
+    const int64_t first_column = columns.begin * packing.column_stride + phase.column;
+    T* q = to;
+    for (int64_t r = 0; r < rows; ++r, q += packing.pitch * width) {
+      const int64_t row = (row_begin + r) * packing.row_stride + phase.row;
+      if (row < 0 || row >= packing.in_rows) {
+        fill_zero(q, packing.pitch * width);
+        continue;
+      }
+      fill_zero(q, columns.zeros_left * width);
+      // Only where columns are adjacent does a vector read numbers between those that it needs.
+      const int64_t available = s.column == 1 ? packing.in_columns - first_column : 0;
+      pack_row(q + columns.zeros_left * width, plane + row * s.row + first_column * s.column,
+               packing.column_stride * s.column, columns.count, available);
+      const int64_t filled = columns.zeros_left + columns.count;
+      fill_zero(q + filled * width, (packing.pitch - filled) * width);
+    }
+    fill_zero(q, (positions - rows * packing.pitch) * width);
+  }
+}
+
 // Writes one row of `columns` voxels of every channel into a tensor whose channels are adjacent.
 template <class S, class T>
 void write_row_channels_last(S* to, int64_t voxel_stride, const T* from, int64_t channel_stride,
@@ -148,7 +178,7 @@ void write_row_channels_last(S* to, int64_t voxel_stride, const T* from, int64_t
 // rows, `walk.stage_channel` apart. `to` points to the first channel in the strip's first row, of which there
 // are `rows`, `row_stride` apart.
 template <class S, class T>
-void write_plane(const Walk& walk, const T* stage, int64_t channels, int64_t rows, int64_t row_stride,
+void write_plane(const Sweep& walk, const T* stage, int64_t channels, int64_t rows, int64_t row_stride,
                  S* to) {
   const Strides5& s = walk.target;
   const int64_t classes = walk.classes[2], pitch = walk.packing.pitch, columns = walk.out_size[2];

@@ -2,9 +2,13 @@
 // which piece of the target is whose task. Depends on the problem and the machine only, never on the data.
 #pragma once
 
+#include <algorithm>
+#include <array>
+#include <utility>
 #include <vector>
 
 #include "gather.h"
+#include "integers.h"
 #include "lattice.h"
 #include "walk.h"
 
@@ -16,6 +20,53 @@ struct CpuMachine {
   int threads;
   int64_t cache_size;  // bytes of a core's own second-level cache
 };
+
+// The part of a plan that does not depend on what multiplies: the planes of a gather and of its target. Strip
+// and stage are the plan's to choose.
+Sweep sweep_of(const Gather& gather, const Lattice& lattice);
+
+// Consecutive ranges whose groups are packed together: few groups if they are wide.
+struct RangeChunk {
+  const GatherRange *begin, *end;
+  int64_t in_begin, in_count;  // source channels
+  int64_t targets() const { return end[-1].out_end - begin->out_begin; }
+};
+std::vector<RangeChunk> range_chunks(const Gather& gather);
+
+// Calls body(residue) for every class of targets, W fastest.
+template <class Body>
+void for_each_class(const Gather& gather, const Body& body) {
+  std::array<int64_t, 3> residue{};
+  for (residue[0] = 0; residue[0] < gather.classes(0); ++residue[0]) {
+    for (residue[1] = 0; residue[1] < gather.classes(1); ++residue[1]) {
+      for (residue[2] = 0; residue[2] < gather.classes(2); ++residue[2]) body(residue);
+    }
+  }
+}
+
+// The taps of one class and set, as places in Gather::taps.
+std::pair<int32_t, int32_t> taps_of(const Gather& gather, const std::array<int64_t, 3>& residue, int set);
+
+// Tasks: strips of all samples and chunks, and where these are too few for the threads, ranges of planes or
+// blocks of them.
+struct TaskCosts {
+  double plane,
+      pack_plane;  // cycles for a target plane of a strip of all blocks, and for packing a source plane
+};
+std::vector<Task> cut_tasks(const Gather& gather, const Sweep& sweep,
+                            const std::vector<int64_t>& block_counts, int64_t strip_rows,
+                            const TaskCosts& costs, int threads);
+
+// Rows of a strip such that `fits(rows)`, and at least a few.
+template <class Fits>
+int64_t rows_of_strip(int64_t class_rows, const Fits& fits) {
+  constexpr int64_t kSmallestStrip = 4;
+  int64_t rows = class_rows;
+  for (int64_t strips = 2; rows > kSmallestStrip && !fits(rows); ++strips) {
+    rows = std::max(kSmallestStrip, ceil_div(class_rows, strips));
+  }
+  return rows;
+}
 
 class CpuPlan {
  public:
@@ -35,11 +86,9 @@ class CpuPlan {
   int64_t segment_count() const { return segment_count_; }
 
  private:
-  void cut_chunks(const Gather& gather, const CpuMachine& machine);
-  void cut_blocks(const Gather& gather, const CpuMachine& machine, Chunk& chunk, const GatherRange* begin,
-                  const GatherRange* end);
+  void cut_blocks(const Gather& gather, const CpuMachine& machine, Chunk& chunk, const RangeChunk& ranges);
   void choose_strip(const Gather& gather, const CpuMachine& machine);
-  void cut_tasks(const Gather& gather, const CpuMachine& machine);
+  TaskCosts costs(const CpuMachine& machine) const;
 
   Lattice lattice_;
   Walk walk_{};

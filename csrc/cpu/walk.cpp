@@ -13,6 +13,7 @@
 #include "walk.h"
 
 #include "pack.h"
+#include "sweep.h"
 
 namespace acsconv {
 namespace ACSCONV_ISA {
@@ -163,53 +164,29 @@ void run(const Walk& walk, const Task& task, const void* source_data, const void
   const int64_t rows = task.row_end - task.row_begin;
   const int64_t voxels = (rows - 1) * walk.packing.pitch + walk.class_columns;
   const int64_t plane_size = walk.packing.phase_count * chunk.in_count * walk.packing.channel_stride;
-  int64_t packed_end = -1;  // planes below this one have been packed, as far as any tap reads them
 
-  for (int64_t first = task.plane_begin; first < task.plane_end; first += walk.step_planes) {
-    const int64_t left = task.plane_end - first;
-    const int64_t planes = left < walk.step_planes ? left : walk.step_planes;
-
-    for (int64_t o = first; o < first + planes; ++o) {
-      int64_t begin = o * walk.plane_stride + walk.plane_min;
-      int64_t end = o * walk.plane_stride + walk.plane_max + 1;
-      begin = begin < 0 ? 0 : begin;
-      begin = begin < packed_end ? packed_end : begin;
-      end = end > walk.in_planes ? walk.in_planes : end;
-      for (int64_t plane = begin; plane < end; ++plane) {
-        if (!walk.plane_read[(plane - walk.plane_min) % walk.plane_stride]) continue;
-        pack_plane(walk.packing, source + plane * from.plane, chunk.in_count,
-                   walk.packing.row_min + task.row_begin, rows + walk.packing.halo_rows,
-                   ring + plane % walk.ring_planes * plane_size);
-      }
-      packed_end = end > packed_end ? end : packed_end;
-    }
-
-    for (int64_t k = 0; k < walk.classes[0] * walk.classes[1]; ++k) {
-      const int64_t plane_class = k / walk.classes[1], row_class = k % walk.classes[1];
-      const Block* class_blocks = blocks + k * walk.classes[2] * chunk.block_count;
-      for (int64_t column_class = 0; column_class < walk.classes[2]; ++column_class) {
-        T* class_stage = stage + column_class * out_count * walk.stage_channel;
-        const Block* begin = class_blocks + column_class * chunk.block_count;
-        for (const Block* block = begin + task.block_begin; block != begin + task.block_end; ++block) {
-          T* to = class_stage + (block->out_begin - out_begin) * walk.stage_channel;
-          for (int64_t o = 0; o < planes; ++o) {
-            const Segment<T>* end =
-                segments_of(walk, *block, first + o, ring, weights, chunk.in_count, segments);
-            run_block<T>(walk, *block, segments, end, voxels, bias, to + o * walk.stage_plane);
-          }
-        }
-      }
-      const int64_t row_begin = task.row_begin * walk.out_stride[1] + row_class;
-      const int64_t rows_left = (walk.out_size[1] - row_begin + walk.out_stride[1] - 1) / walk.out_stride[1];
+  auto pack = [&](int64_t plane) {
+    pack_plane(walk.packing, source + plane * from.plane, chunk.in_count,
+               walk.packing.row_min + task.row_begin, rows + walk.packing.halo_rows,
+               ring + plane % walk.ring_planes * plane_size);
+  };
+  auto compute = [&](int64_t residue, int64_t column_class, int64_t first, int64_t planes) {
+    T* class_stage = stage + column_class * out_count * walk.stage_channel;
+    const Block* begin = blocks + (residue * walk.classes[2] + column_class) * chunk.block_count;
+    for (const Block* block = begin + task.block_begin; block != begin + task.block_end; ++block) {
+      T* to = class_stage + (block->out_begin - out_begin) * walk.stage_channel;
       for (int64_t o = 0; o < planes; ++o) {
-        const int64_t plane = (first + o) * walk.out_stride[0] + plane_class;
-        if (plane >= walk.out_size[0]) continue;
-        write_plane(walk, stage + o * walk.stage_plane, out_count, rows < rows_left ? rows : rows_left,
-                    walk.out_stride[1] * walk.target.row,
-                    target + plane * walk.target.plane + row_begin * walk.target.row);
+        const Segment<T>* end = segments_of(walk, *block, first + o, ring, weights, chunk.in_count, segments);
+        run_block<T>(walk, *block, segments, end, voxels, bias, to + o * walk.stage_plane);
       }
     }
-  }
+  };
+  auto write = [&](int64_t plane, int64_t position, int64_t row, int64_t rows_inside) {
+    write_plane(walk, stage + plane * walk.stage_plane, out_count, rows_inside,
+                walk.out_stride[1] * walk.target.row,
+                target + position * walk.target.plane + row * walk.target.row);
+  };
+  for_each_step(walk, task, pack, compute, write);
 }
 
 template <class S>

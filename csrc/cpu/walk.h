@@ -69,14 +69,9 @@ struct Chunk {
   int32_t block_begin, block_count;  // blocks of the first class; those of the next class follow them
 };
 
-struct Walk {
+// How planes of the source come and planes of the target go, whatever multiplies them.
+struct Sweep {
   Packing packing;
-  const Tap* taps;
-  const Part* parts;
-  const Block* blocks;
-  const Chunk* chunks;
-
-  int64_t channel_slice;  // a part goes through this many channels, all taps, then the next ones
   int64_t in_planes;
   int64_t plane_stride;
   int64_t plane_min, plane_max;  // of all taps
@@ -92,6 +87,14 @@ struct Walk {
   int64_t class_columns;  // targets per row of the largest class
   int64_t stage_plane;    // numbers per target plane of a strip, in the staging buffer
   int64_t stage_channel;  // and per target channel
+};
+
+struct Walk : Sweep {
+  const Tap* taps;
+  const Part* parts;
+  const Block* blocks;
+  const Chunk* chunks;
+  int64_t channel_slice;  // a part goes through this many channels, all taps, then the next ones
 };
 
 // A piece of the output that one thread computes: a strip, a range of planes, a range of blocks of every

@@ -126,32 +126,15 @@ void pack_panel_row(T* to, int64_t width, const S* from, int64_t channel_stride,
   }
 }
 
-// Packs the rows of a plane that a strip needs, see pack_plane, as [phase][position][width].
+// Packs `channels` of a plane, see pack_positions.
 template <class S, class T>
 void pack_panel(const Packing& packing, const S* plane, int64_t channels, int64_t row_begin, int64_t rows,
                 int64_t width, int64_t positions, T* to) {
-  const Strides5& s = packing.source;
-  for (int32_t index = 0; index < packing.phase_count; ++index, to += positions * width) {
-    const Phase phase = packing.phases[index];
-    const Columns columns = columns_of_phase(packing, phase);
-    const int64_t first_column = columns.begin * packing.column_stride + phase.column;
-    T* q = to;
-    for (int64_t r = 0; r < rows; ++r, q += packing.pitch * width) {
-      const int64_t row = (row_begin + r) * packing.row_stride + phase.row;
-      if (row < 0 || row >= packing.in_rows) {
-        fill_zero(q, packing.pitch * width);
-        continue;
-      }
-      fill_zero(q, columns.zeros_left * width);
-      // Only where columns are adjacent does a vector read numbers between those that it needs.
-      const int64_t available = s.column == 1 ? packing.in_columns - first_column : 0;
-      pack_panel_row(q + columns.zeros_left * width, width, plane + row * s.row + first_column * s.column,
-                     s.channel, packing.column_stride * s.column, channels, columns.count, available);
-      const int64_t filled = columns.zeros_left + columns.count;
-      fill_zero(q + filled * width, (packing.pitch - filled) * width);
-    }
-    fill_zero(q, (positions - rows * packing.pitch) * width);
-  }
+  pack_positions(packing, plane, row_begin, rows, width, positions, to,
+                 [&](T* row, const S* from, int64_t voxel_stride, int64_t count, int64_t available) {
+                   pack_panel_row(row, width, from, packing.source.channel, voxel_stride, channels, count,
+                                  available);
+                 });
 }
 
 template <class S>

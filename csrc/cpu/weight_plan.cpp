@@ -12,7 +12,6 @@ namespace {
 constexpr int kWidestBlock = 14;  // output channels; weight_outer.cpp has no wider one
 constexpr int64_t kOuterVectors = 2;
 constexpr int64_t kChunkChannels = 64;
-constexpr int64_t kSmallestStrip = 4;
 constexpr double kRingShare = 0.6;                 // of the second-level cache
 constexpr int64_t kSumsBytes = int64_t{1} << 24;   // of all parts
 constexpr int64_t kChain = 128, kLongChain = 512;  // voxels
@@ -111,12 +110,9 @@ void WeightPlan::choose_strip(const WeightMachine& machine) {
            padded_channels_ * positions(rows);
   };
   const double budget = kRingShare * static_cast<double>(machine.cache_size) / machine.number_size;
-  int64_t rows = walk_.out_rows;
-  for (int64_t strips = 2; rows > kSmallestStrip &&
-                           static_cast<double>(ring(rows, 1) + most_outputs_ * grad_positions(rows)) > budget;
-       ++strips) {
-    rows = std::max(kSmallestStrip, ceil_div(walk_.out_rows, strips));
-  }
+  const int64_t rows = rows_of_strip(walk_.out_rows, [&](int64_t r) {
+    return static_cast<double>(ring(r, 1) + most_outputs_ * grad_positions(r)) <= budget;
+  });
   walk_.strip_rows = rows;
   walk_.strips = ceil_div(walk_.out_rows, rows);
   walk_.source_positions = positions(rows);

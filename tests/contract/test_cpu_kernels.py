@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import product
+from pathlib import Path
+
 import pytest
 import torch
 from cpu_problems import (
@@ -9,6 +12,7 @@ from cpu_problems import (
     ISAS,
     LAYOUTS,
     PASSES,
+    TILES,
     assert_close,
     depthwise_problem,
     is_channels_last,
@@ -45,9 +49,8 @@ LAYERS = [
 
 
 @pytest.mark.parametrize("operation", PASSES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("isa", "dtype"), [*product(ISAS, DTYPES), TILES], ids=str)
 def test_random_problems(monkeypatch, isa, layout, dtype, operation):
     monkeypatch.setenv("ACSCONV_CPU_ISA", isa)
     for seed in range(12):
@@ -78,6 +81,41 @@ def test_layers(monkeypatch, isa, arguments, operation):
     assert_close(problem, operation, expected)
     last = problem.input.contiguous(memory_format=torch.channels_last_3d)
     assert_close(problem._replace(input=last), operation, expected)
+
+
+@pytest.mark.parametrize("operation", ["forward", "backward_input"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(LAYERS[i] for i in (0, 1, 2, 4, 9, 10)),
+        (256, 70, (6, 20, 33), 3, 1),  # several strips; blocks of 32 and 16 channels
+        (16, 48, (7, 9, 21), 3, 1),  # a step takes in two taps
+        (8, 24, (7, 9, 21), 7, 1),  # and up to four
+        (21, 40, (7, 9, 41), 3, 2),  # channels that fall between lines of the cache, in four phases
+        (64, 64, (5, 6, 7), 3, 1, 4),  # a panel for each group
+    ],
+    ids=str,
+)
+def test_layers_on_tiles(monkeypatch, arguments, operation):
+    monkeypatch.setenv("ACSCONV_CPU_ISA", TILES[0])
+    problem = layer(*arguments).to(TILES[1])
+    expected = layer_oracle(arguments, operation)
+    assert_close(problem, operation, expected)
+    last = problem.input.contiguous(memory_format=torch.channels_last_3d)
+    assert_close(problem._replace(input=last), operation, expected)
+
+
+def test_tiles_are_used_where_the_processor_has_them(monkeypatch):
+    """Sums in another order, some of which are rounded otherwise."""
+    flags = Path("/proc/cpuinfo")
+    if not flags.exists() or " amx_bf16 " not in flags.read_text():
+        pytest.skip("this processor has no tiles of bfloat16 (amx_bf16)")
+    problem = layer(64, 96, (8, 16, 16)).to(torch.float64).apply(torch.rand_like).to(TILES[1])
+    found = []
+    for isa in (TILES[0], "avx512"):
+        monkeypatch.setenv("ACSCONV_CPU_ISA", isa)
+        found.append(run(problem)[0])
+    assert not torch.equal(*found)
 
 
 @pytest.mark.parametrize("operation", PASSES)
@@ -132,8 +170,8 @@ def test_long_sums_keep_their_digits(arguments):
 
 
 @pytest.mark.parametrize("operation", PASSES)
-@pytest.mark.parametrize("isa", ISAS)
-def test_threads_do_not_change_the_result(monkeypatch, isa, operation):
+@pytest.mark.parametrize(("isa", "dtype"), [*((isa, torch.float32) for isa in ISAS), TILES], ids=str)
+def test_threads_do_not_change_the_result(monkeypatch, isa, dtype, operation):
     monkeypatch.setenv("ACSCONV_CPU_ISA", isa)
     before = torch.get_num_threads()
     try:
@@ -144,6 +182,7 @@ def test_threads_do_not_change_the_result(monkeypatch, isa, operation):
             layer(20, 18, (7, 12, 19), 3, 2, 1, True),
             random_problem(3, "contiguous"),
         ]:
+            problem = problem.apply(torch.rand_like).to(dtype)
             results = []
             for threads in (1, 2, 3, 5):
                 torch.set_num_threads(threads)
@@ -155,8 +194,9 @@ def test_threads_do_not_change_the_result(monkeypatch, isa, operation):
 
 
 @pytest.mark.parametrize("operation", ["forward", "backward_input"])
-def test_layout_does_not_change_the_result_and_is_kept(operation):
-    problem = layer(20, 18, (6, 7, 40))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_layout_does_not_change_the_result_and_is_kept(dtype, operation):
+    problem = layer(20, 18, (6, 7, 40)).apply(torch.rand_like).to(dtype)
     last = problem._replace(input=problem.input.contiguous(memory_format=torch.channels_last_3d))
     (plain,), (other,) = run(problem, operation), run(last, operation)
     assert plain.is_contiguous()
