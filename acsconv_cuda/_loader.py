@@ -56,6 +56,11 @@ def has_cuda_kernels() -> bool:
     return loaded() and "cuda" in (build_info() or {})
 
 
+def cpu_instruction_sets() -> tuple[str, ...]:
+    """Those that the CPU kernels were built for, whatever the processor has; empty if nothing was built."""
+    return tuple((build_info() or {}).get("cpu", ()))
+
+
 def why_no_cuda(device: int | None = None) -> str | None:
     """Why the CUDA kernels cannot run, in one sentence; None if they can.
 

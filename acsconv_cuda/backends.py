@@ -92,7 +92,7 @@ def choose(operation: str, tensor: Tensor, arguments: Arguments) -> str:
             raise RuntimeError(f"{asked_by}={requested!r} cannot compute this: {reason}")
         return "torch"
     fused = tensor.device.type
-    if fused not in FUSED_PASSES or _is_better_left_to_torch(fused, tensor, arguments):
+    if fused not in FUSED_PASSES or _is_better_left_to_torch(operation, fused, tensor, arguments):
         return "torch"
     reason = why_not(fused, operation, tensor, arguments)
     if reason is None:
@@ -103,16 +103,18 @@ def choose(operation: str, tensor: Tensor, arguments: Arguments) -> str:
     return "torch"
 
 
-def _is_better_left_to_torch(fused: str, tensor: Tensor, arguments: Arguments) -> bool:
+def _is_better_left_to_torch(operation: str, fused: str, tensor: Tensor, arguments: Arguments) -> bool:
     """Problems that a fused backend could compute, and that ``auto`` gives to PyTorch because it is faster there.
 
-    A 1x1 kernel is a plain matrix product. The CPU kernels compute bfloat16 in float32 and do not use AMX, whose matrix
-    products PyTorch has for layers wide enough to fill them.
+    A 1x1 kernel is a plain matrix product. On processors with AMX, PyTorch multiplies bfloat16 with it in layers wide
+    enough to fill it; ours do so in the forward pass and the gradient of the input, where the compiler knew AMX.
     """
     if arguments.geometry.is_one_view():
         return True
     wide = tensor.shape[1] // arguments.groups >= 64
-    return fused == "cpu" and tensor.dtype == torch.bfloat16 and wide and torch.cpu._is_amx_tile_supported()
+    if fused != "cpu" or tensor.dtype != torch.bfloat16 or not wide or not torch.cpu._is_amx_tile_supported():
+        return False
+    return operation == "backward_weight" or "amx" not in _loader.cpu_instruction_sets()
 
 
 def why_not(backend: str, operation: str, tensor: Tensor, arguments: Arguments) -> str | None:

@@ -60,6 +60,8 @@ def _build() -> list[str]:
             f"  PyTorch      {record['torch']}, CUDA {record['torch_cuda'] or 'none'}",
             f"  compiler     {record['compiler']}; CMake {record['cmake']}",
         ]
+    if sets := _loader.cpu_instruction_sets():
+        lines.append(f"  CPU          {' '.join(sets)}")
     if cuda := record.get("cuda"):
         lines += [
             f"  CUDA         nvcc {cuda['version']}, {cuda['kernels'] or 'unknown number of'} kernels",

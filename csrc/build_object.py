@@ -327,6 +327,7 @@ def compiled_facts(plan: Plan, torch: Torch, archs: Architectures | None) -> dic
         "cmake": output_of(str(find_tool("cmake")), "--version")
         .partition("\n")[0]
         .removeprefix("cmake version "),
+        "cpu": cpu_instruction_sets(ROOT / "build" / f"cmake-{plan.mode}"),
     }
     if archs is not None:
         kernels = count_kernels(ROOT / "build" / f"cmake-{plan.mode}")
@@ -339,6 +340,12 @@ def compiled_facts(plan: Plan, torch: Torch, archs: Architectures | None) -> dic
             "kernels": sum(kernels.values()),
         }
     return facts
+
+
+def cpu_instruction_sets(folder: Path) -> list[str]:
+    """Those that CMake found the compiler to know."""
+    folders = (folder / "CMakeFiles").glob("isa_*.dir")
+    return sorted(path.name.removeprefix("isa_").removesuffix(".dir") for path in folders)
 
 
 def count_kernels(folder: Path) -> dict[str, int]:

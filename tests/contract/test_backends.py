@@ -9,8 +9,8 @@ from cases import CASES
 from numerics import Problem, brute_force, random_problems, relative_error
 
 import acsconv_cuda
-from acsconv_cuda import acs_conv3d
-from acsconv_cuda.backends import FUSED_DTYPES, choose
+from acsconv_cuda import _loader, acs_conv3d
+from acsconv_cuda.backends import FUSED_DTYPES, PASSES, choose
 from acsconv_cuda.geometry import resolve
 from acsconv_cuda.ops import Arguments
 
@@ -132,3 +132,22 @@ def test_choice_of_auto_on_a_cpu(weight, groups, chosen):
     arguments = Arguments((2, 1, 1), resolve(weight[2:], 1, 0, 1), groups, "auto")
     assert choose("forward", torch.zeros(1, 4, 5, 5, 5), arguments) == chosen
     assert choose("backward_input", torch.zeros(1, weight[0], 3, 3, 3), arguments) == chosen
+
+
+@pytest.mark.parametrize(
+    ("channels", "processor", "built", "left_to_torch"),
+    [
+        (64, True, ("amx", "avx512"), ["backward_weight"]),
+        (64, True, ("avx512",), list(PASSES)),
+        (64, False, ("amx", "avx512"), []),
+        (32, True, ("avx512",), []),
+    ],
+)
+def test_choice_of_auto_for_bfloat16_on_a_cpu(monkeypatch, channels, processor, built, left_to_torch):
+    if not acsconv_cuda.is_available("cpu"):
+        pytest.skip(f"no compiled part: {_loader.failure()}")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: processor)
+    monkeypatch.setattr(_loader, "cpu_instruction_sets", lambda: built)
+    arguments = Arguments((22, 21, 21), resolve((3, 3), 1, 0, 1), 1, "auto")
+    volume = torch.zeros(1, channels, 5, 5, 5, dtype=torch.bfloat16)
+    assert [name for name in PASSES if choose(name, volume, arguments) == "torch"] == left_to_torch

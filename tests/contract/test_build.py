@@ -332,7 +332,8 @@ def test_record_describes_the_build():
     version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
     assert record["version"] == version
     assert record["mode"] in ("cpu", "cuda")
-    assert {"torch", "torch_cuda", "compiler", "cmake", "commit", "date", "reason"} <= record.keys()
+    assert {"torch", "torch_cuda", "compiler", "cmake", "cpu", "commit", "date", "reason"} <= record.keys()
+    assert "portable" in record["cpu"]
     if record["mode"] == "cuda":
         assert {"version", "architectures", "ptx", "kernels"} == record["cuda"].keys()
         assert record["cuda"]["architectures"]
