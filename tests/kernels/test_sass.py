@@ -17,6 +17,7 @@ KERNELS = [
     ("mma_view_per_warp_bf16", "", {"HMMA", "LDSM"}),
     ("mma_view_per_step_bf16", "", {"HMMA", "LDSM"}),
     ("mma_tap_rows_bf16", "", {"HMMA", "LDSM"}),
+    ("mma_shared_walk_bf16", "", {"HMMA", "LDSM", "LDGSTS"}),
 ]
 
 
