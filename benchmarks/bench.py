@@ -7,7 +7,8 @@
 
 Suites: ``smoke`` (a small layer of each kind), ``layers`` (ACSUNet, ResNet-18, an nnU-Net-like ladder, first
 layers, strided, dilated, Soft, depthwise), ``networks`` (ACSUNet, and MobileNetV2 with its
-ImageNet weights, on a patch of the MNI152 T1 volume)."""
+ImageNet weights, on a patch of the MNI152 T1 volume), ``memory`` (training steps of three networks at growing
+volumes, each in a process under a limit, until memory runs out)."""
 
 from __future__ import annotations
 
@@ -21,9 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests")]  # the table of cases is shared with the tests
 
 import environment  # noqa: E402
+import memory_suite  # noqa: E402
 import networks  # noqa: E402
 import report  # noqa: E402
 import torch  # noqa: E402
+from acsconv.memory.estimate import parse_bytes  # noqa: E402
 from cases import Case, select  # noqa: E402
 from harness import ceilings  # noqa: E402
 from implementations import LAYOUTS, available  # noqa: E402
@@ -37,7 +40,7 @@ try:
 except ImportError:  # a bare interpreter with torch is enough to measure
     tqdm = None
 
-SUITES = ("smoke", "layers", "networks")
+SUITES = ("smoke", "layers", "networks", "memory")
 DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -47,7 +50,7 @@ DTYPES = {
 PATCH = {"cpu": 64, "cuda": 128}
 DEFAULT_FIGURE = ROOT / "benchmarks" / "out" / "feature_maps.png"
 # suite -> (rounds at least, seconds per implementation at least)
-EFFORT = {"smoke": (5, 0.05), "layers": (11, 0.3), "networks": (3, 0.0)}
+EFFORT = {"smoke": (5, 0.05), "layers": (11, 0.3), "networks": (3, 0.0), "memory": (2, 0.0)}
 QUICK = (2, 0.0)
 
 
@@ -75,6 +78,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     what.add_argument("--batch", type=int, help="batch size instead of that of the case")
     what.add_argument("--scale", type=int, default=1, help="every edge of the volume so many times as long")
     what.add_argument("--patch", type=int, help=f"edge of the patch of the main job; default {PATCH}")
+    what.add_argument(
+        "--memory-limit",
+        metavar="BYTES",
+        help="of a process of the memory suite, e.g. 4GiB; default: 2GiB on a CPU, all of a GPU",
+    )
+    what.add_argument(
+        "--largest",
+        type=int,
+        metavar="EDGE",
+        help="the memory suite's volumes end there; default: memory does",
+    )
     how = parser.add_argument_group("how")
     how.add_argument("--device", choices=PATCH, help="default: cuda if there is one")
     how.add_argument("--threads", type=int, help="threads of torch on the CPU")
@@ -103,9 +117,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--fail-above needs --compare")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
-    for name in ("threads", "repeats", "batch", "scale", "patch"):
+    if options.memory_limit is not None:
+        try:
+            options.memory_limit = parse_bytes(options.memory_limit)
+        except ValueError as error:
+            parser.error(f"--memory-limit: {error}")
+    for name in ("threads", "repeats", "batch", "scale", "patch", "memory_limit", "largest"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1")
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
     options.device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     options.suite = options.suite or (["layers", "smoke"] if options.case else ["smoke", "networks"])
     options.passes = PASSES if options.pass_name == "both" else (options.pass_name,)
@@ -191,9 +210,13 @@ def run(options: argparse.Namespace) -> dict:
     with_networks = "networks" in options.suite
     rounds = sum(effort(options, suite)[0] for suite, _ in cases)
     rounds += effort(options, "networks")[0] * with_networks * len(networks.NETWORKS)
-    progress = Progress(rounds * len(modes) * len(options.passes))
+    with_memory = "memory" in options.suite
+    contestants = memory_suite.implementations(options.device, backends, peer is not None)
+    processes = len(memory_suite.NETWORKS) * len(contestants) * with_memory
+    progress = Progress(rounds * len(modes) * len(options.passes) + processes)
     rows: list[dict] = []
-    progress.print([report.HEADER])
+    if rounds:
+        progress.print([report.HEADER])
     try:
         for dtype_name, layout in modes:
             dtype = DTYPES[dtype_name]
@@ -214,6 +237,10 @@ def run(options: argparse.Namespace) -> dict:
                 )
                 rows += network_rows
                 notes += [note for note in network_notes if note not in notes]
+        if with_memory:
+            memory_rows, memory_note = growing_volumes(options, contestants, progress)
+            rows += memory_rows
+            notes.append(memory_note)
     finally:
         progress.close()
     return {
@@ -266,6 +293,27 @@ def main_jobs(
     return rows, notes
 
 
+def growing_volumes(
+    options: argparse.Namespace, contestants: list[str], progress: Progress
+) -> tuple[list[dict], str]:
+    """Rows of the memory suite, printed as tables, and a note that says how they were made."""
+    limit = options.memory_limit or memory_suite.LIMIT[options.device.type]
+    steps, _ = effort(options, "memory")
+
+    def advance(title: str, edge: int | None) -> None:
+        progress.describe(title if edge is None else f"{title}, {edge}³")
+        if edge is None:
+            progress.step()
+
+    rows = memory_suite.measure_all(
+        options.device, contestants, limit, steps, torch.get_num_threads(), options.largest, advance
+    )
+    progress.print(report.memory_lines(rows))
+    until = "all of the card's memory" if limit is None else f"{limit / 2**30:.3g} GiB"
+    note = f"Growing volumes: batch 1, Adam, float32, a process of its own for each, up to {until}"
+    return rows, note
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     if options.list:
@@ -282,7 +330,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"bench.py: {error}", file=sys.stderr)
         return 2
-    print("\n".join(["", *report.mean_lines(result["rows"])]))
+    means = report.mean_lines(result["rows"])
+    if means:
+        print("\n".join(["", *means]))
     methods = dict.fromkeys(row["memory"]["method"] for row in result["rows"] if row["memory"])
     print(
         "\n".join(
@@ -296,8 +346,8 @@ def main(arguments: list[str] | None = None) -> int:
         report.save(result, target)
         print(f"Result: {target}")
     if options.plot:
-        report.plot(result, options.plot)
-        print(f"Plot: {options.plot}")
+        for path in report.plots(result, options.plot):
+            print(f"Plot: {path}")
     failed = not result["rows"]
     if failed:
         print("bench.py: no layer matches", file=sys.stderr)

@@ -25,10 +25,12 @@ from implementations import ACSCONV, CONV3D, ours
 from measure import first_line
 from memory_networks import CLASSES, NETWORKS, MemoryNetwork
 from peers import load_acsconv
+from report import MEMORY, OUT_OF_MEMORY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FAMILY = "memory"
+from acsconv_cuda.out_of_memory import is_out_of_memory
+
 EFFICIENT = ", memory-efficient"  # follows the name of ours
 LIMIT = {"cpu": 2 << 30, "cuda": None}  # bytes; None: all of the card
 GROWTH = {"cpu": 1, "cuda": 2}  # of the steps between sizes
@@ -133,7 +135,8 @@ def measure_sizes(
             try:
                 peak = meter.measure(lambda run=training.run, results=results: results.append(run()))
             except (RuntimeError, MemoryError) as error:
-                yield {"edge": edge, "status": "failed", "reason": first_line(error)}
+                cause = f"{OUT_OF_MEMORY}: " if is_out_of_memory(error) else ""
+                yield {"edge": edge, "status": "failed", "reason": cause + first_line(error)}
                 return
             ((loss, times),) = results
             yield {"edge": edge, "status": "ok", "loss": loss, "seconds": times, "memory": asdict(peak)}
@@ -207,7 +210,7 @@ def _rows(network: MemoryNetwork, found: dict[str, list[dict]], limit: int | Non
             row = {
                 "case": f"{network.name} {edge}",
                 "description": f"{edge}³, {network.purpose}",
-                "family": FAMILY,
+                "family": MEMORY,
                 "pass": "train",
                 "dtype": "float32",
                 "layout": "contiguous",

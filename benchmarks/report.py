@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from harness import geometric_mean
-from implementations import OURS, REFERENCE
+from implementations import ACSCONV, OURS, REFERENCE
 
 SCHEMA = "acsconv-cuda-benchmark"
 SCHEMA_VERSION = 1
@@ -32,6 +32,8 @@ TOP_KEYS = (
     "rows",
 )
 NETWORK = "network"  # the family of rows that are whole networks
+MEMORY = "memory"  # the family of rows that are whole networks at growing volumes, see memory_suite.py
+OUT_OF_MEMORY = "out of memory"  # how the reason of a row begins that failed for that
 MEAN_KEYS = ("pass", "dtype", "layout", "implementation", "family")
 GROUP_KEYS = ("case", "pass", "dtype", "layout")
 ROW_KEYS = (
@@ -109,13 +111,18 @@ def baseline(group: list[dict]) -> dict | None:
     return next((row for row in group if is_ours(row["implementation"]) and row["status"] == "ok"), None)
 
 
+def without_memory(rows: Iterable[dict]) -> list[dict]:
+    """The rows of all suites but the memory suite, which has tables and a plot of its own."""
+    return [row for row in rows if row["family"] != MEMORY]
+
+
 def means(rows: Iterable[dict]) -> list[dict]:
     """Geometric means of (time / ours) and of (peak memory / ours) per class of layer, and over all layers.
 
     One object per pass, dtype, layout, implementation and class; ``memory`` is None where not measured.
     """
     ratios: dict[tuple, list[tuple[float, float | None]]] = {}
-    for group in groups(rows).values():
+    for group in groups(without_memory(rows)).values():
         best = baseline(group)
         for row in group if best is not None else ():
             if row is best or row["status"] != "ok":
@@ -159,6 +166,59 @@ def mean_tables(rows: Iterable[dict]) -> list[tuple[str, list[str], list[list[st
             tables.append(
                 (f"Geometric mean of {title} / ours, {dtype}, {layout} (number of layers)", header, body)
             )
+    return tables
+
+
+# -- growing volumes --------------------------------------------------------------------------------
+
+
+def _networks(rows: Iterable[dict]) -> dict[str, dict[str, dict[int, dict]]]:
+    """Rows of the memory suite: network -> implementation -> edge -> row."""
+    found: dict[str, dict[str, dict[int, dict]]] = {}
+    for row in rows:
+        if row["family"] == MEMORY:
+            found.setdefault(row["network"], {}).setdefault(row["implementation"], {})[row["edge"]] = row
+    return found
+
+
+def _grown(row: dict | None) -> str:
+    if row is None:
+        return ""
+    if row["status"] != "ok":
+        return OUT_OF_MEMORY if row["reason"].startswith(OUT_OF_MEMORY) else row["status"]
+    return f"{_mebibytes(row)} MiB, {_number(median(row) / 1e3)} s"
+
+
+def memory_tables(rows: Iterable[dict]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Tables (title, header, rows of cells) of the memory suite: one per network, and one that compares.
+
+    The last compares at the largest volume that all have computed, with acsconv 0.1.1, or without it with ours.
+    """
+    tables, summary = [], []
+    for network, members in _networks(rows).items():
+        edges = sorted({edge for cells in members.values() for edge in cells})
+        body = [[f"{edge}³", *(_grown(cells.get(edge)) for cells in members.values())] for edge in edges]
+        tables.append((f"{network}: peak memory and time of a training step", ["volume", *members], body))
+        done = {
+            name: {edge for edge, row in cells.items() if row["status"] == "ok"}
+            for name, cells in members.items()
+        }
+        common = set.intersection(*done.values())
+        other = members.get(ACSCONV) or next(iter(members.values()))
+        for name, cells in members.items():
+            ratios = ["-", "-", "-"]
+            if common:
+                edge = max(common)
+                row, base = cells[edge], other[edge]
+                ratios = [f"{edge}³", "-", f"{median(row) / median(base):.2f}"]
+                if row["memory"]["bytes"] and base["memory"]["bytes"]:
+                    ratios[1] = f"{row['memory']['bytes'] / base['memory']['bytes']:.2f}"
+            largest = f"{max(done[name])}³" if done[name] else "none"
+            summary.append([network, name, *ratios, largest])
+    if summary:
+        base = ACSCONV if any(row[1] == ACSCONV for row in summary) else "ours"
+        header = ["network", "implementation", "at", f"memory / {base}", "time", "largest volume"]
+        tables.append((f"Memory and time over those of {base}", header, summary))
     return tables
 
 
@@ -214,6 +274,17 @@ def table_lines(rows: list[dict]) -> list[str]:
     return lines
 
 
+def memory_lines(rows: Iterable[dict]) -> list[str]:
+    """Terminal tables of the memory suite."""
+    lines = []
+    for title, header, body in memory_tables(rows):
+        widths = [max(map(len, column)) for column in zip(header, *body)]
+        lines.append(title)
+        for cells in (header, *body):
+            lines.append("  " + "  ".join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip())
+    return lines
+
+
 def mean_lines(rows: list[dict]) -> list[str]:
     """Terminal tables of the geometric means."""
     lines = []
@@ -244,14 +315,16 @@ def compare(new: dict, old: dict) -> tuple[list[str], float | None]:
         if earlier is None or row["status"] != "ok" or earlier["status"] != "ok":
             continue
         ratio = median(row) / median(earlier)
-        drift = earlier["ceilings"]["matrix product"] / row["ceilings"]["matrix product"]
+        after = ""
+        if "ceilings" in row and "ceilings" in earlier:
+            drift = earlier["ceilings"]["matrix product"] / row["ceilings"]["matrix product"]
+            after = f"  ({ratio / drift:.2f}x after drift)"
         ratios.setdefault(row["implementation"], []).append(ratio)
         if is_ours(row["implementation"]):
             worst = max(ratio, worst or 0.0)
         lines.append(
             f"  {row['case']:26}{row['pass']:8}{row['dtype']:9}{row['implementation']:30}"
-            f"{_number(median(earlier)):>8} -> {_number(median(row)):>8} ms {ratio:>6.2f}x  "
-            f"({ratio / drift:.2f}x after drift)"
+            f"{_number(median(earlier)):>8} -> {_number(median(row)):>8} ms {ratio:>6.2f}x{after}"
         )
     if not ratios:
         lines.append("  no row in common")
@@ -275,7 +348,7 @@ def _cell(row: dict | None, best: dict | None) -> str:
 def markdown(result: dict) -> str:
     """Tables for README and docs: a row per case, a column per implementation, time and peak memory."""
     blocks: dict[tuple, dict[tuple, list[dict]]] = {}
-    for key, group in groups(result["rows"]).items():
+    for key, group in groups(without_memory(result["rows"])).items():
         blocks.setdefault(key[1:], {})[key] = group
     text = []
     for (pass_name, dtype, layout), members in blocks.items():
@@ -294,6 +367,10 @@ def markdown(result: dict) -> str:
         text += [f"**{title}**\n", f"| {' | '.join(header)} |", "|---|---|" + "--:|" * (len(header) - 2)]
         text += [f"| {' | '.join(cells)} |" for cells in body]
         text.append("")
+    for title, header, body in memory_tables(result["rows"]):
+        text += [f"**{title}**\n", f"| {' | '.join(header)} |", "|---|" + "--:|" * (len(header) - 1)]
+        text += [f"| {' | '.join(cells)} |" for cells in body]
+        text.append("")
     methods = dict.fromkeys(row["memory"]["method"] for row in result["rows"] if row["memory"])
     environment = result["environment"]
     text.append(
@@ -310,6 +387,75 @@ def markdown(result: dict) -> str:
 # -- plot -------------------------------------------------------------------------------------------
 
 
+def plots(result: dict, path: Path) -> list[Path]:
+    """Draws what the result has, :func:`plot` and :func:`plot_memory`; the files written.
+
+    The second goes to ``path`` if it is the only one, else beside it, with ``-memory`` in its name.
+    """
+    written = []
+    if without_memory(result["rows"]):
+        plot(result, path)
+        written.append(path)
+    if len(without_memory(result["rows"])) < len(result["rows"]):
+        beside = path.with_stem(f"{path.stem}-memory") if written else path
+        plot_memory(result, beside)
+        written.append(beside)
+    return written
+
+
+def plot_memory(result: dict, path: Path) -> None:
+    """PNG: peak memory and time of a training step over the volume's edge, a column per network. Needs matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    networks = _networks(result["rows"])
+    names = list(dict.fromkeys(name for members in networks.values() for name in members))
+    figure, axes = pyplot.subplots(
+        2, len(networks), figsize=(4.2 * len(networks), 6), squeeze=False, sharex="col", layout="constrained"
+    )
+    quantities = (
+        ("peak memory, GiB", lambda row: (row["memory"]["bytes"] or 0) / 2**30),
+        ("time of a training step, s", lambda row: median(row) / 1e3),
+    )
+    for column, (network, members) in enumerate(networks.items()):
+        for axis, (label, value) in zip(axes[:, column], quantities):
+            for name, cells in members.items():
+                good = [row for row in cells.values() if row["status"] == "ok"]
+                style = {
+                    "marker": "osD^vPX*"[names.index(name)],
+                    "color": f"C{names.index(name)}",
+                    "label": name,
+                }
+                axis.plot([row["edge"] for row in good], [value(row) for row in good], **style)
+            axis.grid(alpha=0.3)
+            axis.set_ylim(bottom=0)
+            if column == 0:
+                axis.set_ylabel(label, fontsize=9)
+        limit = next(row for cells in members.values() for row in cells.values())["memory_limit"]
+        if limit:
+            axes[0, column].axhline(limit / 2**30, color="gray", linestyle="--", linewidth=0.8)
+        axes[0, column].set_title(network, fontsize=9)
+        axes[1, column].set_xlabel("edge of the volume, voxels", fontsize=9)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
+    _finish(figure, result, path)
+
+
+def _finish(figure, result: dict, path: Path) -> None:
+    from matplotlib import pyplot
+
+    environment = result["environment"]
+    figure.suptitle(
+        f"{environment['machine']}, {environment['threads']} threads, torch {environment['torch']}",
+        fontsize=9,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
 def plot(result: dict, path: Path) -> None:
     """PNG: per pass, dtype and layout the time of every implementation over ours, a row per case.
 
@@ -322,7 +468,7 @@ def plot(result: dict, path: Path) -> None:
     from matplotlib.ticker import FuncFormatter
 
     blocks: dict[tuple, list[list[dict]]] = {}
-    for key, group in groups(result["rows"]).items():
+    for key, group in groups(without_memory(result["rows"])).items():
         if baseline(group) is not None:
             blocks.setdefault(key[1:], []).append(group)
     if not blocks:
@@ -361,14 +507,7 @@ def plot(result: dict, path: Path) -> None:
         for name in names
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(names), fontsize=8)
-    environment = result["environment"]
-    figure.suptitle(
-        f"{environment['machine']}, {environment['threads']} threads, torch {environment['torch']}",
-        fontsize=9,
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    _finish(figure, result, path)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -383,11 +522,14 @@ def main(arguments: list[str] | None = None) -> int:
         if options.markdown:
             print(markdown(result), end="")
         elif options.compare is None:
-            print("\n".join([HEADER, *table_lines(result["rows"]), "", *mean_lines(result["rows"])]))
+            rows = without_memory(result["rows"])
+            print(
+                "\n".join([HEADER, *table_lines(rows), "", *mean_lines(rows), *memory_lines(result["rows"])])
+            )
         if options.compare is not None:
             print("\n".join(compare(result, load(options.compare))[0]))
         if options.plot is not None:
-            plot(result, options.plot)
+            plots(result, options.plot)
     except (OSError, ValueError, ImportError) as error:
         print(f"report.py: {error}", file=sys.stderr)
         return 2
