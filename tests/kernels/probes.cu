@@ -234,6 +234,17 @@ __global__ void copy_past_the_end(const Word* in, Word*) {
   ptx::cp_async_commit();
   ptx::cp_async_wait<0>();
 }
+// 32 bytes from `word` of the input to byte `byte` of shared memory.
+template <int kByte, int kWord>
+__global__ void bulk_copy(const Word* in, Word*) {
+  DYNAMIC_SHARED(memory);
+  const uint32_t shared = ptx::shared_address(memory), barrier = shared + 256;
+  if (threadIdx.x != 0) return;
+  ptx::mbarrier_init(barrier, 1);
+  ptx::mbarrier_arrive_expect(barrier, 32);
+  ptx::bulk_load(shared + kByte, in + kWord, 32, barrier);
+  ptx::mbarrier_wait(barrier, 0);
+}
 __global__ void copy_past_shared_memory(const Word* in, Word*) {
   DYNAMIC_SHARED(memory);
   ptx::cp_async<4>(ptx::shared_address(memory) + 4 * threadIdx.x + 4 * kWordsPerThread * 31, in, 4);
@@ -357,6 +368,9 @@ constexpr Probe kProbes[] = {
     BULK_PIPELINE(NoBarrierAfterInit),
     BULK_PIPELINE(NoWaitAtEnd),
     PTX_PROBE(copy_past_the_end),
+    Probe{"misaligned_bulk_copy", bulk_copy<8, 0>, kWordsPerThread},
+    Probe{"misaligned_bulk_source", bulk_copy<0, 1>, kWordsPerThread},
+    Probe{"bulk_copy_past_the_end", bulk_copy<0, 28>, kWordsPerThread},
     PTX_PROBE(copy_past_shared_memory),
     PTX_PROBE(misaligned_copy_source),
     PTX_PROBE(misaligned_copy_destination),
