@@ -97,10 +97,15 @@ def backward_input(
 
 
 def backward_weight(
-    grad_output: Tensor, input: Tensor, needs_bias: bool, arguments: Arguments
+    grad_output: Tensor, input: Tensor, needs_bias: bool, arguments: Arguments, float32: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of weight and bias; the second is empty unless ``needs_bias``."""
-    return _call(arguments.name + "_backward_weight", grad_output, input, needs_bias, *arguments.flat())
+    """The gradients of weight and bias; the second is empty unless ``needs_bias``.
+
+    Both have the dtype of the volumes, or with ``float32`` that one beside volumes of 16 bits. The fused kernels then
+    write their sums as they are; the others round to 16 bits first.
+    """
+    name = arguments.name + "_backward_weight"
+    return _call(name, grad_output, input, needs_bias, float32, *arguments.flat())
 
 
 def _call(name: str, *args):
@@ -121,6 +126,7 @@ def save_for_backward(ctx, input: Tensor, weight: Tensor, arguments: Arguments) 
     ctx.size = input.shape[-3:]
     ctx.channels_last = input.dim() == 5 and reference.memory_format(input) is torch.channels_last_3d
     ctx.arguments = arguments
+    ctx.float32_weight = weight.dtype == torch.float32
 
 
 def gradients(
@@ -134,7 +140,9 @@ def gradients(
     needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
     grad_input = grad_weight = grad_bias = None
     if needs_weight:
-        grad_weight, grad_bias = backward_weight(grad_output, saved[0], needs_bias, ctx.arguments)
+        grad_weight, grad_bias = backward_weight(
+            grad_output, saved[0], needs_bias, ctx.arguments, ctx.float32_weight
+        )
     elif needs_bias:
         grad_bias = grad_output.sum((0, 2, 3, 4))
     saved[0] = None
@@ -158,6 +166,7 @@ def _backward_input_setup(ctx, inputs, output) -> None:
         grad_output if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None
     )
     ctx.arguments = Arguments.of(flat)
+    ctx.float32_weight = weight.dtype == torch.float32
 
 
 def _backward_input_backward(ctx, grad_grad_input):
@@ -165,13 +174,15 @@ def _backward_input_backward(ctx, grad_grad_input):
     needs_grad_output, needs_weight = ctx.needs_input_grad[:2]
     return (
         convolve(grad_grad_input, weight, None, ctx.arguments) if needs_grad_output else None,
-        backward_weight(grad_output, grad_grad_input, False, ctx.arguments)[0] if needs_weight else None,
+        backward_weight(grad_output, grad_grad_input, False, ctx.arguments, ctx.float32_weight)[0]
+        if needs_weight
+        else None,
         *(None,) * (2 + len(ctx.arguments.flat())),
     )
 
 
 def _backward_weight_setup(ctx, inputs, output) -> None:
-    grad_output, input, needs_bias, *flat = inputs
+    grad_output, input, needs_bias, _, *flat = inputs
     ctx.save_for_backward(
         grad_output if ctx.needs_input_grad[1] else None, input if ctx.needs_input_grad[0] else None
     )
@@ -191,7 +202,7 @@ def _backward_weight_backward(ctx, grad_grad_weight, grad_grad_bias):
     return (
         convolve(input, grad_grad_weight, bias, ctx.arguments) if needs_grad_output else None,
         grad_input,
-        *(None,) * (1 + len(ctx.arguments.flat())),
+        *(None,) * (2 + len(ctx.arguments.flat())),
     )
 
 
@@ -240,15 +251,30 @@ def _backward_input(
     )
 
 
-def _backward_weight(grad_output: Tensor, input: Tensor, needs_bias: bool, *flat) -> tuple[Tensor, Tensor]:
+def _backward_weight(
+    grad_output: Tensor, input: Tensor, needs_bias: bool, float32: bool, *flat
+) -> tuple[Tensor, Tensor]:
     arguments = Arguments.of(flat)
     split, geometry, groups, _ = arguments
     if choose("backward_weight", grad_output, arguments) == "torch":
         grad_weight = reference.backward_weight(grad_output, input, split, geometry, groups)
-        return grad_weight, grad_output.sum((0, 2, 3, 4)) if needs_bias else grad_output.new_empty(0)
+        grad_bias = grad_output.sum((0, 2, 3, 4)) if needs_bias else grad_output.new_empty(0)
+        dtype = _gradient_dtype(grad_output, float32)
+        return grad_weight.to(dtype), grad_bias.to(dtype)
     return torch.ops.acsconv.fused_backward_weight(
-        grad_output, input, geometry.kernel, needs_bias, *_fused(arguments), groups
+        grad_output,
+        input,
+        geometry.kernel,
+        needs_bias,
+        *_fused(arguments),
+        groups,
+        tf32_is_allowed(),
+        float32,
     )
+
+
+def _gradient_dtype(volume: Tensor, float32: bool) -> torch.dtype:
+    return torch.float32 if float32 and volume.dtype.itemsize == 2 else volume.dtype
 
 
 def _rounded(weight: Tensor, volume: Tensor) -> Tensor:
@@ -294,12 +320,13 @@ def _backward_input_fake(
 
 
 def _backward_weight_fake(
-    grad_output: Tensor, input: Tensor, needs_bias: bool, *flat
+    grad_output: Tensor, input: Tensor, needs_bias: bool, float32: bool, *flat
 ) -> tuple[Tensor, Tensor]:
     split, geometry, groups, _ = Arguments.of(flat)
+    dtype = _gradient_dtype(grad_output, float32)
     shape = (grad_output.shape[1], input.shape[1] // groups, *geometry.kernel)
-    grad_weight = grad_output.new_empty(shape if split is not None else (3, *shape))
-    return grad_weight, grad_output.new_empty(grad_output.shape[1] if needs_bias else 0)
+    grad_weight = grad_output.new_empty(shape if split is not None else (3, *shape), dtype=dtype)
+    return grad_weight, grad_output.new_empty(grad_output.shape[1] if needs_bias else 0, dtype=dtype)
 
 
 def _format(channels_last: bool) -> torch.memory_format:
@@ -389,7 +416,8 @@ def _register(name: str, split: str) -> None:
         f"{name}_backward_input(Tensor grad_output, Tensor weight, SymInt[] size, bool channels_last, {rest}) -> Tensor"
     )
     LIBRARY.define(
-        f"{name}_backward_weight(Tensor grad_output, Tensor input, bool needs_bias, {rest}) -> (Tensor, Tensor)"
+        f"{name}_backward_weight(Tensor grad_output, Tensor input, bool needs_bias, bool float32, {rest}) "
+        "-> (Tensor, Tensor)"
     )
     for suffix, implementation, fake, setup, backward, folds in (
         ("", _forward, _forward_fake, _forward_setup, _forward_backward, lambda b: b[0] and not any(b[1:])),
@@ -439,5 +467,5 @@ LIBRARY.define(
 )
 LIBRARY.define(
     f"fused_backward_weight(Tensor grad_output, Tensor input, int[] kernel, bool needs_bias, {_FUSED}, "
-    "int groups) -> (Tensor, Tensor)"
+    f"int groups, {_TF32}, bool float32=False) -> (Tensor, Tensor)"
 )

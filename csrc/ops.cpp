@@ -231,16 +231,17 @@ BackwardInput prepare_backward_input(const Tensor& grad_output, const Tensor& we
 }
 
 // Gradients of weight and bias, as Forward: grad_weight is shaped as the weight, grad_bias is empty unless
-// asked for.
+// asked for. Both are of gradient_type: the problem's, or float32 beside 16 bits.
 struct BackwardWeight {
   Problem problem;
+  ScalarType gradient_type;
   Tensor grad_weight, grad_bias;
 
   void* bias_data(bool needed) { return needed ? grad_bias.mutable_data_ptr() : nullptr; }
 };
 
 BackwardWeight prepare_backward_weight(const Tensor& grad_output, const Tensor& input, const Numbers& kernel,
-                                       bool needs_bias, const Layer& layer) {
+                                       bool needs_bias, const Layer& layer, bool float32) {
   check_volume("input", input);
   check_companion("grad_output", grad_output, "input", input, 5);
   check(grad_output.size(0) == input.size(0), "grad_output must have the batch size of input");
@@ -253,11 +254,13 @@ BackwardWeight prepare_backward_weight(const Tensor& grad_output, const Tensor& 
   const int64_t in_group = p.in_channels / p.groups;
   Numbers shape{p.out_channels, in_group, p.kernel_h, p.kernel_w};
   if (layer.soft()) shape.insert(shape.begin(), kViews);
+  const bool wide = float32 && p.type != ScalarType::Float64;
   const auto allocate = [&](const Numbers& of) {
-    return torch::stable::empty(of, input.scalar_type(), std::nullopt, input.device(), std::nullopt,
-                                std::nullopt);
+    return torch::stable::empty(of, wide ? TorchScalar::Float : input.scalar_type(), std::nullopt,
+                                input.device(), std::nullopt, std::nullopt);
   };
-  return {p, allocate(shape), allocate({needs_bias ? p.out_channels : 0})};
+  return {p, wide ? ScalarType::Float32 : p.type, allocate(shape),
+          allocate({needs_bias ? p.out_channels : 0})};
 }
 
 #ifdef ACSCONV_WITH_CPU
@@ -302,12 +305,13 @@ Tensor fused_backward_input_cpu(const Tensor& grad_output, const Tensor& weight,
 std::tuple<Tensor, Tensor> fused_backward_weight_cpu(const Tensor& grad_output, const Tensor& input,
                                                      Numbers kernel, bool needs_bias, Numbers split,
                                                      Numbers stride, Numbers origin, Numbers dilation,
-                                                     int64_t groups) {
+                                                     int64_t groups, bool, bool float32) {
   const Layer layer{split, stride, origin, dilation, groups};
-  BackwardWeight call = prepare_backward_weight(grad_output, input, kernel, needs_bias, layer);
+  BackwardWeight call = prepare_backward_weight(grad_output, input, kernel, needs_bias, layer, float32);
   if (call.problem.out_channels > 0) {
     cpu_backward_weight(call.problem, layer.soft(), grad_output.const_data_ptr(), input.const_data_ptr(),
-                        call.grad_weight.mutable_data_ptr(), call.bias_data(needs_bias), torch_threads());
+                        call.grad_weight.mutable_data_ptr(), call.bias_data(needs_bias), call.gradient_type,
+                        torch_threads());
   }
   return {call.grad_weight, call.grad_bias};
 }
@@ -408,15 +412,24 @@ Tensor fused_backward_input_cuda(const Tensor& grad_output, const Tensor& weight
 std::tuple<Tensor, Tensor> fused_backward_weight_cuda(const Tensor& grad_output, const Tensor& input,
                                                       Numbers kernel, bool needs_bias, Numbers split,
                                                       Numbers stride, Numbers origin, Numbers dilation,
-                                                      int64_t groups) {
+                                                      int64_t groups, bool allow_tf32, bool float32) {
   const Launch launch(input);
   const Layer layer{split, stride, origin, dilation, groups};
-  BackwardWeight call = prepare_backward_weight(grad_output, input, kernel, needs_bias, layer);
-  const WeightGradient gradient{call.problem, layer.soft(), /*allow_tf32=*/false, call.problem.type};
+  BackwardWeight call = prepare_backward_weight(grad_output, input, kernel, needs_bias, layer, float32);
+  WeightGradient gradient{call.problem, layer.soft(), allow_tf32, call.gradient_type};
+  const bool is_rounded = call.gradient_type != call.problem.type && !writes_float32_gradient(gradient);
+  if (is_rounded) {
+    call = prepare_backward_weight(grad_output, input, kernel, needs_bias, layer, /*float32=*/false);
+    gradient.gradient_type = call.gradient_type;
+  }
   Tensor workspace = new_workspace(input, backward_weight_workspace(gradient));
   check_launch(backward_weight(gradient, grad_output.const_data_ptr(), input.const_data_ptr(),
                                call.grad_weight.mutable_data_ptr(), call.bias_data(needs_bias),
                                workspace.mutable_data_ptr(), launch.stream()));
+  if (is_rounded) {
+    call.grad_weight = torch::stable::to(call.grad_weight, TorchScalar::Float);
+    call.grad_bias = torch::stable::to(call.grad_bias, TorchScalar::Float);
+  }
   return {call.grad_weight, call.grad_bias};
 }
 

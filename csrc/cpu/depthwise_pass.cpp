@@ -43,11 +43,11 @@ void gather(const Problem& p, bool mirrored, const void* source, const void* wei
 
 template <class T>
 void backward_weight(const Problem& p, const void* grad_output, const void* input, void* grad_weight,
-                     void* grad_bias, const Threads& threads) {
+                     void* grad_bias, ScalarType gradient_type, const Threads& threads) {
   const Isa& isa = cpu_isa();
   const int type = static_cast<int>(p.type);
   const DepthwiseKernel& kernel = *isa.depthwise[type];
-  const Conversion& convert = *isa.conversion[type];
+  const Conversion& convert = *isa.conversion[static_cast<int>(gradient_type)];
   const int lanes = isa.walk[type]->lanes;
   const DepthwisePlan plan(p, false, lanes, sizeof(T), cache_size());
   const int64_t taps = p.kernel_h * p.kernel_w, sums_per_channel = taps + 1;
@@ -98,9 +98,10 @@ void depthwise_gather(const Problem& p, bool mirrored, const void* source, const
 }
 
 void depthwise_backward_weight(const Problem& p, const void* grad_output, const void* input,
-                               void* grad_weight, void* grad_bias, const Threads& threads) {
+                               void* grad_weight, void* grad_bias, ScalarType gradient_type,
+                               const Threads& threads) {
   auto run = p.type == ScalarType::Float64 ? backward_weight<double> : backward_weight<float>;
-  run(p, grad_output, input, grad_weight, grad_bias, threads);
+  run(p, grad_output, input, grad_weight, grad_bias, gradient_type, threads);
 }
 
 }  // namespace acsconv

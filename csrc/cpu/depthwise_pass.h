@@ -13,6 +13,7 @@ void depthwise_gather(const Problem& problem, bool mirrored, const void* source,
 
 // grad_bias may be null.
 void depthwise_backward_weight(const Problem& problem, const void* grad_output, const void* input,
-                               void* grad_weight, void* grad_bias, const Threads& threads);
+                               void* grad_weight, void* grad_bias, ScalarType gradient_type,
+                               const Threads& threads);
 
 }  // namespace acsconv

@@ -18,8 +18,10 @@ void cpu_forward(const Problem& problem, bool soft, const void* input, const voi
 void cpu_backward_input(const Problem& problem, bool soft, const void* grad_output, const void* weight,
                         void* grad_input, const Threads& threads);
 
-// `grad_bias` [C_out] may be null.
+// `grad_bias` [C_out] may be null. The gradients are of `gradient_type`: the problem's, or float32 beside 16
+// bits, whose sums are then not rounded.
 void cpu_backward_weight(const Problem& problem, bool soft, const void* grad_output, const void* input,
-                         void* grad_weight, void* grad_bias, const Threads& threads);
+                         void* grad_weight, void* grad_bias, ScalarType gradient_type,
+                         const Threads& threads);
 
 }  // namespace acsconv

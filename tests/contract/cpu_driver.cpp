@@ -170,7 +170,7 @@ void check(const Problem& p, bool soft, int64_t missing) {
     const Threads threads = some_threads();
     cpu_forward(p, soft, input.data(), weight.data(), bias.data(), output.data(), threads);
     cpu_backward_input(p, soft, grad_output.data(), weight.data(), grad_input.data(), threads);
-    cpu_backward_weight(p, soft, grad_output.data(), input.data(), grad_weight.data(), grad_bias.data(),
+    cpu_backward_weight(p, soft, grad_output.data(), input.data(), grad_weight.data(), grad_bias.data(), p.type,
                         threads);
   };
   if (twice) {

@@ -8,7 +8,7 @@ from acsconv.operators import ACSConv, SoftACSConv
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
-from acsconv_cuda import ACSConvFunction, acs_conv3d, soft_acs_conv3d
+from acsconv_cuda import ACSConvFunction, acs_conv3d, soft_acs_conv3d, why_unavailable
 from acsconv_cuda.geometry import resolve
 from acsconv_cuda.ops import Arguments
 
@@ -140,10 +140,10 @@ def test_opcheck(soft, channels_last, dtype):
         (grad_output, weight, [5, 5, 5], channels_last, *arguments.flat()),
         **tolerances,
     )
-    for needs_bias in (False, True):
+    for needs_bias, float32 in ((False, False), (True, False), (True, True)):
         opcheck(
             getattr(operators, name + "_backward_weight"),
-            (grad_output, input, needs_bias, *arguments.flat()),
+            (grad_output, input, needs_bias, float32, *arguments.flat()),
             **tolerances,
         )
 
@@ -241,6 +241,25 @@ def test_autocast_follows_the_users_dtype(dtype, kind):
     expected = torch.autograd.grad(run().sum(), (input, weight, bias))
     for grad, full in zip((input.grad, weight.grad, bias.grad), expected, strict=True):
         torch.testing.assert_close(grad, full, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("groups", [1, 4])  # 4: depthwise
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_float32_parameters_are_not_rounded_to_16_bits(dtype, groups):
+    reason = why_unavailable("cpu")
+    if reason is not None:
+        pytest.skip(reason)
+    input, weight, bias = tensors({"groups": groups}, torch.float32, channels=(4, 4))
+    grad_output = torch.randn(1, 4, 5, 5, 5).to(dtype)
+    with torch.autocast("cpu", dtype=dtype):
+        out = acs_conv3d(input, weight, bias, padding=1, groups=groups, backend="cpu")
+        grads = torch.autograd.grad(out, (weight, bias), grad_output)
+    exact = acs_conv3d(
+        input.to(dtype).double(), weight.double(), bias.double(), padding=1, groups=groups, backend="torch"
+    )
+    expected = torch.autograd.grad(exact, (weight, bias), grad_output.double())
+    for grad, full in zip(grads, expected, strict=True):
+        torch.testing.assert_close(grad, full, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("key", ["AutocastCPU", "AutocastCUDA", "AutocastXPU"])

@@ -112,6 +112,35 @@ def layouts() -> None:
     torch.testing.assert_close(*(torch.autograd.grad(one.sum(), weight) for one in (out, expected)))
 
 
+def float32_gradients() -> None:
+    """Of 16-bit volumes: on tensor cores the sums as they are, from CUDA cores (dilation) rounded and widened again."""
+    operators = torch.ops.acsconv
+    input, weight, _ = Problem(16, 12, (3, 3), (4, 5, 6), (5, 4, 3)).tensors(torch.bfloat16)
+    for dilation in (1, 2):
+        geometry = resolve((3, 3), 1, dilation, dilation)
+        tail = ((5, 4, 3), geometry.stride, geometry.flat_origin(), geometry.flat_dilation())
+        grad_output = operators.fused_forward(input, weight, None, *tail, (4, 5, 6), 1)
+        exact = operators.fused_backward_weight(grad_output.double(), input.double(), (3, 3), True, *tail, 1)
+        grads = operators.fused_backward_weight(grad_output, input, (3, 3), True, *tail, 1, False, True)
+        for grad, other in zip(grads, exact, strict=True):
+            other = other.float() if dilation == 1 else other.bfloat16().float()
+            torch.testing.assert_close(grad, other, rtol=0, atol=0)
+            assert (other != other.bfloat16()).any() == (dilation == 1)
+
+
+def tf32() -> None:
+    """float32 gradients on tensor cores only where the operator says so: 2^-12 is lost there."""
+    input, grad_output = torch.ones(1, 16, 4, 5, 6), torch.full((1, 12, 4, 5, 6), 1 + 2.0**-12)
+    geometry = resolve((3, 3), 1, 1, 1)
+    tail = ((4, 4, 4), geometry.stride, geometry.flat_origin(), geometry.flat_dilation())
+    for allowed, value in ((True, 1), (False, 1 + 2.0**-12)):
+        grad, bias = torch.ops.acsconv.fused_backward_weight(
+            grad_output, input, (3, 3), True, *tail, 1, allowed
+        )
+        assert grad[0, 0, 1, 1] == 120 * value
+        assert bias[0] == 120 * (1 + 2.0**-12)
+
+
 def empty() -> None:
     weight = torch.randn(6, 2, 3, 3)
     agree(

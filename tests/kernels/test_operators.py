@@ -41,6 +41,8 @@ def run(emulator_builder):
         "far_apart",
         "distributed",
         "refusals",
+        "float32_gradients",
+        "tf32",
     ],
 )
 def test_operators(run, part):

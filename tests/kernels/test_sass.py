@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 from kernels import sass
@@ -45,8 +46,8 @@ def test_main_loop(source, part, expected, architecture, record_property):
     }
     assert loops
     for name, (instructions, loop) in loops.items():
-        print(f"{name}: {loop.total()} instructions in the main loop, {dict(loop.most_common(12))}")
-        record_property(name, dict(loop))
+        print(architecture, sass.describe(name, loop))
+        record_property(name, sass.mix(loop))
         assert expected <= set(loop), name
         assert not any(opcode.startswith(("LDL", "STL")) for _, opcode, _ in instructions), name
 
@@ -59,3 +60,10 @@ def test_tma_fills_the_stages():
         opcodes = {opcode.split(".")[0] for _, opcode, _ in instructions}
         assert {"UTMALDG", "UBLKCP", "SYNCS", "HMMA", "LDSM"} <= opcodes, name
         assert not opcodes & {"LDGSTS", "LDL", "STL"}, name
+
+
+def test_instructions_are_counted_by_kind():
+    loop = Counter({"HMMA": 4, "LDGSTS": 2, "LDG": 1, "LDGDEPBAR": 1, "IMAD": 3, "ULOP3": 1, "BRA": 1})
+    counts = sass.mix(loop)
+    assert (counts["matrix"], counts["LDGSTS"], counts["LDG"]) == (4, 2, 1)
+    assert (counts["integer"], counts["other"], counts["all"]) == (4, 2, 13)
