@@ -1,17 +1,13 @@
-// Narrow layers of the forward pass on tensor cores: the walk shared by the
-// views (kernels/mma_shared_walk.cuh), and the choice between it and one view
-// per warp (mma_plan.h).
+// Narrow layers of the forward pass on tensor cores: the walk shared by the views
+// (kernels/mma_shared_walk.cuh), and the choice between it and one view per warp (mma_plan.h).
 //
-// Of the 27 voxels around a result the three views read 19. In the shared walk
-// every warp computes the columns of all views and loads a fragment once for
-// every view that reads it. Each view has `full` tiles of 8 columns of its own,
-// multiplied at its 9 shifts; what these leave of the views stands in `mixed`
-// tiles, multiplied at all 19, with weights of zero where a column's view does
-// not read. So 32 channels (11, 11, 10) are 27 + 19 = 46 tiles of columns per
-// step of the reduction, against 54 with two tiles for every view. Blocks stay:
-// one takes tile after tile of voxels, the layer's weights remain in shared
-// memory, and the first step of the next tile is copied while the results of
-// the last are written.
+// Of the 27 voxels around a result the three views read 19. In the shared walk every warp computes the
+// columns of all views and loads a fragment once for every view that reads it. Each view has `full` tiles of
+// 8 columns of its own, multiplied at its 9 shifts; what these leave of the views stands in `mixed` tiles,
+// multiplied at all 19, with weights of zero where a column's view does not read. So 32 channels (11, 11, 10)
+// are 27 + 19 = 46 tiles of columns per step of the reduction, against 54 with two tiles for every view.
+// Blocks stay: one takes tile after tile of voxels, the layer's weights remain in shared memory, and the
+// first step of the next tile is copied while the results of the last are written.
 #pragma once
 
 #include "mma_plan.h"
@@ -22,9 +18,8 @@ struct SharedWalkShape {
   int full, mixed;  // tiles of 8 columns of each view, and of what is left
   MmaShape tile;    // its `columns` are all of them
 };
-// 8 x 16 voxels per warp load 82 fragments for 8 x 46 products, 4 x 16 load 46
-// for half as many; but only 228 KiB per multiprocessor hold two blocks of the
-// larger tile next to the weights of 32 channels.
+// 8 x 16 voxels per warp load 82 fragments for 8 x 46 products, 4 x 16 load 46 for half as many; but only 228
+// KiB per multiprocessor hold two blocks of the larger tile next to the weights of 32 channels.
 inline constexpr SharedWalkShape kSharedWalkShapes[] = {
     {1, 0, {3, 8, 8, 8, 1, 2}},
     {1, 1, {4, 8, 8, 8, 1, 2}},
@@ -36,17 +31,16 @@ ACSCONV_HD constexpr int shared_walk_threads(const SharedWalkShape& shape) {
   return mma_tile_voxels(shape.tile) / (16 * shape.tile.rows) * 32;
 }
 
-// Whether a tile of columns is multiplied at shift (d, h, w), each 0, 1 or 2:
-// view 0 reads where d is 1, and so on; the mixed tiles read wherever any view
-// does.
+// Whether a tile of columns is multiplied at shift (d, h, w), each 0, 1 or 2: view 0 reads where d is 1, and
+// so on; the mixed tiles read wherever any view does.
 ACSCONV_HD constexpr bool shift_in_view(int view, int d, int h, int w) {
   return (view == 0 ? d : view == 1 ? h : w) == 1;
 }
 ACSCONV_HD constexpr bool shared_walk_multiplies(int full, int tile, int d, int h, int w) {
   return tile < kViews * full ? shift_in_view(tile / full, d, h, w) : d == 1 || h == 1 || w == 1;
 }
-// Units, the weights of a tile at a shift, stand in the order of (d, w), h,
-// tile. Number of those of a step before shift (d, h, w).
+// Units, the weights of a tile at a shift, stand in the order of (d, w), h, tile. Number of those of a step
+// before shift (d, h, w).
 ACSCONV_HD constexpr int units_before_shift(int full, int mixed, int d, int h, int w) {
   int units = 0;
   for (int shift = 0; shift < d * 9 + w * 3 + h; ++shift) {
@@ -58,10 +52,9 @@ ACSCONV_HD constexpr int units_before_shift(int full, int mixed, int d, int h, i
 }
 ACSCONV_HD constexpr int shared_walk_units(int full, int mixed) { return kViews * 9 * full + 19 * mixed; }
 
-// Shared memory: two tables of where the halo's voxels lie, this tile's and the
-// next one's; two stages of two planes; the weights. 16-bit results are staged
-// over the stage that was read last, while the other is filled; where they need
-// more, it lies between the two.
+// Shared memory: two tables of where the halo's voxels lie, this tile's and the next one's; two stages of two
+// planes; the weights. 16-bit results are staged over the stage that was read last, while the other is
+// filled; where they need more, it lies between the two.
 struct SharedWalkMemory {
   size_t table, plane, stage, between, weights;
   ACSCONV_HD constexpr size_t stages() const { return 2 * table; }
@@ -80,10 +73,9 @@ constexpr SharedWalkMemory shared_walk_memory(const SharedWalkShape& shape) {
   return m;
 }
 
-// Channels begin <= c < end of a view; those from `first` on stand in the
-// view's own columns, the others in mixed ones. Where there is a choice `first`
-// is even: a lane holds pairs of columns, and stores a pair of channels at once
-// if it begins at an even one.
+// Channels begin <= c < end of a view; those from `first` on stand in the view's own columns, the others in
+// mixed ones. Where there is a choice `first` is even: a lane holds pairs of columns, and stores a pair of
+// channels at once if it begins at an even one.
 struct PlacedView {
   int begin, first, end;
 };
@@ -98,12 +90,11 @@ ACSCONV_HD inline int mixed_channels(int full, const PlacedView& v) {
 struct PlacedColumn {
   int view, channel;  // -1: none
 };
-template <class Integer>
-ACSCONV_HD inline PlacedColumn place_column(const Integer (&split)[kViews], int full, int column) {
+ACSCONV_HD inline PlacedColumn place_column(const int (&split)[kViews], int full, int column) {
   const int own = 8 * full;
   int begin = 0, mixed = column - kViews * own;
   for (int view = 0; view < kViews; ++view) {
-    const PlacedView v = place_view(full, begin, begin + static_cast<int>(split[view]));
+    const PlacedView v = place_view(full, begin, begin + split[view]);
     begin = v.end;
     if (column < kViews * own) {
       if (column / own != view) continue;
@@ -144,25 +135,22 @@ struct TensorCorePlan {
   std::string describe() const;
 };
 
-// Clocks of the busiest multiprocessor for its tiles of `products` products of
-// 16 x 8 and `wavefronts` of shared memory, of 128 bytes each, per step: they
-// overlap. A product takes 2 clocks on an A100 and, taken from published
-// rates, 1.6 on Hopper. Nothing fills the pauses of a block that is alone: half
-// as long again.
+// Clocks of the busiest multiprocessor for its tiles of `products` products of 16 x 8 and `wavefronts` of
+// shared memory, of 128 bytes each, per step: they overlap. A product takes 2 clocks on an A100 and, taken
+// from published rates, 1.6 on Hopper. Nothing fills the pauses of a block that is alone: half as long again.
 inline double busy_clocks(const Machine& machine, int64_t tiles, int64_t steps, int blocks, double products,
                           double wavefronts) {
   const int64_t each = (tiles + machine.multiprocessors - 1) / machine.multiprocessors;
   const double step = std::max(products * (machine.capability >= 90 ? 1.6 : 2.0), wavefronts);
   return static_cast<double>(each * steps) * step * (std::min<int64_t>(blocks, each) < 2 ? 1.5 : 1.0);
 }
-// Blocks of a kernel that a multiprocessor holds: each takes 1 KiB of shared
-// memory more than it asks for.
+// Blocks of a kernel that a multiprocessor holds: each takes 1 KiB of shared memory more than it asks for.
 inline int resident_blocks(const Machine& machine, size_t shared_bytes, int most) {
   return std::min(most, static_cast<int>((machine.block_shared_bytes + 1024) / (shared_bytes + 1024)));
 }
 
-// ldmatrix of 16 bytes per lane takes 4 wavefronts, the weights of a product 2,
-// a copy one for 8 voxels' 16 bytes.
+// ldmatrix of 16 bytes per lane takes 4 wavefronts, the weights of a product 2, a copy one for 8 voxels' 16
+// bytes.
 inline double view_per_warp_clocks(const MmaPlan& plan, const Machine& machine) {
   const MmaShape& s = plan.chosen();
   const int warps = view_per_warp_threads(s) / 32;
@@ -185,8 +173,8 @@ inline double shared_walk_clocks(const SharedWalkShape& s, const MmaPlan& tiles,
                      wavefronts);
 }
 
-// The cheapest shape of the shared walk that takes the problem, for which there
-// is a plan with one view per warp.
+// The cheapest shape of the shared walk that takes the problem, for which there is a plan with one view per
+// warp.
 inline SharedWalkPlan plan_shared_walk(const Problem& p, const Machine& machine) {
   SharedWalkPlan best;
   best.rejection = "the views do not fit into its tiles of columns";

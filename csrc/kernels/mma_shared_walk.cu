@@ -81,6 +81,10 @@ const char* mma_shared_walk(const Problem& problem, const SharedWalkPlan& plan, 
   call.source = source;
   call.packed = static_cast<const unsigned char*>(workspace);
   call.result = result;
+  const VolumeStrides& to = call.work.result;
+  call.whole_pieces = to.channel == 1 && problem.out_channels % 8 == 0 &&
+                      reinterpret_cast<uintptr_t>(result) % 16 == 0 && to.batch % 8 == 0;
+  for (const int64_t stride : to.axis) call.whole_pieces = call.whole_pieces && stride % 8 == 0;
   call.stream = stream;
   ResultColumn* columns =
       reinterpret_cast<ResultColumn*>(static_cast<unsigned char*>(workspace) + plan.tiles.packed_bytes);

@@ -1,12 +1,11 @@
-// ACS convolution forward on tensor cores for narrow layers, a walk shared by
-// the views: result[n, o, r] = bias[o] + sum over k and taps.
+// ACS convolution forward on tensor cores for narrow layers, a walk shared by the views: result[n, o, r] =
+// bias[o] + sum over k and taps.
 //
-// A block takes tile after tile of voxels; each of its warps holds all columns
-// of its voxels (mma_shared_walk_plan.h: which channel stands where) and goes
-// through the 19 shifts that any view reads, one step of the reduction at a
-// time. The layer's packed weights stay in shared memory. Steps of all tiles
-// form one pipeline of two stages, so that the next tile's first step is under
-// way while results are written. Launched by mma_shared_walk.cu.
+// A block takes tile after tile of voxels; each of its warps holds all columns of its voxels
+// (mma_shared_walk_plan.h: which channel stands where) and goes through the 19 shifts that any view reads,
+// one step of the reduction at a time. The layer's packed weights stay in shared memory. Steps of all tiles
+// form one pipeline of two stages, so that the next tile's first step is under way while results are written.
+// Launched by mma_shared_walk.cu.
 #pragma once
 
 #include "mma_shared_walk_launch.h"
@@ -25,8 +24,7 @@ struct SharedWalk {
   static constexpr SharedWalkMemory kMemory = shared_walk_memory(kShape);
   using HaloOf = Halo<kTile.depth, kTile.height, 1, 1, 1, 1>;
   static_assert(kMemory.plane == HaloOf::kPlane && kTiles == kViews * kFull + kMixed);
-  // The warps' voxels are those of the axial view's walk: tiles are neighbours
-  // along H, pairs along D.
+  // The warps' voxels are those of the axial view's walk: tiles are neighbours along H, pairs along D.
   using Walk = ViewWalk<HaloOf, 0, kRows, kTile.depth, kTile.height>;
 };
 
@@ -45,8 +43,7 @@ __device__ __forceinline__ void load_shared_walk(const MmaWork& work, const type
   }
 }
 
-// The products of one shift: fragments[m + kH] is what tile m of the warp reads
-// there.
+// The products of one shift: fragments[m + kH] is what tile m of the warp reads there.
 template <class Config, int kD, int kH, int kW>
 __device__ __forceinline__ void multiply_shift(float (&sum)[Config::kTiles][Config::kRows][1][4],
                                                const uint32_t (&fragments)[Config::kRows + 2][4],
@@ -65,8 +62,8 @@ __device__ __forceinline__ void multiply_shift(float (&sum)[Config::kTiles][Conf
   }
 }
 
-// sum[tile] += a step of the reduction, from shifts (d, w) number kPlace on.
-// `a`: the stage's address plus Walk::lane_byte(), `weights`: the step's.
+// sum[tile] += a step of the reduction, from shifts (d, w) number kPlace on. `a`: the stage's address plus
+// Walk::lane_byte(), `weights`: the step's.
 template <class Config, int kPlace = 0>
 __device__ __forceinline__ void walk_shifts(float (&sum)[Config::kTiles][Config::kRows][1][4], uint32_t a,
                                             const unsigned char* weights, int lane) {
@@ -85,35 +82,84 @@ __device__ __forceinline__ void walk_shifts(float (&sum)[Config::kTiles][Config:
   }
 }
 
+// Adds the bias and writes the sums: float32 to the result, 16 bits to shared memory.
 template <class Config>
 __device__ __forceinline__ void put_columns(const float (&sum)[Config::kTiles][Config::kRows][1][4],
                                             const ResultTile<typename Config::Scalar>& tile,
                                             const ResultColumn* columns, int thread) {
+  using T = typename Config::Scalar;
   using Walk = typename Config::Walk;
   const int warp = thread / 32, lane = thread % 32;
+  ResultColumn one[Config::kTiles], two[Config::kTiles];
 #pragma unroll
   for (int n = 0; n < Config::kTiles; ++n) {
-    const ResultColumn one = columns[8 * n + lane % 4 * 2], two = columns[8 * n + lane % 4 * 2 + 1];
-    const bool pair = one.channel >= 0 && two.channel == one.channel + 1;
+    one[n] = columns[8 * n + lane % 4 * 2], two[n] = columns[8 * n + lane % 4 * 2 + 1];
+  }
+  const auto pair = [&](int n) { return one[n].channel >= 0 && two[n].channel == one[n].channel + 1; };
+  const auto put = [&](int n, int m, int row) {
+    const int d = Walk::depth(warp) + Walk::tile_depth(m, row);
+    const int h = Walk::height(warp) + Walk::tile_height(m, row);
+    const float first = sum[n][m][0][2 * row] + one[n].bias, second = sum[n][m][0][2 * row + 1] + two[n].bias;
+    const int a = one[n].channel, b = two[n].channel;
+    tile.put(d, h, lane / 4, a, a, a >= 0, pair(n), first, second);
+    if (!pair(n)) tile.put(d, h, lane / 4, b, b, b >= 0, false, second, 0.0f);
+  };
+  if constexpr (sizeof(T) == 4) {
 #pragma unroll
-    for (int m = 0; m < Config::kRows; ++m) {
+    for (int i = 0; i < 2 * Config::kRows; ++i) {
 #pragma unroll
-      for (int row = 0; row < 2; ++row) {
-        const int d = Walk::depth(warp) + Walk::tile_depth(m, row);
-        const int h = Walk::height(warp) + Walk::tile_height(m, row);
-        const float first = sum[n][m][0][2 * row] + one.bias;
-        const float second = sum[n][m][0][2 * row + 1] + two.bias;
-        tile.put(d, h, lane / 4, one.channel, one.channel, one.channel >= 0, pair, first, second);
-        if (!pair) tile.put(d, h, lane / 4, two.channel, two.channel, two.channel >= 0, false, second, 0.0f);
+      for (int n = 0; n < Config::kTiles; ++n) put(n, i / 2, i % 2);
+    }
+  } else {
+    const int voxel = (Walk::depth(warp) * tile.height + Walk::height(warp)) * kMmaTileWidth + lane / 4;
+#pragma unroll
+    for (int n = 0; n < Config::kTiles; ++n) {
+      if (tile.by_channel || !pair(n) || one[n].channel % 2 != 0) {
+#pragma unroll
+        for (int i = 0; i < 2 * Config::kRows; ++i) put(n, i / 2, i % 2);
+        continue;
+      }
+      // Nothing left to decide: without this the epilogue would have more instructions than two steps.
+      unsigned char* to = tile.staged + voxel * tile.channel_pitch + one[n].channel * 2;
+#pragma unroll
+      for (int i = 0; i < 2 * Config::kRows; ++i) {
+        const int row = i / Config::kRows, m = i % Config::kRows;
+        T low, high;
+        narrow(sum[n][m][0][2 * row] + one[n].bias, low);
+        narrow(sum[n][m][0][2 * row + 1] + two[n].bias, high);
+        const int ahead =
+            (Walk::tile_depth(m, row) * Config::kTile.height + Walk::tile_height(m, row)) * kMmaTileWidth;
+        *reinterpret_cast<uint32_t*>(to + ahead * tile.channel_pitch) = low.bits | uint32_t{high.bits} << 16;
       }
     }
+  }
+}
+
+// Writes staged rows of channels as pieces of 16 bytes, where all of them are whole and aligned: a thread
+// keeps its piece and its place along W.
+template <class Config>
+__device__ __forceinline__ void store_pieces(const ResultTile<typename Config::Scalar>& tile, int thread) {
+  const MmaWork& work = tile.work;
+  const int groups = work.columns / 8, pieces = kMmaTileWidth * groups, rows = Config::kThreads / pieces;
+  const int w = thread % pieces / groups, group = thread % groups,
+            at_w = result_position(work, tile.place, 2, w);
+  if (thread >= rows * pieces || at_w >= work.result_size[2]) return;
+  typename Config::Scalar* to = tile.result + at_w * work.result.axis[2] + group * 8;
+#pragma unroll 2
+  for (int row = thread / pieces; row < Config::kTile.depth * Config::kTile.height; row += rows) {
+    const int at_d = result_position(work, tile.place, 0, row / Config::kTile.height);
+    const int at_h = result_position(work, tile.place, 1, row % Config::kTile.height);
+    if (at_d >= work.result_size[0] || at_h >= work.result_size[1]) continue;
+    *reinterpret_cast<uint4*>(to + at_d * work.result.axis[0] + at_h * work.result.axis[1]) =
+        *reinterpret_cast<const uint4*>(tile.staged + (row * kMmaTileWidth + w) * tile.channel_pitch +
+                                        group * 16);
   }
 }
 
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, Config::kTile.blocks)
     shared_walk_kernel(MmaWork work, const typename Config::Scalar* source, const unsigned char* packed,
-                       const ResultColumn* columns, typename Config::Scalar* result) {
+                       const ResultColumn* columns, typename Config::Scalar* result, bool whole_pieces) {
   using T = typename Config::Scalar;
   using HaloOf = typename Config::HaloOf;
   constexpr SharedWalkMemory kMemory = Config::kMemory;
@@ -164,15 +210,18 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kTile.blocks)
     from = next;
     parity ^= 1;
 
-    // 16-bit results are staged where the last step has been read; the other
-    // stage is being filled.
+    // 16-bit results are staged where the last step has been read; the other stage is being filled.
     const StagedColumns all = StagedColumns::of({0, work.columns}, {0, 0}, {0, 0});
     const ResultTile<T> tile(work, Config::kTile, mma_place(work, Config::kTile, static_cast<int>(index)),
                              result, shared + kMemory.staged_at(stage ^ 1), all);
     if constexpr (sizeof(T) == 2) __syncthreads();
     put_columns<Config>(sum, tile, columns, ptx::thread_x());
     if constexpr (sizeof(T) == 2) __syncthreads();
-    tile.template store<Config::kThreads>(all, ptx::thread_x());
+    if (sizeof(T) == 2 && whole_pieces) {
+      store_pieces<Config>(tile, ptx::thread_x());
+    } else {
+      tile.template store<Config::kThreads>(all, ptx::thread_x());
+    }
   }
 }
 
@@ -185,7 +234,7 @@ SharedWalkLauncher shared_walk_from(int shape) {
     using Config = SharedWalk<T, kIndex>;
     return launch(shared_walk_kernel<Config>, dim3(call.blocks), dim3(Config::kThreads), call.shared_bytes,
                   call.stream, call.work, static_cast<const T*>(call.source), call.packed, call.columns,
-                  static_cast<T*>(call.result));
+                  static_cast<T*>(call.result), call.whole_pieces);
   };
 }
 template <class T>

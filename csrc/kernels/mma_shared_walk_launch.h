@@ -1,5 +1,5 @@
-// Between mma_shared_walk.cu and the files that instantiate its kernel, one per
-// dtype so that they compile side by side.
+// Between mma_shared_walk.cu and the files that instantiate its kernel, one per dtype so that they compile
+// side by side.
 #pragma once
 
 #include "../mma_shared_walk_plan.h"
@@ -21,6 +21,7 @@ struct SharedWalkLaunch {
   const unsigned char* packed;
   const ResultColumn* columns;
   void *result, *stream;
+  bool whole_pieces;  // 8 channels of the result from a multiple of 8 on are 16 aligned bytes
 };
 using SharedWalkLauncher = const char* (*)(const SharedWalkLaunch&);
 
