@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(Config::kBlockThreads, Config::kShape.blocks)
       }
       ptx::mbarrier_wait(ptx::shared_address(shared) + Config::full(turn), Config::phase(turn));
       const unsigned char* data = shared + Config::stage(turn);
-      multiply_step<Config>(sum, data, data + 2 * Config::HaloOf::kPlane);
+      multiply_step<Config>(sum, work, data, data + 2 * Config::HaloOf::kPlane);
       __syncwarp();
       if (ptx::thread_x() % 32 == 0) ptx::mbarrier_arrive(ptx::shared_address(shared) + Config::empty(turn));
     }

@@ -57,16 +57,20 @@ __device__ __forceinline__ void multiply_view(float (&sum)[Config::kRows][Config
 }
 
 // sum += one step of the reduction, whose planes and weights lie at these addresses. What depends on the
-// thread is computed anew in every step, which costs less than keeping it in registers.
+// thread is computed anew in every step, which costs less than keeping it in registers. The warps of a view
+// without channels leave the tensor cores to the others.
 template <class Config>
 __device__ __forceinline__ void multiply_step(float (&sum)[Config::kRows][Config::kColumns][4],
-                                              const unsigned char* data, const unsigned char* weights) {
+                                              const MmaWork& work, const unsigned char* data,
+                                              const unsigned char* weights) {
   const int thread = ptx::thread_x(), warp = thread / 32 / kViews;
   if (thread / 32 % kViews == 0) {
-    multiply_view<Config, 0>(sum, data, weights, warp, thread % 32);
+    if (work.split[0] > 0) multiply_view<Config, 0>(sum, data, weights, warp, thread % 32);
   } else if (thread / 32 % kViews == 1) {
-    multiply_view<Config, 1>(sum, data, weights + Config::kViewBytes, warp, thread % 32);
-  } else {
+    if (work.split[1] > 0) {
+      multiply_view<Config, 1>(sum, data, weights + Config::kViewBytes, warp, thread % 32);
+    }
+  } else if (work.split[2] > 0) {
     multiply_view<Config, 2>(sum, data, weights + 2 * Config::kViewBytes, warp, thread % 32);
   }
 }
@@ -125,7 +129,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
   for (int step = steps.begin; step < steps.end; ++step) {
     advance_pipeline(steps, step, stage, load);
     const unsigned char* data = shared + Config::kShared.table + stage * Config::kShared.stage;
-    multiply_step<Config>(sum, data, data + Config::kShared.stage - Config::kStepBytes);
+    multiply_step<Config>(sum, work, data, data + Config::kShared.stage - Config::kStepBytes);
     if (++stage == kMmaStages) stage = 0;
   }
   ptx::cp_async_wait<0>();
