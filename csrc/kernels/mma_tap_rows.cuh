@@ -60,9 +60,11 @@ __device__ __forceinline__ TapRowBlock tap_row_block(const MmaWork& work, const 
   return block;
 }
 
-// Rows of a view's taps that a block sums up.
+// Rows of a view's taps that a block sums up, at stride 2: even and odd taps of a row apart.
+template <class Config>
 __device__ __forceinline__ int rows_of_view(const MmaWork& work, const TapRowBlock& block, int view) {
   if (block.view >= 0 && view != block.view) return 0;
+  if constexpr (Config::kShape.stride == 1) return Config::kShape.kernel;
   const bool folded = soft_is_folded(work);
   if (work.halves) {
     // Folded, a view reads only what no earlier view does: positions that are odd on their thin axes.
@@ -70,14 +72,14 @@ __device__ __forceinline__ int rows_of_view(const MmaWork& work, const TapRowBlo
     if ((block.odd & (earlier | 1 << view)) != earlier) return 0;
     return 1 + (block.odd >> (view == 2 ? 0 : 2) & 1);
   }
-  if (work.stride == 2) return !folded || view == 0 ? 6 : view == 1 ? 3 : 2;
-  return work.kernel;
+  return !folded || view == 0 ? 6 : view == 1 ? 3 : 2;
 }
+template <class Config>
 __device__ __forceinline__ int tap_row_steps(const MmaWork& work, const TapRowBlock& block) {
   int steps = 0;
 #pragma unroll
   for (int view = 0; view < kViews; ++view) {
-    steps += work.view_steps[view] * rows_of_view(work, block, view);
+    steps += work.view_steps[view] * rows_of_view<Config>(work, block, view);
   }
   return steps;
 }
@@ -88,33 +90,41 @@ struct TapRow {
   int taps, before;  // and those before it in the block's packed weights
   int depth, height, width;
 };
-template <class T>
+template <class Config>
 __device__ __forceinline__ TapRow tap_row(const MmaWork& work, const TapRowBlock& block, int index) {
-  int view = 0, before = 0, rows = rows_of_view(work, block, 0);
+  constexpr int kKernel = Config::kShape.kernel;
+  int view = 0, before = 0, rows = rows_of_view<Config>(work, block, 0);
   while (index >= rows * work.view_steps[view]) {
     index -= rows * work.view_steps[view];
     before += work.view_per_block ? 0 : work.view_steps[view];
-    rows = rows_of_view(work, block, ++view);
+    rows = rows_of_view<Config>(work, block, ++view);
   }
-  const int step = index / rows, row = index % rows;
-  // Outer tap, and place of the first inner tap in the row's weights; first entries of the table.
-  int outer = row, place = 0, from_outer = row, from_inner = 0, from_thin = work.kernel / 2;
-  if (work.halves) {
-    const bool odd_outer = (block.odd >> (view == 2 ? 0 : 2) & 1) != 0;
-    outer = odd_outer ? 2 * row : 1;
+  // Outer tap, and place of the first inner tap in the row's weights; first entries of the table. Only
+  // constants divide, which takes few instructions: a row of one tap is a short step.
+  int step, outer, place = 0, taps = kKernel, from_outer, from_inner = 0, from_thin = kKernel / 2;
+  if constexpr (Config::kShape.stride == 1) {
+    step = index / kKernel;
+    outer = from_outer = index % kKernel;
+  } else if (work.halves) {
+    step = rows == 2 ? index / 2 : index;
+    from_outer = index - step * rows;
+    outer = rows == 2 ? 2 * from_outer : 1;
     place = block.odd >> (view == 1 ? 0 : 1) & 1;
+    taps = 1 + place;
     from_thin = 0;
-  } else if (work.stride == 2) {
-    const bool all = !soft_is_folded(work) || view == 0;
-    outer = all ? row / 2 : view == 1 ? row : 2 * row;
-    place = all ? row % 2 : 1;
+  } else {
+    step = rows == 6 ? index / 6 : rows == 3 ? index / 3 : index / 2;
+    const int row = index - step * rows;
+    outer = rows == 6 ? row / 2 : rows == 3 ? row : 2 * row;
+    place = rows == 6 ? row % 2 : 1;
+    taps = 1 + place;
     from_outer = outer;
     from_inner = 1 - place;
   }
   TapRow result;
-  result.channels = step_of_view<T>(work, view, step);
-  result.taps = work.halves || work.stride == 2 ? 1 + place : work.kernel;
-  result.before = ((before + step) * work.kernel + outer) * work.kernel + place;
+  result.channels = step_of_view<typename Config::Scalar>(work, view, step);
+  result.taps = taps;
+  result.before = ((before + step) * kKernel + outer) * kKernel + place;
   result.depth = view == 0 ? from_thin : view == 1 ? from_inner : from_outer;
   result.height = view == 1 ? from_thin : from_inner;
   result.width = view == 2 ? from_thin : from_outer;
@@ -232,7 +242,7 @@ template <class Config>
 __device__ __forceinline__ void load_tap_row(const MmaWork& work, const typename Config::Scalar* source,
                                              const unsigned char* packed, unsigned char* shared,
                                              const TapRowBlock& block, int index, int stage) {
-  const TapRow row = tap_row<typename Config::Scalar>(work, block, index);
+  const TapRow row = tap_row<Config>(work, block, index);
   const int* table = reinterpret_cast<const int*>(shared);
   unsigned char* to = shared + Config::kShared.table + stage * Config::kShared.stage;
   if (row.channels.view == 1) {
@@ -240,7 +250,8 @@ __device__ __forceinline__ void load_tap_row(const MmaWork& work, const typename
   } else {
     load_slice<Config, false>(work, source, table, to, row);
   }
-  const int before = ptx::block_y() * work.steps * work.kernel * work.kernel + row.before;
+  const int before =
+      ptx::block_y() * work.steps * (Config::kShape.kernel * Config::kShape.kernel) + row.before;
   packed += before * int64_t{Config::kTapBytes};
   const uint32_t weights =
       ptx::shared_address(to) + static_cast<uint32_t>(Config::kShared.stage - Config::kShared.weights);
@@ -279,7 +290,6 @@ template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
     tap_rows_kernel(MmaWork work, const typename Config::Scalar* source, const unsigned char* packed,
                     const float* bias, typename Config::Scalar* result, float4* partials) {
-  using T = typename Config::Scalar;
   DYNAMIC_SHARED(shared);
   TapRowBlock block;
   {
@@ -292,7 +302,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
       source += tap_row_origin(work, place, axis) * work.source.axis[axis];
     }
   }
-  const MmaSteps steps = steps_of_part(work, blockIdx.z, tap_row_steps(work, block));
+  const MmaSteps steps = steps_of_part(work, blockIdx.z, tap_row_steps<Config>(work, block));
   __syncthreads();
   const auto load = [&](int step, int stage) {
     load_tap_row<Config>(work, source, packed, shared, block, step, stage);
@@ -304,7 +314,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
 #pragma unroll 1
   for (int step = steps.begin; step < steps.end; ++step) {
     advance_pipeline(steps, step, stage, load);
-    const TapRow row = tap_row<T>(work, block, step);
+    const TapRow row = tap_row<Config>(work, block, step);
     const int thread = ptx::thread_x();
     const unsigned char* data = shared + Config::kShared.table + stage * Config::kShared.stage;
     const unsigned char* weights = data + Config::kShared.stage - Config::kShared.weights;

@@ -85,7 +85,7 @@ BUGS = [
     Bug("weights not folded", FOLD, "if (view == 1 && column == 1) sum += at(2, row, 1);", "", WRONG, "soft_forward"),
     Bug("wrong class of stride 2", ROWS, "(place.residue[axis] + work.centre[axis]) & 1", "place.residue[axis] & 1",
         WRONG, "backward_input", STRIDED),
-    Bug("outer tap of another class", ROWS, "odd_outer ? 2 * row : 1;", "odd_outer ? 2 * row : 0;", WRONG,
+    Bug("outer tap of another class", ROWS, "rows == 2 ? 2 * from_outer : 1;", "rows == 2 ? 2 * from_outer : 0;", WRONG,
         "backward_input", STRIDED),
     Bug("inner taps of another class", WORK, "by_parity && place < 2 ? 1 - place : place", "place", WRONG,
         "backward_input", STRIDED),
