@@ -195,6 +195,22 @@ def test_no_bank_conflicts(emulator, tile, dtype):
         assert wavefronts == least, f"{instruction}: {wavefronts} wavefronts, {least} without conflicts"
 
 
+@pytest.mark.parametrize("split", [(8, 8, 8), (11, 11, 10)], ids=str)
+def test_bank_conflicts_of_results(emulator, split):
+    """None, but for reading back 32 channels, whose rows have an even number of 16 bytes (test_mma_epilogue.py)."""
+    layer = Layer(16, sum(split), (8, 8, 8), split=split, dtype="float16", layout="channels_last")
+    emulator.configure(detect_races=False, count_banks=True)
+    emulator.take_bank_report(plain=True)
+    run(emulator, layer, integer_data(layer))
+    report = emulator.take_bank_report(plain=True)
+    for access, times in (
+        ("store of 4 bytes in mma_shared_walk.cuh", 1),
+        ("load of 16 bytes in mma_shared_walk.cuh", 2 if len(split) * 8 < sum(split) else 1),
+    ):
+        executed, wavefronts, least = report[access]
+        assert executed > 0 and wavefronts == least * times, access
+
+
 @pytest.mark.parametrize(
     "change, reason",
     [
