@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import pytest
 from kernels.harness import Layer
 from kernels.mma_layers import check_integers
-from kernels.planting import WRONG, copy_sources, replace_once
+from kernels.planting import WRONG, copy_sources, leave_out, replace_once
 
 # Three steps of the reduction, several tiles of voxels, views of odd widths that begin at odd channels.
 COPIED = Layer(40, 21, (5, 9, 9), split=(7, 9, 5), dtype="bfloat16", layout="channels_last")
@@ -103,15 +103,6 @@ BUGS = [
 ]  # fmt: skip
 
 
-def leave_out(root, kernel: str, parameters: str, scalars: dict[str, str]) -> None:
-    """Replaces instances of a tensor-core kernel by nothing, to save time."""
-    for name, scalar in scalars.items():
-        (root / "kernels" / f"mma_{kernel}_{name}.cu").write_text(
-            '#include "mma_launch.h"\nnamespace acsconv {\ntemplate <>\n'
-            f"MmaLauncher {kernel}_instance<{scalar}>({parameters}) {{ return nullptr; }}\n}}\n"
-        )
-
-
 def build_variant(emulator_builder, root, bug: Bug):
     copy_sources(root)
     plan = root / "mma_plan.h"
@@ -129,6 +120,7 @@ def build_variant(emulator_builder, root, bug: Bug):
     for kernel, parameters in (("view_per_warp", "int"), ("view_per_step", "int, bool"), ("tap_rows", "int")):
         leave_out(root, kernel, parameters, dict([*scalars.items()][: 2 if kernel == used else 3]))
     leave_out(root, "tma_forward", "int", scalars)
+    leave_out(root, "shared_walk", "int", scalars, "mma_shared_walk_launch.h", "SharedWalkLauncher")
     replace_once(root / "kernels" / bug.file, bug.old, bug.new)
     return emulator_builder.module(root)
 
