@@ -94,6 +94,7 @@ void run_dots(const WeightWalk& walk, const WeightTask& task, const void* source
   const S* grad = static_cast<const S*>(grad_data) + out_begin * grad_from.channel;
   T* ring = static_cast<T*>(scratch.ring);
   T* packed_grad = static_cast<T*>(scratch.grad);
+  T* to = static_cast<T*>(sums_data);
   T* vectors = static_cast<T*>(scratch.vectors);
   const T** items = static_cast<const T**>(scratch.items);
 
@@ -104,7 +105,7 @@ void run_dots(const WeightWalk& walk, const WeightTask& task, const void* source
   T* zeros = ring + walk.ring_planes * plane_size;
   fill_zero(zeros, channel_stride);
 
-  int64_t vector_count = out_count;  // the sums of grad_output itself come first
+  int64_t vector_count = 0;
   for (const WeightBlock* block = block_begin; block != block_end; ++block) {
     vector_count += block->out_count * (block->tap_end - block->tap_begin) * channels;
   }
@@ -122,11 +123,11 @@ void run_dots(const WeightWalk& walk, const WeightTask& task, const void* source
     const int64_t voxels = (unit.rows - 1) * walk.source.pitch + walk.out_columns;
     for (int64_t o = 0; o < out_count; ++o) {
       const T* g = packed_grad + o * walk.grad.channel_stride;
-      Vec<T> sum = load<T>(vectors + o * lanes);
-      for (int64_t v = 0; v < voxels; v += lanes) sum += load<T>(g + v);
-      store<T>(vectors + o * lanes, sum);
+      T sum[lanes];
+      store<T>(sum, sum_of_vectors(g, lanes, (voxels + lanes - 1) / lanes));
+      add_exactly(sum_of_lanes(sum), to[walk.bias_sums + out_begin + o], to[walk.bias_lost + out_begin + o]);
     }
-    T* sums = vectors + out_count * lanes;
+    T* sums = vectors;
     for (const WeightBlock* block = block_begin; block != block_end; ++block) {
       int64_t count = 0;
       for (const Tap* tap = walk.taps + block->tap_begin; tap != walk.taps + block->tap_end; ++tap) {
@@ -152,13 +153,9 @@ void run_dots(const WeightWalk& walk, const WeightTask& task, const void* source
     }
   };
 
-  T* to = static_cast<T*>(sums_data);
   int64_t chain = 0;
   auto add_up = [&] {
     const T* sums = vectors;
-    for (int64_t o = 0; o < out_count; ++o, sums += lanes) {
-      to[walk.bias_sums + out_begin + o] += sum_of_lanes(sums);
-    }
     for (const WeightBlock* block = block_begin; block != block_end; ++block) {
       const int64_t taps = block->tap_end - block->tap_begin;
       for (int64_t o = 0; o < block->out_count; ++o) {

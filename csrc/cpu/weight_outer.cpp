@@ -69,14 +69,14 @@ struct OuterTable {
 
 // Adds `voxels` numbers of every channel of a packed block, `channels` wide.
 template <class T>
-void add_channels(const T* grad, int64_t channels, int64_t voxels, T* sums) {
+void add_channels(const T* grad, int64_t channels, int64_t voxels, T* sums, T* lost) {
   constexpr int lanes = kLanes<T>;
   for (int64_t c = 0; c < channels; c += lanes) {
-    Vec<T> sum = broadcast(T(0));
-    for (int64_t v = 0; v < voxels; ++v) sum += load<T>(grad + v * channels + c);
     T numbers[lanes];
-    store<T>(numbers, sum);
-    for (int64_t i = 0; i < lanes && c + i < channels; ++i) sums[c + i] += numbers[i];
+    store<T>(numbers, sum_of_vectors(grad + c, channels, voxels));
+    for (int64_t i = 0; i < lanes && c + i < channels; ++i) {
+      add_exactly(numbers[i], sums[c + i], lost[c + i]);
+    }
   }
 }
 
@@ -198,7 +198,7 @@ void run_outer(const WeightWalk& walk, const WeightTask& task, const void* sourc
           const int64_t outs = block->out_count;
           for (int64_t o = 0; o < unit.planes && c == 0; ++o) {
             add_channels(grad_of(*block, o) + voxel * outs, outs, count,
-                         sums + walk.bias_sums + block->out_begin);
+                         sums + walk.bias_sums + block->out_begin, sums + walk.bias_lost + block->out_begin);
           }
           const Outer<T> add = table.entry[width / lanes][outs];
           T* to = sums + block->sums + c * (block->tap_end - block->tap_begin) * outs;

@@ -38,10 +38,10 @@ void scatter_block(const Gather& gather, const WeightPlan& plan, const WeightBlo
 // T is what sums are made in.
 template <class T>
 void backward_weight(const Problem& p, bool soft, const void* grad_output, const void* input,
-                     void* grad_weight, void* grad_bias, ScalarType gradient_type, const Threads& threads) {
+                     void* grad_weight, void* grad_bias, const Threads& threads) {
   const Isa& isa = cpu_isa();
   const int type = static_cast<int>(p.type);
-  const Conversion& convert = *isa.conversion[static_cast<int>(gradient_type)];
+  const Conversion& convert = *isa.conversion[type];
   const Gather gather = forward_gather(p, soft);
   const WeightPlan plan(gather,
                         {isa.outer[type]->lanes, isa.outer[type]->accumulators, sizeof(T), cache_size()});
@@ -59,8 +59,9 @@ void backward_weight(const Problem& p, bool soft, const void* grad_output, const
                             ? plan.blocks()[task.block_end].sums
                             : plan.walk().bias_sums;
     std::fill(own + first.sums, own + end, T(0));
-    T* bias = own + plan.walk().bias_sums;
-    std::fill(bias + first.out_begin, bias + last.out_begin + last.out_count, T(0));
+    for (T* bias : {own + plan.walk().bias_sums, own + plan.walk().bias_lost}) {
+      std::fill(bias + first.out_begin, bias + last.out_begin + last.out_count, T(0));
+    }
     const WeightScratch scratch{
         ring.get(plan.ring_size() * sizeof(T)), grad.get(plan.grad_size() * sizeof(T)),
         vectors.get(plan.vectors_size() * sizeof(T)), items.get(plan.item_count() * kernel.item_size)};
@@ -78,11 +79,13 @@ void backward_weight(const Problem& p, bool soft, const void* grad_output, const
   if (grad_bias == nullptr) return;
   T* bias = wide ? result + weights : static_cast<T*>(grad_bias);
   for (int64_t o = 0; o < p.out_channels; ++o) {
-    T sum = 0;
+    double sum = 0;
     for (int64_t part = 0; part < plan.parts(); ++part) {
-      sum += sums[part * plan.sums_size() + plan.walk().bias_sums + o];
+      const T* own = sums + part * plan.sums_size() + o;
+      sum +=
+          static_cast<double>(own[plan.walk().bias_sums]) + static_cast<double>(own[plan.walk().bias_lost]);
     }
-    bias[o] = sum;
+    bias[o] = static_cast<T>(sum);
   }
   if (wide) convert.narrow(bias, grad_bias, p.out_channels);
 }
@@ -90,13 +93,15 @@ void backward_weight(const Problem& p, bool soft, const void* grad_output, const
 }  // namespace
 
 void cpu_backward_weight(const Problem& p, bool soft, const void* grad_output, const void* input,
-                         void* grad_weight, void* grad_bias, ScalarType gradient_type,
-                         const Threads& threads) {
+                         void* grad_weight, void* grad_bias, const Threads& threads) {
   if (is_depthwise(p, soft)) {
-    return depthwise_backward_weight(p, grad_output, input, grad_weight, grad_bias, gradient_type, threads);
+    return depthwise_backward_weight(p, grad_output, input, grad_weight, grad_bias, threads);
   }
-  const auto run = p.type == ScalarType::Float64 ? backward_weight<double> : backward_weight<float>;
-  run(p, soft, grad_output, input, grad_weight, grad_bias, gradient_type, threads);
+  if (p.type == ScalarType::Float64) {
+    backward_weight<double>(p, soft, grad_output, input, grad_weight, grad_bias, threads);
+  } else {
+    backward_weight<float>(p, soft, grad_output, input, grad_weight, grad_bias, threads);
+  }
 }
 
 }  // namespace acsconv

@@ -41,6 +41,7 @@ WeightPlan::WeightPlan(const Gather& gather, const WeightMachine& machine) : lat
   walk_.out_planes = gather.out_size[0], walk_.out_rows = gather.out_size[1];
   walk_.out_columns = gather.out_size[2];
   cut_blocks(gather, machine);
+  walk_.bias_lost = walk_.bias_sums + bias_size_;
   choose_strip(machine);
   cut_tasks(gather, machine);
   walk_.blocks = blocks_.data();
@@ -89,8 +90,7 @@ void WeightPlan::cut_blocks(const Gather& gather, const WeightMachine& machine) 
     if (outer_) continue;
     const int64_t end = chunk.block_end < static_cast<int64_t>(blocks_.size()) ? blocks_[chunk.block_end].sums
                                                                                : walk_.bias_sums;
-    const int64_t outputs = last.out_begin + last.out_count - first.out_begin;
-    vectors_size_ = std::max(vectors_size_, (end - first.sums + outputs) * machine.lanes);
+    vectors_size_ = std::max(vectors_size_, (end - first.sums) * machine.lanes);
   }
 }
 

@@ -28,7 +28,7 @@ class WeightPlan {
 
   // Parts of the volume, and the numbers of one part's sums. Parts are added in order.
   int64_t parts() const { return parts_; }
-  int64_t sums_size() const { return walk_.bias_sums + bias_size_; }
+  int64_t sums_size() const { return walk_.bias_lost + bias_size_; }
 
   // Of the panel of input channels that begins with `channel`.
   int64_t width_of_panel(int64_t channel) const;

@@ -13,6 +13,28 @@ struct Unit {
   int64_t sample, plane, planes, row_begin, rows;
 };
 
+// The gradient of the bias is one sum over all voxels: what rounding loses is kept beside it.
+template <class T>
+[[gnu::always_inline]] inline void add_exactly(T value, T& sum, T& lost) {
+  const T total = sum + value, added = total - sum;
+  lost += (sum - (total - added)) + (value - added);
+  sum = total;
+}
+
+// The sum of `count` vectors, `stride` numbers apart, in short chains of additions.
+template <class T>
+[[gnu::always_inline]] inline Vec<T> sum_of_vectors(const T* from, int64_t stride, int64_t count) {
+  constexpr int kChains = 4;
+  Vec<T> sum[kChains];
+  unrolled<0, kChains>([&](auto i) { sum[i.value] = broadcast(T(0)); });
+  int64_t k = 0;
+  for (; k + kChains <= count; k += kChains) {
+    unrolled<0, kChains>([&](auto i) { sum[i.value] += load<T>(from + (k + i.value) * stride); });
+  }
+  for (; k < count; ++k) sum[0] += load<T>(from + k * stride);
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
 // Calls, for all output planes of the task, pack_source(unit, plane) for the source planes that a unit reads
 // and that are not in the ring yet, then compute(unit).
 template <class PackSource, class Compute>

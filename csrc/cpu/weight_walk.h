@@ -51,7 +51,8 @@ struct WeightWalk {
   int64_t ring_planes;       // packed source planes that are kept
   int64_t source_positions;  // packed numbers of a channel in a phase, and in a plane of the gradient
   int64_t grad_positions;
-  int64_t bias_sums;  // sums of the gradient's channels lie here, behind those of the blocks
+  int64_t bias_sums;  // sums of the gradient's channels lie here, behind those of the blocks,
+  int64_t bias_lost;  // and behind them what these have lost to rounding
 };
 
 // What one thread adds up: some blocks, in the output planes [unit_begin, unit_end), counted through all

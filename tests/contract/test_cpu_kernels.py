@@ -166,6 +166,18 @@ def test_long_sums_keep_their_digits(arguments):
         assert ((a.double() - b).abs().max() / b.abs().max()) < 5e-7
 
 
+@pytest.mark.parametrize("arguments", [(1, 32, (32, 32, 32)), (32, 32, (32, 32, 32))])
+def test_gradient_of_the_bias_is_rounded_about_once(arguments):
+    """Within one unit in the last place, PyTorch's own sum is within two; chains of additions were off by 2.5."""
+    problem = layer(*arguments)
+    torch.manual_seed(0)
+    for grad_output in (torch.rand(problem.output_shape), torch.randn(problem.output_shape) + 0.2):
+        exact = grad_output.double().sum((0, 2, 3, 4))
+        unit = torch.finfo(torch.float32).eps * torch.exp2(exact.abs().log2().floor())
+        found = run(problem, "backward_weight", grad_output)[1]
+        assert ((found.double() - exact).abs() / unit).max() <= 1
+
+
 # --- the same, whoever computes it ------------------------------------------------------------------------------------
 
 
