@@ -119,6 +119,11 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, int parity) {
                      "r"(parity) : "memory"));
   }
 }
+// Between the thread's plain accesses to shared memory and copies that come after it: the copies see what was
+// written, and do not overtake it.
+__device__ __forceinline__ void proxy_fence() {
+  ACSCONV_SM90(asm volatile("fence.proxy.async.shared::cta;" :: : "memory"));
+}
 // Copies the box at these coordinates to the shared address, aligned to 128; its bytes count for the barrier.
 __device__ __forceinline__ void tma_load(uint32_t shared, const TensorMap& map, uint32_t barrier, int c0,
                                          int c1, int c2, int c3, int c4) {
@@ -161,6 +166,7 @@ __forceinline__ void mbarrier_arrive_expect(uint32_t barrier, int bytes, EMULATO
 __forceinline__ void mbarrier_wait(uint32_t barrier, int parity, EMULATOR_HERE) {
   emulator::barrier_wait(barrier, parity, here);
 }
+inline void proxy_fence() { emulator::proxy_fence(); }
 __forceinline__ void tma_load(uint32_t shared, const TensorMap& map, uint32_t barrier, int c0, int c1, int c2,
                               int c3, int c4) {
   emulator::BoxCopy copy{static_cast<const unsigned char*>(map.base), map.element_bytes};

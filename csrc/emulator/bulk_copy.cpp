@@ -111,9 +111,16 @@ void complete(const PendingCopy& done) {
   end_phase_if_complete(done.barrier, barrier);
 }
 
+// Whether the writer, or the running thread after it, has fenced what `writer` wrote at its clock `when`.
+bool is_fenced(uint32_t writer, uint32_t when) {
+  const VectorClock &theirs = block.fibers[writer].fenced, &own = fiber->fenced;
+  return (!theirs.empty() && theirs[writer] >= when) || (!own.empty() && own[writer] >= when);
+}
+
 void start(uint32_t shared, const BoxCopy& copy, uint32_t barrier, const void* counter) {
   find(barrier, "TMA", counter);
-  begin_async_write(ptrdiff_t{shared} - kSharedBase, static_cast<size_t>(box_bytes(copy)), counter);
+  begin_async_write(ptrdiff_t{shared} - kSharedBase, static_cast<size_t>(box_bytes(copy)), counter,
+                    is_fenced);
   const auto [first, last] = inside_row(copy);
   for_each_row(copy, [&, first = first, last = last](int64_t, bool inside, const unsigned char* from) {
     if (!inside || first == last) return;
@@ -171,6 +178,11 @@ void barrier_wait(uint32_t address, int parity, Location location) {
   for (size_t i = 0; i < fiber->clock.size(); ++i) {
     if (barrier.ended[i] > fiber->clock[i]) fiber->clock[i] = barrier.ended[i];
   }
+}
+
+void proxy_fence() {
+  fiber->fenced = fiber->clock;
+  ++fiber->clock[fiber->index];
 }
 
 void copy_box(uint32_t shared, const BoxCopy& copy, uint32_t barrier) {

@@ -129,10 +129,11 @@ void check_shared(ptrdiff_t offset, size_t bytes, Access access, const void* cou
   if (!problem.empty()) fail_in_shared(problem, offset, counter);
 }
 
-void begin_async_write(ptrdiff_t offset, size_t bytes, const void* counter) {
+void begin_async_write(ptrdiff_t offset, size_t bytes, const void* counter, Shadow::Fenced fenced) {
   check_shared_bounds(offset, bytes, Access::Write, counter);
   if (!races_are_checked()) return;
-  const std::string problem = block.shared_shadow.begin_async_write(offset, bytes, this_thread(counter));
+  const std::string problem =
+      block.shared_shadow.begin_async_write(offset, bytes, this_thread(counter), fenced);
   if (!problem.empty()) fail_in_shared(problem, offset, counter);
 }
 

@@ -21,6 +21,7 @@ struct BoxCopy {
 void barrier_init(uint32_t address, int arrivals);
 void barrier_arrive(uint32_t address, int bytes, Location);
 void barrier_wait(uint32_t address, int parity, Location);
+void proxy_fence();
 void copy_box(uint32_t shared, const BoxCopy& copy, uint32_t barrier);
 void copy_bytes(uint32_t shared, const void* global, int bytes, uint32_t barrier);
 

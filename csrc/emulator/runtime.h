@@ -39,9 +39,9 @@ struct Fiber {
   State state = State::Ready;
   const char* operation = "start";  // what the fiber waits for, or did last
   Location location{};
-  uint32_t mask = 0;         // lanes of the collective it waits for
-  void* argument = nullptr;  // its registers in that collective
-  VectorClock clock;
+  uint32_t mask = 0;          // lanes of the collective it waits for
+  void* argument = nullptr;   // its registers in that collective
+  VectorClock clock, fenced;  // fenced: the clock at its last proxy fence
   uint3 thread{};
   std::vector<AsyncCopy> copies;
   uint32_t copy_group = 0;  // of the copies that are started now
@@ -102,7 +102,8 @@ std::string source_line(const void* program_counter);
 inline bool races_are_checked() { return options.detect_races && instrumented; }
 void check_access(const void* address, size_t bytes, Access access, const void* program_counter);
 void check_shared(ptrdiff_t offset, size_t bytes, Access access, const void* program_counter);
-void begin_async_write(ptrdiff_t shared_offset, size_t bytes, const void* program_counter);
+void begin_async_write(ptrdiff_t shared_offset, size_t bytes, const void* program_counter,
+                       Shadow::Fenced fenced = nullptr);
 void end_async_write(ptrdiff_t shared_offset, size_t bytes, const void* program_counter);
 
 // async_copy.cpp

@@ -38,10 +38,21 @@ std::string Shadow::record(size_t offset, size_t bytes, Access access, const Acc
   return {};
 }
 
-std::string Shadow::begin_async_write(size_t offset, size_t bytes, const Accessor& by) {
+std::string Shadow::begin_async_write(size_t offset, size_t bytes, const Accessor& by, Fenced fenced) {
+  for (size_t i = offset / kGranule; fenced != nullptr && i <= (offset + bytes - 1) / kGranule; ++i) {
+    const Cell& cell = cells_[i];
+    const bool stored = cell.launch == by.launch && cell.block == by.block && cell.writer != kNobody;
+    if (stored && !cell.copied && !fenced(cell.writer, cell.write_clock)) {
+      return "no proxy fence between the TMA copy and the write by thread " + std::to_string(cell.writer) +
+             " at " + source_line(cell.write_counter);
+    }
+  }
   std::string problem = record(offset, bytes, Access::Write, by, /*needs_value=*/false);
   if (!problem.empty()) return problem;
-  for (size_t i = offset / kGranule; i <= (offset + bytes - 1) / kGranule; ++i) cells_[i].under_way = true;
+  for (size_t i = offset / kGranule; i <= (offset + bytes - 1) / kGranule; ++i) {
+    cells_[i].under_way = true;
+    cells_[i].copied = fenced != nullptr;
+  }
   return {};
 }
 
@@ -109,6 +120,7 @@ std::string Shadow::record_cell(Cell& cell, Access access, const Accessor& by, b
   cell.write_counter = by.program_counter;
   cell.atomic = access == Access::Atomic;
   cell.written = true;
+  cell.copied = false;
   forget_readers(cell);
   return {};
 }

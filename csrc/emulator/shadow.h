@@ -40,7 +40,10 @@ class Shadow {
 
   // A write that is under way from the first call to the second one, when the accessor has waited for it: any
   // access in between conflicts. Whoever is ordered after the second call sees the bytes.
-  std::string begin_async_write(size_t offset, size_t bytes, const Accessor& by);
+  // `fenced` is asked of what threads wrote there by plain stores: whether a proxy fence came after thread
+  // `writer`'s write at its clock `when`. Null: the copy needs none (cp.async).
+  using Fenced = bool (*)(uint32_t writer, uint32_t when);
+  std::string begin_async_write(size_t offset, size_t bytes, const Accessor& by, Fenced fenced);
   void end_async_write(size_t offset, size_t bytes, const Accessor& by);
 
  private:
@@ -51,7 +54,7 @@ class Shadow {
     uint64_t launch = 0, block = 0;
     uint32_t write_clock = 0, read_clock = 0;
     uint16_t writer = kNobody, reader = kNobody;
-    bool atomic = false, foreign_readers = false, written = false, under_way = false;
+    bool atomic = false, foreign_readers = false, written = false, under_way = false, copied = false;
     int32_t readers = -1;  // index into readers_ where several threads read
     const void *write_counter = nullptr, *read_counter = nullptr;
   };

@@ -49,6 +49,7 @@ __device__ __forceinline__ void prepare_head(const MmaWork& work, unsigned char*
     ptx::mbarrier_init(address + Config::empty(stage), Config::kThreads / 32);
   }
   ptx::mbarrier_fence_init();
+  ptx::proxy_fence();  // the copies see the barriers too
   const MmaPlace place = mma_place(work, Config::kShape, ptx::block_x());
   int* origin = reinterpret_cast<int*>(shared + Config::kOrigin);
   origin[0] = static_cast<int>(place.batch);

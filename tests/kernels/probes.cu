@@ -180,7 +180,9 @@ enum class BulkBug {
   WrongBytes,
   Misaligned,
   NoBarrierAfterInit,
-  NoWaitAtEnd
+  NoWaitAtEnd,
+  NoProxyFence,
+  NoneOverStores  // no bug, as None: stages that have been stored to, and a fence
 };
 
 template <BulkBug kBug>
@@ -198,6 +200,10 @@ __global__ void bulk_pipeline(const Word* in, Word* out) {
       ptx::mbarrier_init(empty + 8 * stage, threads);
     }
     ptx::mbarrier_fence_init();
+  }
+  if (kBug == BulkBug::NoProxyFence || kBug == BulkBug::NoneOverStores) {
+    reinterpret_cast<Word*>(memory)[thread] = -1;
+    if (kBug != BulkBug::NoProxyFence) ptx::proxy_fence();
   }
   if (kBug != BulkBug::NoBarrierAfterInit) __syncthreads();
   const auto load = [&](int chunk) {
@@ -367,6 +373,8 @@ constexpr Probe kProbes[] = {
     BULK_PIPELINE(Misaligned),
     BULK_PIPELINE(NoBarrierAfterInit),
     BULK_PIPELINE(NoWaitAtEnd),
+    BULK_PIPELINE(NoProxyFence),
+    BULK_PIPELINE(NoneOverStores),
     PTX_PROBE(copy_past_the_end),
     Probe{"misaligned_bulk_copy", bulk_copy<8, 0>, kWordsPerThread},
     Probe{"misaligned_bulk_source", bulk_copy<0, 1>, kWordsPerThread},

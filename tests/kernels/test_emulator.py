@@ -130,6 +130,12 @@ FAULTS = [
     ("bulk_pipeline_WrongBytes", 64, 1, ["DEADLOCK", "wait at mbarrier.try_wait ("]),
     ("bulk_pipeline_Misaligned", 64, 1, ["misaligned TMA copy to shared byte 16", "probes.cu:"]),
     ("bulk_pipeline_NoBarrierAfterInit", 64, 1, ["initialis", "RACE: mbarrier.try_wait", "by thread 0"]),
+    (
+        "bulk_pipeline_NoProxyFence",
+        64,
+        1,
+        ["no proxy fence between the TMA copy and the write by", "probes.cu:"],
+    ),
     ("bulk_pipeline_NoWaitAtEnd", 64, 1, ["ends with a TMA copy under way"]),
 ]
 
@@ -155,9 +161,10 @@ def test_pipeline(library, async_copies, seed):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("async_copies", [LATE, EARLY, RANDOM])
-def test_bulk_pipeline(library, async_copies, seed):
+@pytest.mark.parametrize("name", ["bulk_pipeline_None", "bulk_pipeline_NoneOverStores"])
+def test_bulk_pipeline(library, name, async_copies, seed):
     expected = [3 * (thread % 32) + 2 * (32 + thread % 32) for thread in range(64)]
-    assert run(library, "bulk_pipeline_None", 64, seed=seed, async_copies=async_copies) == (expected, None)
+    assert run(library, name, 64, seed=seed, async_copies=async_copies) == (expected, None)
 
 
 @pytest.mark.parametrize("bug", ["WeakWait", "NoBarrierAfterWait", "NoBarrierAfterUse", "StageReleasedEarly"])

@@ -20,8 +20,7 @@ from kernels.harness import (
     with_layout,
 )
 from kernels.mma_layers import MMA_DTYPES, VIEW_TILES, mma_layers
-from kernels.planting import WRONG, copy_sources, replace_once
-from kernels.test_mma_bugs import leave_out
+from kernels.planting import WRONG, copy_sources, leave_out, replace_once
 
 GRANULE = {"bfloat16": 8, "float16": 8, "float32": 4}  # channels in 16 bytes
 
