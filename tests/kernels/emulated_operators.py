@@ -3,6 +3,7 @@
 # ruff: noqa: E402 (what is imported, and when, is the point)
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -93,6 +94,39 @@ def float32_weights() -> None:
             for dtype in (torch.float32, torch.bfloat16)
         )
         torch.testing.assert_close(grad, rounded, rtol=0, atol=0)
+
+
+def tma() -> None:
+    """ACSCONV_TMA=1, read in every call, changes how a volume is loaded and no bit; what it cannot load is copied."""
+    os.environ |= {"ACSCONV_FORWARD_WALK": "view", "ACSCONV_PRINT_PLAN": "1"}
+    problem = Problem(16, 21, (3, 3), (4, 5, 9), (8, 7, 6), padding=1)
+    input, weight, bias = problem.tensors(torch.bfloat16)
+    for volume, words in (
+        (input.contiguous(memory_format=torch.channels_last_3d), "loaded by TMA"),
+        (input, "not by TMA: the channels of a voxel are not neighbours"),
+    ):
+        outputs = []
+        for wanted in ("0", "1"):
+            os.environ["ACSCONV_TMA"] = wanted
+            with tempfile.TemporaryFile("w+") as said, standard_error_to(said):
+                outputs.append(
+                    acs_conv3d(volume, weight, bias, split=problem.split, padding=1, backend="cpu")
+                )
+                said.seek(0)
+                assert (words in said.read()) == (wanted == "1")
+        torch.testing.assert_close(*outputs, rtol=0, atol=0)
+
+
+@contextlib.contextmanager
+def standard_error_to(file):
+    """Also what compiled code writes."""
+    kept = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def layouts() -> None:

@@ -34,6 +34,7 @@ def run(emulator_builder):
         "soft",
         "dtypes",
         "float32_weights",
+        "tma",
         "layouts",
         "empty",
         "gradients",
