@@ -105,7 +105,8 @@ def layer_name(weight: Tensor | None) -> str | None:
         return None
     # By type: asking a stranger's object for its class may run its code.
     modules = [item for item in gc.get_objects() if issubclass(type(item), nn.Module)]
-    layers = {id(module) for module in modules if any(p is kernels[0] for p in module._parameters.values())}
+    wanted = {id(kernel) for kernel in kernels}
+    layers = {id(m) for m in modules if any(id(p) in wanted for p in m._parameters.values())}
     paths = [name for module in modules for name, child in module.named_modules() if id(child) in layers]
     return max(paths, key=len, default=None) or None
 

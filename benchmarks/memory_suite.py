@@ -11,6 +11,7 @@ import contextlib
 import copy
 import itertools
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -34,6 +35,10 @@ from acsconv_cuda.out_of_memory import is_out_of_memory
 EFFICIENT = ", memory-efficient"  # follows the name of ours
 LIMIT = {"cpu": 2 << 30, "cuda": None}  # bytes; None: all of the card
 GROWTH = {"cpu": 1, "cuda": 2}  # of the steps between sizes
+
+# Larger blocks are mapped each by itself and given back when freed. By default glibc keeps blocks of up to 32 MiB, in
+# pieces that later ones may not fit into: up to twice the memory at small volumes, by chance.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 
 # Relative error of the loss against ours: rounding of some ten layers in float32, and far below any fault.
 LOSS_LIMIT = 1e-3
@@ -153,7 +158,9 @@ def sizes(network: MemoryNetwork, device: torch.device) -> Iterator[int]:
 def run_child(arguments: list[str], report: Callable[[dict], None]) -> str | None:
     """Runs this file as a program; ``report`` is called with each of its objects. Why it ended before time, or None."""
     command = [sys.executable, str(Path(__file__).resolve()), *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+    environment = MALLOC | os.environ
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as child:
         for line in child.stdout:
             report(json.loads(line))
         errors = child.stderr.read()

@@ -1,6 +1,5 @@
 """What a training step needs, said without running it: against the measured peak, and against what can be counted."""
 
-import json
 import os
 import resource
 import subprocess
@@ -38,24 +37,10 @@ def test_within_a_tenth_of_the_measured_peak(name, variant):
     implementation = f"acsconv-cuda cpu{variant}"
     network = suite.NETWORKS[name]
     found = estimate(suite.build(network, implementation), network.first)
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(BENCHMARKS / "memory_suite.py"),
-            name,
-            implementation,
-            "--edges",
-            str(network.first),
-        ]
-        + ["--steps", "1", "--threads", "2"],
-        # Every larger block is mapped by itself, so that no memory lies idle in pieces.
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    measured = json.loads(done.stdout)["memory"]["bytes"]
+    measurements = []
+    arguments = [name, implementation, "--edges", str(network.first), "--steps", "1", "--threads", "2"]
+    assert suite.run_child(arguments, measurements.append) is None
+    measured = measurements[0]["memory"]["bytes"]
     if measured is None:
         pytest.skip("resident memory cannot be measured here")
     assert found.peak == pytest.approx(measured, rel=0.1)
