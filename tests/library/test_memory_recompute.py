@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from acsconv.memory import make_memory_efficient, recomputing
+from acsconv.memory import activation, make_memory_efficient, recomputing
 from acsconv.memory import recompute as engine
 from acsconv.operators import ACSConv, SoftACSConv
 from library.memory_networks import Dense, Residual, UNet, chain, step, stored
@@ -161,6 +161,31 @@ def test_hooks_see_what_they_saw():
     assert half == 2 * len(network)
     for one, other in zip(seen[:half], seen[half:]):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("slope", [0, 0.1])
+def test_an_activation_that_was_made_again_gives_its_place_to_the_gradient(slope, monkeypatch):
+    act = nn.LeakyReLU(slope, inplace=True) if slope else nn.ReLU(inplace=True)
+    network = chain(nn.BatchNorm3d, lambda: copy.deepcopy(act), (1, 4, 4)).double()
+    volume = volume_for(network, dtype=torch.float64, requires_grad=True)
+    changed = make_memory_efficient(copy.deepcopy(network))
+    free = []
+    monkeypatch.setattr(activation, "is_spent", lambda t: free.append(engine.is_spent(t)) or free[-1])
+    (expected,) = torch.autograd.grad(network(volume).square().sum(), volume, create_graph=True)
+    (found,) = torch.autograd.grad(changed(volume).square().sum(), volume, create_graph=True)
+    torch.testing.assert_close(found, expected)
+    expected, found = (torch.autograd.grad(g.square().sum(), volume)[0] for g in (expected, found))
+    torch.testing.assert_close(found, expected)
+    free.clear()
+    out = changed(volume)
+    first, second = (torch.autograd.grad(out.square().sum(), volume, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert free == [True] * 4
+    stored_ones = nn.Sequential(nn.Conv3d(1, 2, 1), copy.deepcopy(act), nn.Conv3d(2, 1, 1)).double()
+    out = make_memory_efficient(stored_ones)(volume)
+    free.clear()
+    torch.autograd.grad(out.sum(), volume)
+    assert free == [False]
 
 
 def test_copies():

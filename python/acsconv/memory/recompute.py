@@ -114,6 +114,7 @@ class Remade:
             last.hold(self, value)
         else:
             last.clear()
+            last.spent = value.untyped_storage()._cdata
         return value
 
 
@@ -123,6 +124,7 @@ class _Last:
     def __init__(self) -> None:
         self.recipe: Remade | None = None
         self.value: Tensor | None = None
+        self.spent = 0  # the storage of what was given to its last saver just now
         self.task = -1
 
     def hold(self, recipe: Remade, value: Tensor) -> None:
@@ -134,12 +136,20 @@ class _Last:
 
     def clear(self) -> None:
         self.recipe = self.value = None
+        self.spent = 0
 
 
 def _last() -> _Last:
     if not hasattr(_local, "last"):
         _local.last = _Last()
     return _local.last
+
+
+def is_spent(tensor: Tensor) -> bool:
+    """Whether a saved tensor, the last that was asked for, was made for this node alone; it is no longer, then."""
+    last = _last()
+    spent, last.spent = last.spent, 0
+    return tensor.untyped_storage()._cdata == spent
 
 
 class _no_autocast:
@@ -244,6 +254,7 @@ def _saves(found: Kept | Remade, tensor: Tensor) -> bool:
 
 
 def _unpack(stored: Kept | Remade) -> Tensor:
+    _last().spent = 0
     return stored.fetch() if isinstance(stored, Remade) else stored.value()
 
 
@@ -293,6 +304,20 @@ def _operand(node: Any, index: int) -> Kept | Remade | None:
     """The ``index``-th input of a node, if it has a gradient and can be had."""
     following, output = node.next_functions[index]
     return None if following is None else _search(following, output)
+
+
+def rule(name: str) -> Callable:
+    """Registers how the output of nodes of this name follows from their first input: ``function(node, input)``."""
+
+    def register(function: Callable[[Any, Kept | Remade], Kept | Remade]) -> Callable:
+        def search(node: Any) -> Kept | Remade | None:
+            source = _operand(node, 0)
+            return None if source is None else function(node, source)
+
+        _RULES[name] = search
+        return function
+
+    return register
 
 
 def _parameter(node: Any, index: int) -> Tensor | None:

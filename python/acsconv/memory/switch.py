@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from ..operators.base_acsconv import _ACSConv
 from . import blocks
+from .activation import Rectifier
 from .recompute import _local, note_norm, offer, recomputing
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -122,11 +124,19 @@ def _attach(model: nn.Module) -> None:
     for module in model.modules():
         if _needs_note(module) and note_norm not in module._forward_hooks.values():
             module.register_forward_hook(note_norm)
+        if _is_rectifier(module):
+            module.forward = Rectifier(module)
         if isinstance(module, (*_CONVOLUTIONS, *_POOLINGS)) and _offer not in module._forward_hooks.values():
             module.register_forward_hook(_offer)
     if _begin not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(_begin)
         model.register_forward_hook(_end, always_call=True)
+
+
+def _is_rectifier(module: nn.Module) -> bool:
+    """Whether the module's code is PyTorch's, which converted ones wrap."""
+    forward = inspect.unwrap(type(module).forward)
+    return forward in (nn.ReLU.forward, nn.LeakyReLU.forward) and "forward" not in vars(module)
 
 
 def _needs_note(module: nn.Module) -> bool:
