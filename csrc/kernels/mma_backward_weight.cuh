@@ -233,11 +233,12 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
     for (int tap = 0; tap < kTaps; ++tap) {
       if constexpr (Config::kShares > 1) {
         __syncthreads();
-        if (share > 0) {
+        if (share > 0) {  // said of two shares in so many words, since a register decides over spills
+          const int slot = Config::kShares == 2 ? 0 : (share - 1) * Config::kExchange;
 #pragma unroll
           for (int i = 0; i < kM * kN; ++i) {
             const float (&f)[4] = sum[tap][i / kN][i % kN];
-            exchange[(share - 1) * Config::kExchange + i * 32] = make_float4(f[0], f[1], f[2], f[3]);
+            exchange[slot + i * 32] = make_float4(f[0], f[1], f[2], f[3]);
           }
         }
         __syncthreads();

@@ -85,8 +85,11 @@ def generated(count: int, seed: int) -> list[Layer]:
         if first is not None:
             second = draw.choice((0, out_channels - first, draw.randint(0, out_channels - first)))
             split = (first, second, out_channels - first - second)
+        in_channels = draw.choice((1, 3, 8, 9, 16, 20, 32, 40, 64, 72))
+        if dtype == "float32" and in_channels < 4:
+            continue
         layer = Layer(
-            draw.choice((1, 3, 8, 9, 16, 20, 32, 40, 64, 72)),
+            in_channels,
             out_channels,
             tuple(draw.choice((1, 2, 3, 4, 5, 7, 9, 12, 17)) for _ in range(3)),
             kernel=(kernel, kernel),
@@ -322,6 +325,7 @@ REJECTED = [
         replace(FLOAT32, kernel=(5, 5), padding=(2, 2, 2)),
         "no block takes kernels of 5 x 5 and stride 1 in float32",
     ),
+    (replace(FLOAT32, in_channels=3), "float32 of 3 input channels or fewer"),
     (replace(LAYER, dtype="float64"), "float64"),
     (replace(LAYER, groups=2), "groups > 1"),
     (replace(LAYER, kernel=(1, 1), padding=(0, 0, 0)), "no block takes kernels of 1 x 1 and stride 1"),
@@ -368,7 +372,7 @@ def test_float32_is_rounded_only_where_allowed(emulator):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("channels", [1, 16, 32, 48, 64, 96, 128, 320, 512, 1024])
+@pytest.mark.parametrize("channels", [4, 16, 32, 48, 64, 96, 128, 320, 512, 1024])
 @pytest.mark.parametrize("size", [4, 32, 160])
 def test_workspace_is_bounded(emulator, channels, size, dtype):
     for multiprocessors in (1, 132, LARGE):
