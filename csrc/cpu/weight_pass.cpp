@@ -38,10 +38,10 @@ void scatter_block(const Gather& gather, const WeightPlan& plan, const WeightBlo
 // T is what sums are made in.
 template <class T>
 void backward_weight(const Problem& p, bool soft, const void* grad_output, const void* input,
-                     void* grad_weight, void* grad_bias, const Threads& threads) {
+                     void* grad_weight, void* grad_bias, ScalarType gradient_type, const Threads& threads) {
   const Isa& isa = cpu_isa();
   const int type = static_cast<int>(p.type);
-  const Conversion& convert = *isa.conversion[type];
+  const Conversion& convert = *isa.conversion[static_cast<int>(gradient_type)];
   const Gather gather = forward_gather(p, soft);
   const WeightPlan plan(gather,
                         {isa.outer[type]->lanes, isa.outer[type]->accumulators, sizeof(T), cache_size()});
@@ -93,15 +93,13 @@ void backward_weight(const Problem& p, bool soft, const void* grad_output, const
 }  // namespace
 
 void cpu_backward_weight(const Problem& p, bool soft, const void* grad_output, const void* input,
-                         void* grad_weight, void* grad_bias, const Threads& threads) {
+                         void* grad_weight, void* grad_bias, ScalarType gradient_type,
+                         const Threads& threads) {
   if (is_depthwise(p, soft)) {
-    return depthwise_backward_weight(p, grad_output, input, grad_weight, grad_bias, threads);
+    return depthwise_backward_weight(p, grad_output, input, grad_weight, grad_bias, gradient_type, threads);
   }
-  if (p.type == ScalarType::Float64) {
-    backward_weight<double>(p, soft, grad_output, input, grad_weight, grad_bias, threads);
-  } else {
-    backward_weight<float>(p, soft, grad_output, input, grad_weight, grad_bias, threads);
-  }
+  const auto run = p.type == ScalarType::Float64 ? backward_weight<double> : backward_weight<float>;
+  run(p, soft, grad_output, input, grad_weight, grad_bias, gradient_type, threads);
 }
 
 }  // namespace acsconv
