@@ -124,19 +124,25 @@ def test_any_schedule(emulator, layer, seed, async_copies):
     assert_equal(run(emulator, layer, data), forward(layer, data), layer.dtype)
 
 
+#: Both walks of the forward pass; test_mma_shared_walk.py has the other tests of the second.
+either_walk = pytest.mark.parametrize("launcher", ["mma_forward", "mma_shared_walk"])
+
+
+@either_walk
 @pytest.mark.parametrize("dtype", MMA_DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_unaligned_storage(emulator, dtype, layout):
-    for layer in (Layer(16, 20, (3, 4, 9)), Layer(9, 33, (3, 5, 5), split=(9, 13, 11))):
+def test_unaligned_storage(emulator, dtype, layout, launcher):
+    for layer in (Layer(16, 20, (3, 4, 9)), Layer(9, 32, (3, 5, 5), split=(9, 13, 10))):
         layer = replace(layer, dtype=dtype, layout=layout)
         data = integer_data(layer)
         input = unaligned(with_layout(to_storage(data.input, dtype), layout))
         output = unaligned(unwritten(layer.output_shape, dtype, layout))
-        run(emulator, layer, data, input=input, output=output)
+        run_forward(emulator, layer, data, launcher=launcher, input=input, output=output)
         assert_equal(output, forward(layer, data), dtype)
 
 
-def test_strided_views(emulator):
+@either_walk
+def test_strided_views(emulator, launcher):
     """Every other voxel and some channels of a larger volume, into a slice of the channels of a larger one."""
     layer = Layer(16, 24, (4, 6, 5), dtype="float16")
     data = integer_data(layer)
@@ -145,7 +151,7 @@ def test_strided_views(emulator):
     view[...] = data.input
     canvas = np.full((1, *layer.out_size, 32), 123.0, np.float16)
     output = canvas[..., 3:27].transpose(0, 4, 1, 2, 3)
-    run(emulator, layer, data, input=view, output=output)
+    run_forward(emulator, layer, data, launcher=launcher, input=view, output=output)
     assert_equal(output, forward(layer, data), layer.dtype)
     assert np.all(canvas[..., :3] == 123.0) and np.all(canvas[..., 27:] == 123.0)
 

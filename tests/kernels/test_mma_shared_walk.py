@@ -1,4 +1,4 @@
-"""The forward kernel of narrow layers on tensor cores, a walk shared by the views, in the emulator."""
+"""The forward kernel of narrow layers on tensor cores, a walk shared by the views; more in test_mma_forward.py."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from kernels.harness import (
     round_to_tf32,
     run_forward,
     to_storage,
-    unaligned,
     unwritten,
     with_layout,
 )
@@ -148,31 +147,6 @@ def test_float32_weight(emulator):
         for name in ("input", "weight")
     }
     assert_close(output, forward(layer, replace(data, **rounded)), data.weight[0].size, layer.dtype)
-
-
-@pytest.mark.parametrize("dtype", MMA_DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_unaligned_storage(emulator, dtype, layout):
-    layer = Layer(16, 27, (5, 4, 9), split=(13, 3, 11), dtype=dtype, layout=layout)
-    data = integer_data(layer)
-    input = unaligned(with_layout(to_storage(data.input, dtype), layout))
-    output = unaligned(unwritten(layer.output_shape, dtype, layout))
-    run(emulator, layer, data, input=input, output=output)
-    assert_equal(output, forward(layer, data), dtype)
-
-
-def test_into_a_slice(emulator):
-    """Some channels of a larger volume into some of another: nothing beside them is touched."""
-    layer = Layer(16, 24, (4, 6, 5), dtype="float16")
-    data = integer_data(layer)
-    large = np.full((1, *layer.size, 20), np.nan, np.float16)
-    view = large[..., 2:18].transpose(0, 4, 1, 2, 3)
-    view[...] = data.input
-    canvas = np.full((1, *layer.out_size, 32), 123.0, np.float16)
-    output = canvas[..., 3:27].transpose(0, 4, 1, 2, 3)
-    run(emulator, layer, data, input=view, output=output)
-    assert_equal(output, forward(layer, data), layer.dtype)
-    assert np.all(canvas[..., :3] == 123.0) and np.all(canvas[..., 27:] == 123.0)
 
 
 def test_batch_zero(emulator):
