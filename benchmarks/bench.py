@@ -308,9 +308,12 @@ def growing_volumes(
     rows = memory_suite.measure_all(
         options.device, contestants, limit, steps, torch.get_num_threads(), options.largest, advance
     )
-    progress.print(report.memory_lines(rows))
     until = "all of the card's memory" if limit is None else f"{limit / 2**30:.3g} GiB"
-    note = f"Growing volumes: batch 1, Adam, float32, a process of its own for each, up to {until}"
+    note = (
+        f"Growing volumes: batch 1, Adam, float32, a process of its own for each, up to {until}. Peak of its resident "
+        "memory, or of torch's on a GPU, with parameters and optimiser, beyond what it held after a first step."
+    )
+    progress.print([*report.memory_lines(rows), note])
     return rows, note
 
 
@@ -333,7 +336,8 @@ def main(arguments: list[str] | None = None) -> int:
     means = report.mean_lines(result["rows"])
     if means:
         print("\n".join(["", *means]))
-    methods = dict.fromkeys(row["memory"]["method"] for row in result["rows"] if row["memory"])
+    layers = report.without_memory(result["rows"])
+    methods = dict.fromkeys(row["memory"]["method"] for row in layers if row["memory"])
     print(
         "\n".join(
             f"Peak memory: {method}; parameters, input and output gradient not counted." for method in methods

@@ -430,12 +430,15 @@ def plot_memory(result: dict, path: Path) -> None:
                 }
                 axis.plot([row["edge"] for row in good], [value(row) for row in good], **style)
             axis.grid(alpha=0.3)
-            axis.set_ylim(bottom=0)
+            axis.set_xticks(sorted({edge for cells in members.values() for edge in cells}))
             if column == 0:
                 axis.set_ylabel(label, fontsize=9)
         limit = next(row for cells in members.values() for row in cells.values())["memory_limit"]
         if limit:
             axes[0, column].axhline(limit / 2**30, color="gray", linestyle="--", linewidth=0.8)
+        for axis in axes[:, column]:
+            axis.margins(y=0.1)
+            axis.set_ylim(bottom=0)
         axes[0, column].set_title(network, fontsize=9)
         axes[1, column].set_xlabel("edge of the volume, voxels", fontsize=9)
     handles, labels = axes[0, 0].get_legend_handles_labels()
