@@ -328,7 +328,7 @@ inline std::string MmaPlan::describe() const {
          ": tile " + std::to_string(s.depth) + " x " + std::to_string(s.height) + " x " +
          std::to_string(kMmaTileWidth) + " voxels x " + std::to_string(8 * s.columns) + " channels" +
          (view_per_warp || view_per_block ? " of a view" : "") + ", " + std::to_string(threads) +
-         " threads, " + std::to_string(tiles) + " tiles, " + std::to_string(column_blocks) +
+         " threads that compute, " + std::to_string(tiles) + " tiles, " + std::to_string(column_blocks) +
          " blocks of channels, " + std::to_string(steps) + (row_per_step ? " times all rows" : " steps") +
          (parts > 1 ? " in " + std::to_string(parts) + " parts" : "") + (tma ? ", loaded by TMA" : "");
 }

@@ -56,7 +56,8 @@ inline TensorMapShape tma_source(const Problem& p, const MmaShape& shape, const 
   // A dimension of one position may have any stride in torch, and is given one that a tensor map allows.
   for (int i = 1; i < kTensorMapRank; ++i) {
     if (map.size[i] != 1) continue;
-    map.stride_bytes[i] = i == 1 ? (p.in_channels * bytes + 15) / 16 * 16 : map.stride_bytes[i - 1];
+    map.stride_bytes[i] =
+        i == 1 ? (p.in_channels * bytes + 15) / 16 * 16 : map.size[i - 1] * map.stride_bytes[i - 1];
   }
   return map;
 }

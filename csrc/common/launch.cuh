@@ -10,6 +10,7 @@
 // program.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -34,23 +35,6 @@ constexpr int register_budget(int threads, int blocks) {
 
 namespace acsconv {
 
-template <class... Parameters, class... Arguments>
-const char* launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,
-                   Arguments... arguments) {
-  if (shared_bytes > kDefaultSharedBytes) {
-    const cudaError_t refused =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-    if (refused != cudaSuccess) {
-      cudaGetLastError();  // or the next launch would be blamed
-      return cudaGetErrorString(refused);
-    }
-  }
-  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
-
 // Of the current device; `missing` where there is none, since a launch is about to say so.
 inline int device_attribute(cudaDeviceAttr attribute, int missing) {
   int device = 0, value = missing;
@@ -66,6 +50,26 @@ inline int compute_capability() {
 // Most shared memory that a block may ask for.
 inline size_t block_shared_bytes() {
   return static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, kDefaultSharedBytes));
+}
+
+template <class... Parameters, class... Arguments>
+const char* launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,
+                   Arguments... arguments) {
+  if (shared_bytes > kDefaultSharedBytes) {
+    // Not this call's size: the attribute belongs to the kernel, and another thread may be about to launch it
+    // with more.
+    const size_t allowed = std::max(shared_bytes, block_shared_bytes());
+    const cudaError_t refused =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(allowed));
+    if (refused != cudaSuccess) {
+      cudaGetLastError();  // or the next launch would be blamed
+      return cudaGetErrorString(refused);
+    }
+  }
+  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
 }  // namespace acsconv

@@ -77,6 +77,15 @@ inline void narrow(float value, BFloat16& to) {
 __device__ __forceinline__ void narrow(float value, float& to) { to = value; }
 __device__ __forceinline__ void narrow(double value, double& to) { to = value; }
 
+// One element, as the bits of 32 or the lower of 32.
+__device__ __forceinline__ uint32_t element_bits(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+__device__ __forceinline__ uint32_t element_bits(Float16 value) { return value.bits; }
+__device__ __forceinline__ uint32_t element_bits(BFloat16 value) { return value.bits; }
+
 // The ScalarType of a C++ type.
 template <class T>
 inline constexpr ScalarType kScalarType = ScalarType::Float32;

@@ -111,15 +111,6 @@ __device__ __forceinline__ void copy_voxels(const T* source, const int* table, u
   }
 }
 
-// One element, as the bits of 32 or the lower of 32.
-__device__ __forceinline__ uint32_t element_bits(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-__device__ __forceinline__ uint32_t element_bits(Float16 value) { return value.bits; }
-__device__ __forceinline__ uint32_t element_bits(BFloat16 value) { return value.bits; }
-
 // 16 bytes of a voxel, element by element: the channels from `element` on, zeros from the `left`-th one.
 template <class T>
 __device__ __forceinline__ uint4 gather_piece(const T* element, int left, int64_t channel_stride) {

@@ -22,7 +22,7 @@ __device__ __forceinline__ int lane_byte(int lane, int upper, int second) {
 template <bool kRounded>
 __device__ __forceinline__ uint32_t load_word(const unsigned char* from) {
   const float value = *reinterpret_cast<const float*>(from);
-  return kRounded ? ptx::to_tf32(value) : bits_of(value);
+  return kRounded ? ptx::to_tf32(value) : element_bits(value);
 }
 
 // The columns' fragments of one depth of grad_output, in TF32 rounded or as they are. `single`: what this

@@ -3,7 +3,7 @@
 //
 // The first weight_blocks() blocks take 32 fragments' quadruples of the weight's sums each, one per lane, the
 // others 32 columns of the bias. The warps of a block share the parts, each a run of them; their totals are
-// added in order. Everything is counted in 32 bits, since the workspace has less than 2^24 sums.
+// added in order. Everything is counted in 32 bits, since the workspace has at most 2^24 sums.
 #pragma once
 
 #include "mma_weight_launch.h"

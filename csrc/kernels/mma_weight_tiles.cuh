@@ -171,16 +171,6 @@ __device__ __forceinline__ void copy_box(const Box<typename Config::Scalar>& box
   }
 }
 
-__device__ __forceinline__ uint32_t bits_of(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-template <class Scalar>
-__device__ __forceinline__ uint32_t bits_of(Scalar value) {
-  return value.bits;
-}
-
 // Neighbouring threads take neighbouring voxels, and the 16 bytes of 8 channels of them; in float32 of 4, and
 // of 8 threads the second 4 take the other half of the same voxels, so that they store 128 bytes side by
 // side.
@@ -201,7 +191,7 @@ __device__ __forceinline__ void gather_box(const Box<typename Config::Scalar>& b
     const int channels = (entry.y & box.outside) == 0 ? box.channels - channel : 0;
     const Scalar* from = box.corner + static_cast<int>(entry.x) + channel * box.channel_stride;
     const auto next = [&](int i) {  // a step at a time: multiples of the stride would be kept in registers
-      const uint32_t bits = i < channels ? bits_of(*from) : 0;
+      const uint32_t bits = i < channels ? element_bits(*from) : 0;
       from += box.channel_stride;
       return bits;
     };

@@ -20,9 +20,8 @@ struct MmaWork {
   int centre[3], dilation[3];
   int spacing[3];  // between neighbouring voxels of a tile of the result
   VolumeStrides source, result;
-  int reduced, columns;  // channels of the source and of the result
-  int split[3];          // of the layer's output channels
-  int column_blocks;
+  int reduced, columns;                // channels of the source and of the result
+  int split[3];                        // of the layer's output channels
   int view_columns[3], view_steps[3];  // as in MmaPlan
   int steps, parts;                    // parts: 1 in phase 0
   int axis_tiles[3];
