@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -52,6 +53,7 @@ def commands(stage: str, results: Path) -> list[list[str]]:
             ],
             [*BOUNDED, python, "tests/gpu/golden.py", str(results / "ptx.json")],
             [*pytest, "tests/gpu", "-k", f"({exact}) and not tma"],
+            ["env", *WALKS["shared"], *pytest, "tests/gpu", "-k", "tensor_cores_bit_for_bit or many_tiles"],
             [*pytest, "tests/gpu", "-k", f"not ({exact} or tma)"],
             [*pytest, "tests/reference/test_properties.py", "tests/contract/test_operators.py", *rest],
             [*BOUNDED, "env", *WALKS["view"], *pytest, "tests/gpu", "-k", "tma"],
@@ -59,7 +61,8 @@ def commands(stage: str, results: Path) -> list[list[str]]:
     if stage == "sanitize":
         sanitize = [[SANITIZER, "--tool", tool, "--error-exitcode", "1", python, "tests/gpu/small_run.py"]
                     for tool in ("memcheck", "racecheck", "synccheck", "initcheck")]  # fmt: skip
-        return [*sanitize, ["env", *WALKS["tma"], *sanitize[0]], ["env", *WALKS["tma"], *sanitize[1]]]
+        forced = [["env", *WALKS["shared"]], ["env", *WALKS["tma"], *BOUNDED]]
+        return [*sanitize, *([*walk, *command] for walk in forced for command in sanitize[:2])]
     bench = [python, "benchmarks/bench.py", "--device", "cuda", "--suite"]
     return [
         [*bench, "networks", "--json", str(results / "networks.json")],
@@ -100,11 +103,15 @@ def run(stage: str, results: Path) -> dict:
         for command in commands(stage, results):
             print("$", *command, file=log, flush=True)
             left = LIMIT - (time.monotonic() - begin)
+            # In a process group of its own, so that nothing of it is left on the GPU beside the next command.
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
             try:
-                code = subprocess.run(
-                    command, cwd=ROOT, env=environment, stdout=log, stderr=log, timeout=max(1, left)
-                ).returncode
+                code = process.wait(max(1, left))
             except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
                 code = "timeout"
             if code != 0:
                 failed.append(f"{code}: {' '.join(command)}")

@@ -98,6 +98,9 @@ def test_integers_bit_for_bit(problem):
         *mma_layers(20, seed=13, most_products=1e9, kernel=(5, 5), stride=(1, 1, 1)),
         *mma_layers(20, seed=14, most_products=1e9, kernel=(7, 7), stride=(1, 1, 1)),
         *mma_layers(20, seed=15, most_products=1e9, stride=(2, 2, 2), dilation=(1, 1, 1)),
+        *mma_layers(
+            10, seed=16, most_products=1e9, kernel=(2, 2), stride=(2, 2, 2), dilation=(1, 1, 1)
+        ),  # of which only the gradient of the weight is on tensor cores
     ],
     ids=str,
 )
@@ -120,6 +123,43 @@ def test_tensor_cores_bit_for_bit(layer, soft):
     for index, (one, other) in enumerate(zip(fused, exact, strict=True)):
         if index in compared:
             torch.testing.assert_close(one, other.to(dtype), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("format", ["bfloat16", "tf32"])
+@pytest.mark.parametrize("channels", [(16, 24), (16, 32), (48, 32)], ids=str)
+def test_many_tiles_of_narrow_layers(channels, format, channels_last):
+    """More tiles than a GPU has room for blocks, with ragged edges: blocks that stay compute several."""
+    dtype = use(format)
+    input = torch.randint(-4, 5, (2, channels[0], 45, 61, 67), device="cuda").to(dtype)
+    if channels_last:
+        input = input.contiguous(memory_format=torch.channels_last_3d)
+    weight = torch.randint(-4, 5, (channels[1], channels[0], 3, 3), device="cuda").to(dtype)
+    fused = acs_conv3d(input, weight, padding=1, backend="cuda")
+    exact = acs_conv3d(input.double(), weight.double(), padding=1, backend="torch")
+    torch.testing.assert_close(fused, exact.to(dtype), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("channels", [3, 16])
+def test_autocast_gives_float32_gradients_unrounded(channels):
+    """float32 parameters beside 16-bit volumes: on CUDA cores and on tensor cores."""
+    layer = ACSConv(channels, 24, 3, padding=1).cuda()
+    volume = torch.randint(-2, 3, (2, channels, 12, 13, 14), device="cuda").float()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randint(-2, 3, parameter.shape))
+    grad_output = torch.randint(-2, 3, (2, 24, 12, 13, 14), device="cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        out = layer(volume)
+    out.backward(grad_output.to(out.dtype))
+    exact = acs_conv3d(
+        volume.double(), layer.weight.double(), layer.bias.double(), padding=1, backend="torch"
+    )
+    weight, bias = torch.autograd.grad(exact, list(layer.parameters()), grad_output.double())
+    torch.testing.assert_close(out, exact.to(out.dtype), rtol=0, atol=0)
+    unit = 0 if channels == 16 else torch.finfo(torch.bfloat16).eps  # CUDA cores round to 16 bits first
+    torch.testing.assert_close(layer.weight.grad, weight.float(), rtol=unit, atol=0)
+    torch.testing.assert_close(layer.bias.grad, bias.float(), rtol=unit, atol=0)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
