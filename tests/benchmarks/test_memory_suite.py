@@ -1,6 +1,6 @@
 """The memory suite: its networks, its limit, its rows, tables and plot. Real processes run in the estimate's tests."""
 
-import json
+import itertools
 import resource
 import sys
 
@@ -50,8 +50,26 @@ def test_it_ends_where_memory_does():
     assert [(item["edge"], item["status"]) for item in found] == [(4, "ok"), (8, "ok"), (1024, "failed")]
     assert len(found[0]["seconds"]) == 2
     assert found[0]["loss"] > 0
+    assert len(found[0]["gradient"]) == 2  # weight and bias
     assert found[2]["reason"].startswith("out of memory: ")
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+def test_a_wrong_gradient_shows_in_the_sketch():
+    network = MemoryNetwork(
+        "two", "two layers", lambda conv: nn.Sequential(TOY.build(conv), conv(4, 4, 1)), 1, 4, 4
+    )
+    model = memory_suite.build(network, OURS)
+    found = memory_suite.Training(network, model, 4, CPU, steps=1).run()
+    again = memory_suite.Training(network, model, 4, CPU, steps=0).run()
+    assert (found[:2], len(found[2]), len(again[2])) == (again[:2], 1, 0)
+    model[1].register_full_backward_hook(lambda module, inputs, outputs: (-inputs[0],))
+    loss, gradient, _ = memory_suite.Training(network, model, 4, CPU, steps=0).run()
+    assert loss == found[0]
+    right = {"loss": loss, "gradient": found[1]}
+    errors = memory_suite._errors({"loss": loss, "gradient": gradient}, right)
+    assert errors["loss"] == 0
+    assert errors["gradient"] > 10 * memory_suite.LIMITS["gradient"]
 
 
 def test_sizes_grow_without_end():
@@ -59,11 +77,12 @@ def test_sizes_grow_without_end():
     assert [next(edges) for _ in range(3)] == [24, 32, 40]
 
 
-def item(edge, status="ok", loss=1.0, mebibytes=100, seconds=2.0):
+def item(edge, status="ok", loss=1.0, gradient=(3.0, -4.0), mebibytes=100, seconds=2.0):
     if status != "ok":
         return {"edge": edge, "status": status, "reason": "out of memory: RuntimeError: no"}
     memory = {"bytes": mebibytes << 20, "method": "by hand"}
-    return {"edge": edge, "status": "ok", "loss": loss, "seconds": [seconds] * 3, "memory": memory}
+    values = {"loss": loss, "gradient": list(gradient), "seconds": [seconds] * 3, "memory": memory}
+    return {"edge": edge, "status": "ok", **values}
 
 
 @pytest.fixture
@@ -113,32 +132,74 @@ def test_rows_tables_and_plot(processes, tmp_path, capsys):
     assert report.compare(result, result)[1] == 1
 
 
-def test_a_wrong_loss_is_not_published(processes, tmp_path, capsys):
-    processes[OURS + memory_suite.EFFICIENT][0]["loss"] = 1.01
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"loss": 1.01}, "error of loss 1.0e-02"),
+        ({"gradient": [3.0, 4.0]}, "error of gradient 1.6e+00"),
+        ({"gradient": [3.0, float("nan")]}, "error of gradient nan"),
+    ],
+)
+def test_a_wrong_result_is_not_published(processes, tmp_path, capsys, wrong, reason):
+    processes[OURS + memory_suite.EFFICIENT][0].update(wrong)
     path = tmp_path / "result.json"
     assert bench.main(["--suite", "memory", "--device", "cpu", "--json", str(path)]) == 1
     wrong = [row for row in report.load(path)["rows"] if row["status"] == "wrong"]
     assert {(row["implementation"], row["edge"]) for row in wrong} == {(OURS + memory_suite.EFFICIENT, 48)}
     assert all(row["time"] is None and row["memory"] is None for row in wrong)
-    assert "error of loss 1.0e-02" in json.dumps(wrong)
+    assert [row["reason"].split(" >")[0] for row in wrong] == [reason] * len(NETWORKS)
     assert "wrong result" in capsys.readouterr().err
 
 
-def test_a_process_that_dies_is_a_row(processes, monkeypatch):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_process_that_dies_is_a_row_at_the_size_that_it_was_at(monkeypatch, device):
+    device, done = torch.device(device), 0
+
     def run_child(arguments, report):
-        report(item(48))
+        for edge in itertools.islice(memory_suite.sizes(NETWORKS[arguments[0]], device), done):
+            report(item(edge))
         return "the process ended with -9: "
 
     monkeypatch.setattr(memory_suite, "run_child", run_child)
-    rows = memory_suite.measure_all(CPU, [OURS], None, 1, 1, None, lambda *_: None)
-    assert [(row["status"], row["edge"]) for row in rows[:2]] == [("ok", 48), ("failed", 64)]
-    assert rows[1]["reason"] == "the process ended with -9: "
+    network = NETWORKS["PoC U-Net"]
+    for done in (0, 1, 2):
+        rows = memory_suite.measure_all(device, [OURS], None, 1, 1, None, lambda *_: None)
+        here = [row for row in rows if row["network"] == network.name]
+        assert [row["status"] for row in here] == ["ok"] * done + ["failed"]
+        edges = itertools.islice(memory_suite.sizes(network, device), done + 1)
+        assert [row["edge"] for row in here] == list(edges)
+        assert here[-1]["reason"] == "the process ended with -9: "
 
 
 def test_why_a_process_ended_is_told():
     found = []
     assert "invalid choice" in memory_suite.run_child(["no network", OURS], found.append)
     assert not found
+
+
+def test_a_process_may_warn_at_length(monkeypatch, tmp_path):
+    """More than a pipe holds; a process that waits for a reader is ended by its alarm."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import signal, sys\nsignal.alarm(10)\nsys.stderr.write('warning\\n' * 100000)\nprint('{}')\n"
+    )
+    monkeypatch.setattr(memory_suite, "__file__", str(program))
+    found = []
+    assert memory_suite.run_child([], found.append) is None
+    assert found == [{}]
+
+
+def test_the_program_computes_in_float32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    found = []
+
+    def measure_sizes(*_):
+        found.append(torch.backends.cudnn.allow_tf32)
+        return iter(())
+
+    monkeypatch.setattr(memory_suite, "measure_sizes", measure_sizes)
+    memory_suite.main(["PoC U-Net", OURS])
+    assert found == [False]
 
 
 @pytest.mark.parametrize(
