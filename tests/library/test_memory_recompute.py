@@ -117,6 +117,94 @@ def test_what_has_no_rule_is_stored():
     assert stored(changed, volume, recompute=True) == stored(network, volume)
 
 
+class BiasAlone(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(channels))
+
+    def forward(self, x):
+        return torch.nn.functional.batch_norm(x, None, None, None, self.bias, True)
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_a_norm_with_a_bias_and_no_weight(is_frozen):
+    network = chain(BiasAlone, nn.SiLU).double()
+    volume = volume_for(network, dtype=torch.float64)
+    for module in network:
+        if isinstance(module, BiasAlone):
+            module.requires_grad_(not is_frozen)
+    changed = make_memory_efficient(copy.deepcopy(network))
+    assert_same(network, changed, volume)
+    # A frozen bias that no norm of PyTorch's tells of is not in the graph: the norm's output is stored.
+    part = stored(changed, volume, recompute=True) / stored(network, volume)
+    assert part <= 0.42 if not is_frozen else 0.6 < part < 0.85
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm3d, lambda c: nn.InstanceNorm3d(c, affine=True), group_norm])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bit_statistics_of_small_values(norm, dtype):
+    network = chain(norm, nn.SiLU, (1, 4, 4)).to(dtype)
+    with torch.no_grad():
+        network[0].weight.mul_(1e-3)  # 1 / sigma, squared, is no float16
+        network[0].bias.mul_(1e-3)
+    volume = volume_for(network).to(dtype)
+    _, gradients = step(network, volume)
+    _, found = step(make_memory_efficient(copy.deepcopy(network)), volume)
+    assert all(gradient.isfinite().all() for gradient in found.values())
+    error = (found["3.weight"] - gradients["3.weight"]).double().norm()
+    assert error <= 0.02 * gradients["3.weight"].double().norm()
+
+
+class Sum(nn.Module):
+    """What a norm or an activation gives, and a parameter that changes afterwards."""
+
+    def __init__(self, operation):
+        super().__init__()
+        self.operation = operation
+        self.conv, self.next = nn.Conv3d(1, 4, 3, padding=1), nn.Conv3d(4, 2, 1)
+        self.scale = nn.Parameter(torch.ones(1, 4, 1, 1, 1))
+
+    def forward(self, x):
+        out = self.operation(nn.functional.silu(self.conv(x)), self.scale)
+        with torch.no_grad():
+            self.scale.add_(1)
+        return self.next(out)
+
+
+def test_a_parameter_that_changes_while_the_network_runs():
+    network = Sum(torch.add).double()
+    volume = volume_for(network, dtype=torch.float64)
+    assert_same(network, make_memory_efficient(copy.deepcopy(network)), volume)
+    network = make_memory_efficient(Sum(torch.mul).double())
+    network(volume)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        step(network, volume)
+
+
+class Repeated(nn.Module):
+    def __init__(self, operation, times):
+        super().__init__()
+        self.conv, self.operation, self.times = nn.Conv3d(1, 1, 1), operation, times
+
+    def forward(self, x):
+        first = out = self.conv(x)
+        for _ in range(self.times):
+            out = self.operation(out, first)
+        return out.sigmoid()
+
+
+def test_the_search_has_an_end(monkeypatch):
+    steps = []
+    rule = engine.RULES["AddBackward0"]
+    monkeypatch.setitem(engine.RULES, "AddBackward0", lambda *arguments: steps.append(1) or rule(*arguments))
+    for operation, times in ((torch.add, 400), (lambda out, first: out + out.transpose(2, 3), 20)):
+        network = Repeated(operation, times).double()
+        volume = volume_for(network, 2, dtype=torch.float64)
+        steps.clear()
+        assert_same(network, make_memory_efficient(copy.deepcopy(network)), volume)
+        assert len(steps) <= engine.MOST_NODES
+
+
 def test_autocast():
     network = chain(nn.BatchNorm3d, lambda: nn.ReLU(inplace=True), (1, 8, 8, 8))
     volume = volume_for(network)
@@ -222,6 +310,48 @@ def test_under_a_checkpoint_it_is_off():
         out = checkpoint(changed, volume, use_reentrant=False)
     assert {t.shape for t in found} <= {volume.shape, (0,)}
     out.sum().backward()
+
+
+class Checkpointed(nn.Module):
+    """``calls`` counts how often it runs."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers, self.calls = nn.Sequential(*layers), 0
+
+    def run(self, x):
+        self.calls += 1
+        return self.layers(x)
+
+    def forward(self, x):
+        return checkpoint(self.run, x, use_reentrant=False)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        lambda: [nn.BatchNorm3d(4), nn.SiLU()],
+        lambda: [nn.GroupNorm(2, 4), nn.SiLU()],
+        lambda: [nn.LayerNorm(4)],
+        lambda: [nn.PReLU(4)],
+        lambda: [nn.Dropout(0.3)],
+    ],
+    ids=["batch", "group", "layer", "prelu", "dropout"],
+)
+def test_the_search_runs_no_checkpoint(last):
+    network = nn.Sequential(
+        ACSConv(1, 4, 3, padding=1),
+        *(Checkpointed(ACSConv(4, 4, 3, padding=1), *last()) for _ in range(2)),
+        Checkpointed(*last()),  # what it is made of is stored: the search goes on inside
+        ACSConv(4, 2, 1),
+    ).double()
+    volume = volume_for(network, 4, dtype=torch.float64)
+    changed = make_memory_efficient(copy.deepcopy(network))
+    out = changed(volume)
+    assert [block.calls for block in changed[1:4]] == [1, 1, 1]
+    out.sum().backward()
+    assert [block.calls for block in changed[1:4]] == [2, 2, 2]
+    assert_same(network, make_memory_efficient(copy.deepcopy(network)), volume)
 
 
 def test_torch_func():

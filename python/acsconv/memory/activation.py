@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .recompute import Kept, Remade, is_recomputing, is_spent, rule
+from .recompute import Kept, Remade, is_recomputing, is_spent
+from .rules import rule
 
 _aten = torch.ops.aten
 

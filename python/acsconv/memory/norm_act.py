@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .recompute import note_norm, recomputing
+from .recompute import recomputing
+from .rules import note_norm
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
 

@@ -8,7 +8,8 @@ are stored anyway, a recipe is stored in its place. Nothing else changes: the ne
 is what it was bit for bit, and the backward passes are PyTorch's. What cannot be made again is stored as ever.
 
 Built on ``torch.autograd.graph.saved_tensors_hooks`` and on the attributes in which autograd's nodes show what they
-saved; a node that is not in :data:`_RULES` ends the search.
+saved. How the output of a node follows from its inputs is said by :mod:`acsconv.memory.rules`; a node without a rule
+ends the search.
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Variable, forward_ad
-from torch.nn import functional as F
 
 #: The most operations that making one tensor again may take: bounds the way back through a chain of residual blocks.
 MOST_OPERATIONS = 8
 
+#: The most nodes of the graph, views among them, on the way from a tensor to one that is stored.
+MOST_NODES = 4 * MOST_OPERATIONS
+
+#: By the name of a node: ``rule(node, operand)`` is a recipe for its output; ``operand(index)`` is what stands for the
+#: ``index``-th input, or None. :mod:`acsconv.memory.rules` fills it.
+RULES: dict[str, Callable[[Any, Callable[[int], Kept | Remade | None]], Kept | Remade | None]] = {}
+
 _KEY = "acsconv.memory"  # in the metadata of a node: weak references to what stands for its outputs
-_BIAS = "acsconv.memory.bias"  # of a norm's node, where autograd has no use for it
 _local = threading.local()
-_aten = torch.ops.aten
 
 
 class Kept:
@@ -231,8 +236,8 @@ def offer(output: Tensor) -> None:
 
 def _pack(tensor: Tensor) -> Kept | Remade:
     node = tensor.grad_fn
-    found = None if node is None else _search(node, tensor.output_nr)
-    if found is None or found.operations > MOST_OPERATIONS or not _saves(found, tensor):
+    found = None if node is None else _Search()(node, tensor.output_nr)
+    if found is None or not _saves(found, tensor):
         found = Kept(tensor)
     for leaf in found.leaves():
         leaf.is_offered = False
@@ -258,28 +263,6 @@ def _unpack(stored: Kept | Remade) -> Tensor:
     return stored.fetch() if isinstance(stored, Remade) else stored.value()
 
 
-# ---- from the graph to recipes ------------------------------------------------------------------------------------
-
-
-def note_norm(module: torch.nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
-    """A forward hook for norms: says what the graph of its output does not.
-
-    ``F.instance_norm`` gives a view, and what happens to a view in place cannot be followed; and biases without a
-    gradient are not in the graph.
-    """
-    node = output.grad_fn if not torch.compiler.is_compiling() and is_recomputing() else None
-    if node is None:
-        return None
-    while not hasattr(node, "_saved_result1"):
-        if node.name() not in ("ViewBackward0", "UnsafeViewBackward0") or node.next_functions[0][0] is None:
-            return None
-        node = node.next_functions[0][0]
-    bias = getattr(module, "bias", None)
-    if bias is not None and not bias.requires_grad:
-        node.metadata[_BIAS] = bias.detach()
-    return _aten._unsafe_view(output, output.shape) if output._is_view() else None
-
-
 def _find(node: Any, output: int) -> Kept | Remade | None:
     """What already stands for an output of a node, as long as somebody stores it."""
     reference = node.metadata.get(_KEY, {}).get(output)
@@ -291,304 +274,58 @@ def _remember(node: Any, output: int, stored: Kept | Remade) -> None:
     node.metadata.setdefault(_KEY, {})[output] = weakref.ref(stored)
 
 
-def _search(node: Any, output: int) -> Kept | Remade | None:
-    """What stands for an output of a node, or a recipe for it; None where there is neither."""
-    found = _find(node, output)
-    if found is not None:
-        return found
-    rule = _RULES.get(node.name())
-    return rule(node) if rule is not None and output == 0 else None
+class _Search:
+    """The way back from a tensor: called with a node and the number of its output, gives what stands for that, or a
+    recipe for it; None where there is neither. Comes to every node once."""
 
+    def __init__(self) -> None:
+        self.seen: dict[tuple[Any, int], Kept | Remade | None] = {}
+        self.depth = 0
 
-def _operand(node: Any, index: int) -> Kept | Remade | None:
-    """The ``index``-th input of a node, if it has a gradient and can be had."""
-    following, output = node.next_functions[index]
-    return None if following is None else _search(following, output)
+    def __call__(self, node: Any, output: int) -> Kept | Remade | None:
+        found = _find(node, output)
+        if found is None and (node, output) not in self.seen:
+            self.seen[node, output] = self._apply_rule(node) if output == 0 else None
+        return self.seen[node, output] if found is None else found
 
-
-def rule(name: str) -> Callable:
-    """Registers how the output of nodes of this name follows from their first input: ``function(node, input)``."""
-
-    def register(function: Callable[[Any, Kept | Remade], Kept | Remade]) -> Callable:
-        def search(node: Any) -> Kept | Remade | None:
-            source = _operand(node, 0)
-            return None if source is None else function(node, source)
-
-        _RULES[name] = search
-        return function
-
-    return register
-
-
-def _parameter(node: Any, index: int) -> Tensor | None:
-    """The ``index``-th input of a node, where that is a parameter, possibly repeated or cast."""
-    following, _ = node.next_functions[index]
-    if following is None:
-        return None
-    if following.name() == "torch::autograd::AccumulateGrad":
-        return following.variable.detach()
-    if following.name() in ("RepeatBackward0", "ToCopyBackward0"):
-        parameter = _parameter(following, 0)
-        if parameter is None or following.name() == "ToCopyBackward0":
-            return parameter
-        return parameter.repeat(following._saved_repeats)
-    return None
-
-
-def _affine(node: Any, like: Tensor) -> tuple[Tensor | None, Tensor | None] | None:
-    """Copies of a norm's weight and bias in the dtype of its statistics; None where the bias cannot be had."""
-    weight = node._saved_weight
-    if weight is None:
-        return None, None
-    bias = _parameter(node, 2)
-    if bias is None:  # frozen: the graph does not know it, note_norm does
-        bias = node.metadata.get(_BIAS)
-        if bias is None or weight.numel() % bias.numel():
+    def _apply_rule(self, node: Any) -> Kept | Remade | None:
+        rule = RULES.get(node.name())
+        if rule is None or self.depth == MOST_NODES:
             return None
-        bias = bias.repeat(weight.numel() // bias.numel())
-    return tuple(tensor.detach().to(like.dtype, copy=True) for tensor in (weight, bias))
+        self.depth += 1
+        found = rule(node, lambda index: self._operand(node, index))
+        self.depth -= 1
+        return None if found is None or found.operations > MOST_OPERATIONS else found
+
+    def _operand(self, node: Any, index: int) -> Kept | Remade | None:
+        """What stands for the ``index``-th input of a node, if it has a gradient and can be had."""
+        following, output = node.next_functions[index]
+        return None if following is None else self(following, output)
 
 
-def _scaled(source: Kept | Remade, mean: Tensor, variance: Tensor, eps: float, affine: tuple) -> Remade:
-    def make(values: list[Tensor], fresh: list[bool]) -> Tensor:
-        (value,) = values
-        rows = value if value.shape[1] == len(mean) else value.reshape(1, len(mean), *value.shape[2:])
-        out = F.batch_norm(rows, mean, variance, *affine, training=False, eps=eps)
-        return out.view(value.shape) if rows is not value else out
+def stored_by(node: Any, name: str) -> Kept | Remade | None:
+    """What a node stores as ``name``; None if that is nothing, or not ours.
 
-    return Remade(make, [source])
-
-
-def _batch_norm(node: Any) -> Remade | None:
-    source = _operand(node, 0)
-    if source is None:
-        return None
-    if node._saved_training:
-        mean, inverse = node._saved_result1, node._saved_result2
-        variance, eps = inverse.square().reciprocal_(), 0.0
-    else:
-        mean, variance = node._saved_running_mean.clone(), node._saved_running_var.clone()
-        eps = node._saved_epsilon if hasattr(node, "_saved_epsilon") else node._saved_eps
-    affine = _affine(node, mean)
-    return None if affine is None else _scaled(source, mean, variance, eps, affine)
+    Asking the node for the tensor itself would run the hooks of others: a checkpoint's would run all of it again.
+    """
+    data = _data(node, name)
+    if isinstance(data, Tensor) and data.dim() == 0:
+        return Kept(data)  # a number of Python's, for which autograd calls no hooks
+    return data if isinstance(data, (Kept, Remade)) and data.is_valid else None
 
 
-def _group_norm(node: Any) -> Remade | None:
-    source = _operand(node, 0)
-    mean, inverse = node._saved_result1, node._saved_result2
-    affine = _affine(node, mean)
-    if source is None or affine is None:
-        return None
-    batch, channels = node._saved_N, node._saved_C
-    per_channel = channels // node._saved_group
-    mean, inverse = (t.repeat_interleave(per_channel, 1).flatten() for t in (mean, inverse))
-    affine = tuple(None if t is None else t.repeat(batch) for t in affine)
-    return _scaled(source, mean, inverse.square().reciprocal_(), 0.0, affine)
-
-
-def _layer_norm(node: Any) -> Remade | None:
-    source = _operand(node, 0)
-    if source is None:
-        return None
-    mean, inverse, weight, bias = (
-        None if tensor is None else tensor.clone()
-        for tensor in (node._saved_result1, node._saved_result2, node._saved_weight, node._saved_bias)
-    )
-
-    def make(values: list[Tensor], fresh: list[bool]) -> Tensor:
-        out = values[0].sub(mean).mul_(inverse)
-        if weight is not None:
-            out = out.mul_(weight)
-        if bias is not None:
-            out = out.add_(bias)
-        return out.to(values[0].dtype)
-
-    return Remade(make, [source])
-
-
-def _elementwise(function: Callable, in_place: Callable, *names: str) -> Callable:
-    """The rule of a function of one tensor; ``names``: the further arguments, by the names that its node gives them."""
-
-    def rule(node: Any) -> Remade | None:
-        source = _operand(node, 0)
-        if source is None:
+def stored_tensors(node: Any, *names: str) -> list[Tensor | None] | None:
+    """The tensors that a node stores by these names, None for those that it has not; None if others keep them."""
+    found: list[Tensor | None] = []
+    for name in names:
+        stored = stored_by(node, name)
+        if not isinstance(stored, Kept) and _data(node, name) is not None:
             return None
-        arguments = [getattr(node, "_saved_" + name) for name in names]
-
-        def make(values: list[Tensor], fresh: list[bool]) -> Tensor:
-            return (in_place if fresh[0] else function)(values[0], *arguments)
-
-        return Remade(make, [source])
-
-    return rule
+        found.append(None if stored is None else stored.tensor)
+    return found
 
 
-def _prelu(node: Any) -> Remade | None:
-    source = _operand(node, 0)
-    if source is None:
-        return None
-    weight = node._saved_weight.clone()
-    return Remade(lambda values, fresh: torch._prelu_kernel(values[0], weight), [source])
-
-
-def _binary(name: str) -> Callable:
-    """The rule of a sum or product of two tensors, of which one may be a constant that the node stores."""
-
-    def rule(node: Any) -> Remade | None:
-        if getattr(node, "_saved_alpha", 1) != 1:
-            return None
-        operands = []
-        for index, saved in enumerate(("_saved_self", "_saved_other")):
-            if node.next_functions[index][0] is not None:
-                operands.append(_operand(node, index))
-            else:
-                constant = getattr(node, saved, None)
-                operands.append(Kept(constant) if isinstance(constant, Tensor) else None)
-        if None in operands:
-            return None
-
-        def make(values: list[Tensor], fresh: list[bool]) -> Tensor:
-            first, second = values
-            if first.shape == second.shape and first.dtype == second.dtype:
-                if fresh[0]:
-                    return getattr(first, name + "_")(second)
-                if fresh[1]:
-                    return getattr(second, name + "_")(first)
-            return getattr(first, name)(second)
-
-        return Remade(make, operands)
-
-    return rule
-
-
-def _dropout(node: Any) -> Remade | None:
-    source, mask, rate = _operand(node, 0), node._saved_result1, node._saved_p
-    if source is None or not node._saved_train or rate in (0, 1):
-        return None
-    return Remade(lambda values, fresh: values[0].mul(mask).mul_(1 / (1 - rate)), [source])
-
-
-def _cat(node: Any) -> Remade | None:
-    dim = _signed(node._saved_dim)
-    parts: list[Kept | Remade] = []
-    for index in range(len(node.next_functions)):
-        part = _operand(node, index)
-        if part is None:
-            return None
-        # A concatenation of a concatenation is one of all their parts.
-        is_same = isinstance(part, Remade) and isinstance(part.make, _Cat) and part.make.dim == dim
-        parts += part.operands if is_same else [part]
-    return Remade(_Cat(dim), parts)
-
-
-class _Cat:
-    def __init__(self, dim: int) -> None:
-        self.dim = dim
-
-    def __call__(self, values: list[Tensor], fresh: list[bool]) -> Tensor:
-        return torch.cat(values, self.dim)
-
-
-def _upsampling(function: Callable, *names: str) -> Callable:
-    def rule(node: Any) -> Remade | None:
-        source = _operand(node, 0)
-        if source is None:
-            return None
-        arguments = [getattr(node, "_saved_" + name) for name in names]
-        return Remade(lambda values, fresh: function(values[0], *arguments), [source])
-
-    return rule
-
-
-def _reshaped(node: Any) -> Remade | None:
-    source, shape = _operand(node, 0), tuple(node._input_metadata[0].shape)
-    return None if source is None else _view(source, lambda value: value.reshape(shape))
-
-
-def _permuted(node: Any) -> Remade | None:
-    source = _operand(node, 0)
-    if source is None:
-        return None
-    if hasattr(node, "_saved_dims"):
-        dims = [_signed(dim) for dim in node._saved_dims]
-        return _view(source, lambda value: value.permute(dims))
-    dims = _signed(node._saved_dim0), _signed(node._saved_dim1)
-    return _view(source, lambda value: value.transpose(*dims))
-
-
-def _cast(node: Any) -> Remade | None:
-    source, like = _operand(node, 0), node._input_metadata[0]
-    return (
-        None
-        if source is None
-        else _view(source, lambda value: value.to(like.device, like.dtype, copy=True), 1)
-    )
-
-
-def _contiguous(node: Any) -> Remade | None:
-    source = _operand(node, 0)
-    return (
-        None if source is None else _view(source, lambda v: v.clone(memory_format=torch.contiguous_format), 1)
-    )
-
-
-def _view(source: Kept | Remade, function: Callable[[Tensor], Tensor], operations: int = 0) -> Kept | Remade:
-    """A view (no operation) or a copy (one)."""
-    if isinstance(source, Kept) and operations == 0:  # not overwritten, as what it views
-        return Kept(function(source.tensor), source.is_offered)
-    return Remade(lambda values, fresh: function(values[0]), [source], operations)
-
-
-def _signed(number: int) -> int:
-    """Nodes show negative numbers as unsigned."""
-    return number - 2**64 if number >= 2**63 else number
-
-
-_RULES: dict[str, Callable[[Any], Kept | Remade | None]] = {
-    "NativeBatchNormBackward0": _batch_norm,
-    "CudnnBatchNormBackward0": _batch_norm,
-    "MiopenBatchNormBackward0": _batch_norm,
-    "NativeGroupNormBackward0": _group_norm,
-    "NativeLayerNormBackward0": _layer_norm,
-    "ReluBackward0": _elementwise(torch.relu, torch.relu_),
-    "LeakyReluBackward0": _elementwise(F.leaky_relu, F.leaky_relu_, "negative_slope"),
-    "LeakyReluBackward1": _elementwise(F.leaky_relu, F.leaky_relu_, "negative_slope"),
-    "EluBackward0": _elementwise(_aten.elu, _aten.elu_, "alpha", "scale", "input_scale"),
-    "EluBackward1": _elementwise(_aten.elu, _aten.elu_, "alpha", "scale", "input_scale"),
-    "SiluBackward0": _elementwise(_aten.silu, _aten.silu_),
-    "GeluBackward0": _elementwise(
-        lambda value, kind: _aten.gelu(value, approximate=kind),
-        lambda value, kind: _aten.gelu_(value, approximate=kind),
-        "approximate",
-    ),
-    "MishBackward0": _elementwise(_aten.mish, _aten.mish_),
-    "HardswishBackward0": _elementwise(_aten.hardswish, _aten.hardswish_),
-    "HardtanhBackward0": _elementwise(_aten.hardtanh, _aten.hardtanh_, "min_val", "max_val"),
-    "SoftplusBackward0": _elementwise(_aten.softplus, _aten.softplus, "beta", "threshold"),
-    "SigmoidBackward0": _elementwise(torch.sigmoid, torch.sigmoid_),
-    "TanhBackward0": _elementwise(torch.tanh, torch.tanh_),
-    "PreluKernelBackward0": _prelu,
-    "torch::autograd::AccumulateGrad": lambda node: Kept(node.variable),
-    "AddBackward0": _binary("add"),
-    "MulBackward0": _binary("mul"),
-    "NativeDropoutBackward0": _dropout,
-    "CatBackward0": _cat,
-    "UpsampleTrilinear3DBackward0": _upsampling(
-        _aten.upsample_trilinear3d, "output_size", "align_corners", "scales_d", "scales_h", "scales_w"
-    ),
-    "UpsampleNearest3DBackward0": _upsampling(
-        _aten.upsample_nearest3d, "output_size", "scales_d", "scales_h", "scales_w"
-    ),
-    "UpsampleNearestExact3DBackward0": _upsampling(
-        _aten._upsample_nearest_exact3d, "output_size", "scales_d", "scales_h", "scales_w"
-    ),
-    "ViewBackward0": _reshaped,
-    "UnsafeViewBackward0": _reshaped,
-    "ReshapeAliasBackward0": _reshaped,
-    "UnsqueezeBackward0": _reshaped,
-    "SqueezeBackward1": _reshaped,
-    "PermuteBackward0": _permuted,
-    "TransposeBackward0": _permuted,
-    "ToCopyBackward0": _cast,
-    "CloneBackward0": _contiguous,
-}
+def _data(node: Any, name: str) -> Any:
+    """What the hooks made of a saved tensor; None if there is no tensor."""
+    saved = getattr(node, "_raw_saved_" + name, None)
+    return getattr(saved, "data", saved)

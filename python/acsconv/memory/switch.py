@@ -12,7 +12,8 @@ from torch import nn
 from ..operators.base_acsconv import _ACSConv
 from . import blocks
 from .activation import Rectifier
-from .recompute import _local, note_norm, offer, recomputing
+from .recompute import _local, offer, recomputing
+from .rules import note_norm
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 _ACTIVATIONS = (
@@ -143,7 +144,7 @@ def _needs_note(module: nn.Module) -> bool:
     if isinstance(module, nn.modules.instancenorm._InstanceNorm):
         return True
     bias = getattr(module, "bias", None)
-    return isinstance(module, _NORMS[:2]) and bias is not None and not bias.requires_grad
+    return isinstance(module, _NORMS[:2]) and (bias is None or not bias.requires_grad)
 
 
 def _begin(module: nn.Module, inputs: tuple) -> None:
