@@ -56,12 +56,17 @@ def explained(operation: str, implementation: Callable, results: Callable) -> Ca
             return implementation(*args)
         except (RuntimeError, MemoryError) as error:
             cause = _named(error, results, args) if _NAMELESS in str(error) else error
-            if is_out_of_memory(cause):
-                kind = type(cause) if type(cause) in (torch.OutOfMemoryError, MemoryError) else RuntimeError
-                raise kind(_message(operation, args, cause)) from error
-            if cause is error:
-                raise
-            raise cause from error
+            try:
+                if is_out_of_memory(cause):
+                    kind = (
+                        type(cause) if type(cause) in (torch.OutOfMemoryError, MemoryError) else RuntimeError
+                    )
+                    raise kind(_message(operation, args, cause)) from error
+                if cause is error:
+                    raise
+                raise cause from error
+            finally:
+                del cause  # which knows this frame: together they would keep the tensors until a collection
 
     return run
 
@@ -103,8 +108,8 @@ def layer_name(weight: Tensor | None) -> str | None:
     kernels = [parameter for parameter in parameters if parameter.dim() >= 4]
     if not kernels:
         return None
-    # By type: asking a stranger's object for its class may run its code.
-    modules = [item for item in gc.get_objects() if issubclass(type(item), nn.Module)]
+    # By type: asking a stranger's object for its class may run its code. Without ``_modules`` it is half built.
+    modules = [m for m in gc.get_objects() if issubclass(type(m), nn.Module) and hasattr(m, "_modules")]
     wanted = {id(kernel) for kernel in kernels}
     layers = {id(m) for m in modules if any(id(p) in wanted for p in m._parameters.values())}
     paths = [name for module in modules for name, child in module.named_modules() if id(child) in layers]

@@ -1,9 +1,12 @@
 """Out of memory in any pass: an error that names the layer and the way out, and a process that goes on."""
 
+import contextlib
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -146,6 +149,43 @@ def test_other_errors_stay_as_they_are(monkeypatch):
         out_of_memory.explained("forward", fails, refuses)(*tensors)
     with pytest.raises(RuntimeError, match=r"out of memory in the forward pass .* the kernels' own needs"):
         out_of_memory.explained("forward", fails, lambda *_: None)(*tensors)
+
+
+@pytest.mark.parametrize("text", ["out of memory", "something else", "aten::empty API call failed"])
+def test_a_handled_error_keeps_no_tensor(text):
+    """Nor does it wait for a collection, which may come too late for the next attempt."""
+
+    def fails(*args):
+        raise RuntimeError(text)
+
+    def refuses(*args):
+        raise RuntimeError("an error of the device")
+
+    tensors = [torch.zeros(1, 1, 3, 3, 3), torch.zeros(3, 1, 3, 3)]
+    alive = [weakref.ref(tensor) for tensor in tensors]
+    gc.disable()
+    try:
+        with contextlib.suppress(RuntimeError):
+            out_of_memory.explained("forward", fails, refuses)(*tensors)
+        del tensors
+        assert [reference() for reference in alive] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_a_module_that_could_not_be_made_is_no_obstacle():
+    kept = []
+
+    class HalfBuilt(nn.Module):
+        def __init__(self):
+            kept.append(self)
+            raise ValueError("before nn.Module's own")
+
+    with pytest.raises(ValueError, match="before"):
+        HalfBuilt()
+    network = nn.Sequential(ACSConv(1, 64, 3, padding=1))
+    with pytest.raises(RuntimeError, match=r"out of memory .*layer '0'"):
+        network(ENDLESS)
 
 
 def test_a_layer_is_found_by_what_it_computes_with():
