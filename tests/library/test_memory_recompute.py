@@ -1,5 +1,6 @@
 """Recomputation: what is stored, and that nothing else changes."""
 
+import contextlib
 import copy
 import gc
 import pickle
@@ -7,7 +8,7 @@ import weakref
 
 import pytest
 import torch
-from acsconv.memory import activation, make_memory_efficient, recomputing
+from acsconv.memory import activation, estimate, make_memory_efficient, recomputing
 from acsconv.memory import recompute as engine
 from acsconv.operators import ACSConv, SoftACSConv
 from library.memory_networks import Dense, Residual, UNet, chain, step, stored
@@ -101,6 +102,24 @@ def test_frozen_norms_are_made_again():
     changed = make_memory_efficient(copy.deepcopy(network))
     assert_same(network, changed, volume)
     assert stored(changed, volume, recompute=True) <= 0.56 * stored(network, volume)
+
+
+class ResidualAlone(nn.Module):
+    """No norm that would store the convolution's output."""
+
+    def __init__(self, *_):
+        super().__init__()
+        self.conv, self.act = ACSConv(4, 4, 3, padding=1), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.act(self.conv(x) + x)
+
+
+def test_what_is_not_used_does_not_wait():
+    plain = nn.Sequential(*(layer for _ in range(6) for layer in (ACSConv(4, 4, 3, padding=1), nn.ReLU())))
+    for network in (plain, nn.Sequential(*map(ResidualAlone, range(6)))):
+        before = estimate(network, 8, batch=2).peak
+        assert estimate(make_memory_efficient(network), 8, batch=2).peak <= before
 
 
 def test_what_has_no_rule_is_stored():
@@ -276,6 +295,37 @@ def test_an_activation_that_was_made_again_gives_its_place_to_the_gradient(slope
     assert free == [False]
 
 
+def test_a_leaky_activation_may_be_changed_afterwards():
+    class Changed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.act, self.head = ACSConv(1, 4, 3, padding=1), nn.LeakyReLU(0.1), ACSConv(4, 2, 1)
+
+        def forward(self, x):
+            out = self.act(self.conv(x))
+            out += x
+            return self.head(out)
+
+    network = Changed().double()
+    volume = volume_for(network, dtype=torch.float64)
+    assert_same(network, make_memory_efficient(copy.deepcopy(network)), volume)
+
+
+def test_several_gradients_at_once():
+    network = chain(nn.BatchNorm3d, nn.ReLU, (1, 2, 2)).double().eval()
+    volume = volume_for(network, 2, dtype=torch.float64)
+    expected = torch.autograd.functional.jacobian(network, volume, vectorize=True)
+    found = torch.autograd.functional.jacobian(make_memory_efficient(network), volume, vectorize=True)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_traced():
+    network = make_memory_efficient(chain(nn.BatchNorm3d, nn.ReLU).eval())
+    volume = volume_for(network)
+    torch.testing.assert_close(torch.jit.trace(network, volume)(volume), network(volume))
+
+
 def test_copies():
     network = chain(nn.BatchNorm3d, nn.ReLU).double()
     volume = volume_for(network, dtype=torch.float64)
@@ -403,13 +453,62 @@ def test_a_tensor_that_is_changed_in_place_is_found_out():
         out.sum().backward()
 
 
-def test_a_failure_leaves_nothing_behind():
-    class Failing(nn.Module):
-        def forward(self, x):
-            raise torch.OutOfMemoryError("no memory")
+class Failing(nn.Module):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
 
-    network = make_memory_efficient(nn.Sequential(ACSConv(1, 4, 3), nn.BatchNorm3d(4), Failing()))
-    with pytest.raises(torch.OutOfMemoryError):
-        network(torch.randn(1, 1, 6, 6, 6))
+    def forward(self, x):
+        if self.error is not None:
+            raise self.error
+        return x
+
+
+def assert_nothing_runs():
     assert torch._C._autograd._top_saved_tensors_default_hooks(True) is None
     assert not engine._contexts()
+
+
+def failing(error):
+    return make_memory_efficient(nn.Sequential(ACSConv(1, 4, 3), nn.BatchNorm3d(4), Failing(error)))
+
+
+def test_a_failure_leaves_nothing_behind():
+    volume = torch.randn(1, 1, 6, 6, 6)
+    with pytest.raises(torch.OutOfMemoryError):
+        failing(torch.OutOfMemoryError("no memory"))(volume)
+    assert_nothing_runs()
+    with pytest.raises(KeyboardInterrupt):
+        failing(KeyboardInterrupt())(volume)
+    failing(None)(volume)  # after an interrupt, with the next forward pass
+    assert_nothing_runs()
+    inner = failing(None)
+    inner.register_forward_pre_hook(Failing(RuntimeError("no")).forward, prepend=True)
+    seen = []
+
+    def run(module, inputs):
+        with contextlib.suppress(TypeError):
+            inner(volume)
+        seen.append(len(engine._contexts()))
+
+    outer = failing(None)
+    outer[2].register_forward_pre_hook(run)
+    outer(volume)
+    assert seen == [1]  # the outer network's context is still there
+    assert_nothing_runs()
+
+
+def test_a_failure_of_the_backward_pass_leaves_nothing_behind():
+    def fail(gradient):
+        raise torch.OutOfMemoryError("no memory")
+
+    network = make_memory_efficient(chain(nn.BatchNorm3d, nn.ReLU))
+    network[5].register_forward_hook(lambda module, inputs, out: out.register_hook(fail) and None)
+    volume = volume_for(network)
+    for give_up in (lambda out: None, lambda out: network(volume)):
+        out = network(volume)
+        with pytest.raises(torch.OutOfMemoryError):
+            out.sum().backward()
+        assert engine._last().value is not None
+        out = give_up(out)
+        assert engine._last().value is None

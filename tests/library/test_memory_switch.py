@@ -1,7 +1,9 @@
 """ACSConvNormAct, the switch on models and converters, and blocks that run twice for a budget."""
 
 import copy
+import gc
 import pickle
+import weakref
 from collections import OrderedDict
 
 import pytest
@@ -70,6 +72,8 @@ def test_evaluation_folds_batch_norm(conv, bias):
     with torch.no_grad():
         torch.testing.assert_close(module(volume), expected)
         torch.testing.assert_close(module(volume, residual), (module[1](module[0](volume)) + residual).relu())
+        with pytest.raises(ValueError, match="expected 5D input"):
+            module(volume[0])  # as the norm says
         handle = module[1].register_forward_hook(lambda *_: calls.append(1))
         assert torch.equal(module(volume), expected)  # with somebody looking on, nothing is folded
         handle.remove()
@@ -77,6 +81,15 @@ def test_evaluation_folds_batch_norm(conv, bias):
         assert len(calls) == 1
         module.train()
         assert torch.equal(module(volume), nn.Sequential(*copy.deepcopy(module))(volume))
+
+
+def test_evaluation_folds_a_norm_of_images():
+    module = ACSConvNormAct(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)).double().eval()
+    nn.init.normal_(module[1].running_mean)
+    with torch.no_grad():
+        for batch in (2, 4):
+            image = torch.randn(batch, 3, 5, 5, dtype=torch.float64)
+            torch.testing.assert_close(module(image), module[1](module[0](image)))
 
 
 def test_what_it_is_made_of():
@@ -188,6 +201,58 @@ def test_a_budget_picks_blocks_that_run_twice():
         for one, other in zip(copied.buffers(), expected_network.buffers()):
             assert torch.equal(one, other)
     assert "runs twice" in str(tighter)
+
+
+class UnderTwoNames(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = ACSConv(2, 4, 3, padding=1)
+        self.stages = nn.ModuleList(Residual(4) for _ in range(6))
+        for index, block in enumerate(self.stages):
+            self.add_module(f"layer{index}", block)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.stages:
+            x = block(x)
+        return x
+
+
+def test_blocks_under_two_names():
+    network = UnderTwoNames()
+    network, report = make_memory_efficient(network, example=(2, 2, 6, 6, 6), budget=0.45, report=True)
+    twice = {change.path for change in report.changes if change.note == "runs twice"}
+    assert twice and twice <= {f"stages.{index}" for index in range(6)}
+    assert {f"stages.{i}" for i, block in enumerate(network.stages) if "forward" in vars(block)} == twice
+
+
+def test_blocks_run_again_for_every_backward_pass():
+    network = WithDropout().double()
+    volume = torch.randn(2, 2, 6, 6, 6, dtype=torch.float64)
+    plain = copy.deepcopy(network)
+    make_memory_efficient(network, example=tuple(volume.shape), budget=0.45)
+    gradients = []
+    for which in (plain, network):
+        torch.manual_seed(1)
+        loss = which(volume).square().sum()
+        loss.backward(retain_graph=True)
+        loss.backward()
+        gradients.append([p.grad for p in which.parameters()])
+    for expected, found in zip(*gradients):
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+    for expected, found in zip(plain.buffers(), network.buffers()):
+        assert torch.equal(found, expected)
+
+
+def test_a_network_goes_at_once():
+    network = make_memory_efficient(WithDropout(), example=(2, 2, 6, 6, 6), budget=0.45)
+    references = [weakref.ref(module) for module in network.modules()]
+    gc.disable()
+    try:
+        del network
+        assert not any(reference() for reference in references)
+    finally:
+        gc.enable()
 
 
 def test_errors_of_the_switch():

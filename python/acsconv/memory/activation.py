@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .forward import Forward
 from .recompute import Kept, Remade, is_recomputing, is_spent
 from .rules import rule
 
@@ -34,11 +35,17 @@ class _Rectify(torch.autograd.Function):
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None, None]:
         (out,) = ctx.saved_tensors
         is_free = is_spent(out) and not torch.is_grad_enabled() and out.dtype == grad_output.dtype
+        is_free = is_free and not _is_batched(grad_output)
         arguments = (grad_output, out, 0) if ctx.slope == 0 else (grad_output, out, ctx.slope, True)
         operator = _aten.threshold_backward if ctx.slope == 0 else _aten.leaky_relu_backward
         if is_free:
             return operator.grad_input(*arguments, grad_input=out), None, None
         return operator(*arguments), None, None
+
+
+def _is_batched(tensor: Tensor) -> bool:
+    """Whether several gradients come at once, as in ``torch.autograd.functional.jacobian(vectorize=True)``."""
+    return torch._C._functorch.is_legacy_batchedtensor(tensor) or torch._C._functorch.is_batchedtensor(tensor)
 
 
 def _rectified(input: Tensor, slope: float, in_place: bool) -> Tensor:
@@ -53,16 +60,17 @@ def _remake(node: Any, source: Kept | Remade) -> Remade:
     return Remade(lambda values, fresh: _rectified(values[0], slope, fresh[0]), [source])
 
 
-class Rectifier:
-    """The forward of an ``nn.ReLU`` or ``nn.LeakyReLU`` module."""
+class Rectifier(Forward):
+    """The forward of an ``nn.ReLU`` or ``nn.LeakyReLU`` module.
 
-    def __init__(self, module: nn.ReLU | nn.LeakyReLU) -> None:
-        self.module = module
+    PyTorch's LeakyReLU stores its output only where it works in place: the network may change the output otherwise.
+    """
 
     def __call__(self, input: Tensor) -> Tensor:
-        module = self.module
+        module = self.module()
         slope = getattr(module, "negative_slope", 0.0)
         usable = not torch.compiler.is_compiling() and is_recomputing() and slope >= 0
+        usable = usable and (module.inplace or not isinstance(module, nn.LeakyReLU))
         if not usable or not input.requires_grad or (module.inplace and input._is_view()):
             return type(module).forward(module, input)
         return _Rectify.apply(input, slope, module.inplace)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
 
 from ..operators.base_acsconv import _ACSConv
+from .forward import Forward
 from .recompute import Kept, Remade, recomputing
 
 _WEIGHTED = (nn.modules.conv._ConvNd, _ACSConv, nn.Linear)
@@ -55,16 +56,22 @@ class Survey:
 def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """The smallest modules with two layers of weights or more, by their path: residual blocks, levels of a U-Net."""
     found: dict[str, nn.Module] = {}
+    visited: dict[nn.Module, tuple[int, bool]] = {}
 
-    def visit(path: str, module: nn.Module) -> int:
-        before = len(found)
-        layers = sum(
-            visit(f"{path}.{name}" if path else name, child) for name, child in module.named_children()
-        )
-        is_container = isinstance(module, (nn.ModuleList, nn.ModuleDict))
-        if layers >= 2 and len(found) == before and path and not is_container:
-            found[path] = module
-        return layers + isinstance(module, _WEIGHTED)
+    def visit(path: str, module: nn.Module) -> tuple[int, bool]:
+        """The layers of weights in a module, and whether there is a block among it and what it is made of."""
+        if module not in visited:  # under two names: the first counts
+            children = [
+                visit(f"{path}.{name}" if path else name, child) for name, child in module.named_children()
+            ]
+            layers = sum(child[0] for child in children)
+            has_block = any(child[1] for child in children)
+            is_container = isinstance(module, (nn.ModuleList, nn.ModuleDict))
+            if layers >= 2 and not has_block and path and not is_container:
+                found[path] = module
+                has_block = True
+            visited[module] = layers + isinstance(module, _WEIGHTED), has_block
+        return visited[module]
 
     visit("", model)
     return found
@@ -174,21 +181,19 @@ def choose(found: Survey, budget: int | float | None) -> tuple[list[str], int]:
     return chosen, peak
 
 
-class _Twice:
+class _Twice(Forward):
     """A module's forward that keeps its inputs alone and runs again in the backward pass."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.before = vars(module).get("forward")  # what was put on the module itself
-
     def __call__(self, *args, **kwargs):
-        forward = self.before or type(self.module).forward.__get__(self.module)
+        module = self.module()
+        forward = self.before or type(module).forward.__get__(module)
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, context_fn=self._contexts, **kwargs)
 
-    def _contexts(self) -> tuple[Any, Any]:
-        return contextlib.nullcontext(), _statistics_of_its_own(self.module)
+        def contexts() -> tuple[Any, Any]:
+            return contextlib.nullcontext(), _statistics_of_its_own(module)
+
+        return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
 
 def run_twice(module: nn.Module) -> None:
@@ -197,15 +202,24 @@ def run_twice(module: nn.Module) -> None:
         module.forward = _Twice(module)
 
 
-@contextlib.contextmanager
-def _statistics_of_its_own(module: nn.Module) -> Iterator[None]:
-    """Running statistics that are changed in here are forgotten: the first run has counted."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
-    before = [dict(norm._buffers) for norm in norms]
-    for norm in norms:
-        norm._buffers.update({n: None if b is None else b.clone() for n, b in norm._buffers.items()})
-    try:
-        yield
-    finally:
-        for norm, buffers in zip(norms, before):
+class _statistics_of_its_own:
+    """Context: running statistics that are changed in here are forgotten, the first run has counted.
+
+    May be entered again: every backward pass through a graph that is retained runs the module anew.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.before: list[list[tuple[nn.Module, dict[str, Tensor | None]]]] = []
+
+    def __enter__(self) -> None:
+        norms = [
+            m for m in self.module.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training
+        ]
+        self.before.append([(norm, dict(norm._buffers)) for norm in norms])
+        for norm in norms:
+            norm._buffers.update({n: None if b is None else b.clone() for n, b in norm._buffers.items()})
+
+    def __exit__(self, *exception) -> None:
+        for norm, buffers in self.before.pop():
             norm._buffers.update(buffers)

@@ -98,6 +98,6 @@ def _folded(conv: nn.Module, norm: nn.Module, input: Tensor) -> Tensor:
     changed = {"weight": (conv.weight * scale.view(channels)).to(conv.weight.dtype)}
     if conv.bias is not None:
         changed["bias"] = (conv.bias * scale + shift).to(conv.bias.dtype)
-        return functional_call(conv, changed, (input,))
     out = functional_call(conv, changed, (input,))
-    return out.add_(shift.to(out.dtype).view(-1, 1, 1, 1))
+    norm._check_input_dim(out)  # as the norm would: no batch, no guess which dimension is the channels
+    return out if conv.bias is not None else out.add_(shift.to(out.dtype).view(-1, *[1] * (out.dim() - 2)))

@@ -108,7 +108,7 @@ class Remade:
     def fetch(self) -> Tensor:
         """The value for one of the savers; held for the next one, which in a backward pass comes at once."""
         last: _Last = _last()
-        if last.recipe is self:
+        if last.recipe is not None and last.recipe() is self:
             value = last.value
         else:
             last.clear()  # before the next one is made
@@ -119,21 +119,24 @@ class Remade:
             last.hold(self, value)
         else:
             last.clear()
-            last.spent = value.untyped_storage()._cdata
+            last.spent = _storage(value)
         return value
 
 
 class _Last:
-    """The tensor that was made last, until another one is made or the backward pass ends."""
+    """The tensor that was made last, until another one is made, the backward pass ends, or its graph is gone.
+
+    No callback tells of a backward pass that has failed.
+    """
 
     def __init__(self) -> None:
-        self.recipe: Remade | None = None
+        self.recipe: weakref.ref[Remade] | None = None
         self.value: Tensor | None = None
         self.spent = 0  # the storage of what was given to its last saver just now
         self.task = -1
 
     def hold(self, recipe: Remade, value: Tensor) -> None:
-        self.recipe, self.value = recipe, value
+        self.recipe, self.value = weakref.ref(recipe, self._forget), value
         task = torch._C._current_graph_task_id()
         if task != self.task:
             self.task = task
@@ -142,6 +145,10 @@ class _Last:
     def clear(self) -> None:
         self.recipe = self.value = None
         self.spent = 0
+
+    def _forget(self, recipe: weakref.ref[Remade]) -> None:
+        if self.recipe is recipe:
+            self.clear()
 
 
 def _last() -> _Last:
@@ -154,7 +161,7 @@ def is_spent(tensor: Tensor) -> bool:
     """Whether a saved tensor, the last that was asked for, was made for this node alone; it is no longer, then."""
     last = _last()
     spent, last.spent = last.spent, 0
-    return tensor.untyped_storage()._cdata == spent
+    return _storage(tensor) == spent
 
 
 class _no_autocast:
@@ -184,11 +191,12 @@ class recomputing:
     def __init__(self, watch: Callable[[Kept | Remade], None] | None = None) -> None:
         self._hooks: torch.autograd.graph.saved_tensors_hooks | None = None
         self.watch = watch
-        #: Outputs that autograd does not store, but that others may be made of; see :func:`offer`.
-        self.offered: list[Kept] = []
+        #: Outputs that autograd does not store, but that others may be made of, by storage; see :func:`offer`.
+        self.offered: dict[int, Kept] = {}
 
     def __enter__(self) -> recomputing:
         if _may_start():
+            _last().clear()
             self._hooks = torch.autograd.graph.saved_tensors_hooks(_pack, _unpack)
             self._hooks.__enter__()
             _local.contexts = [*_contexts(), self]
@@ -209,6 +217,7 @@ def _contexts() -> list[recomputing]:
 def _may_start() -> bool:
     return (
         not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
         and torch.is_grad_enabled()
         and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
         and not torch._C._are_functorch_transforms_active()
@@ -231,13 +240,18 @@ def offer(output: Tensor) -> None:
     if output.grad_fn is not None and is_recomputing() and _find(output.grad_fn, output.output_nr) is None:
         kept = Kept(output, is_offered=True)
         _remember(output.grad_fn, output.output_nr, kept)
-        _contexts()[-1].offered.append(kept)
+        _contexts()[-1].offered[_storage(output)] = kept
 
 
 def _pack(tensor: Tensor) -> Kept | Remade:
     node = tensor.grad_fn
     found = None if node is None else _Search()(node, tensor.output_nr)
-    if found is None or not _saves(found, tensor):
+    if found is not None and not _saves(found, tensor):
+        for leaf in found.leaves():  # what is offered waits for the end of the forward pass: not in vain
+            if leaf.is_offered:
+                _contexts()[-1].offered.pop(_storage(leaf.tensor), None)
+        found = None
+    if found is None:
         found = Kept(tensor)
     for leaf in found.leaves():
         leaf.is_offered = False
@@ -249,6 +263,10 @@ def _pack(tensor: Tensor) -> Kept | Remade:
     if watch is not None:
         watch(found)
     return found
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 def _saves(found: Kept | Remade, tensor: Tensor) -> bool:

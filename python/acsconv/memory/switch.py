@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import sys
+import threading
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +15,7 @@ from torch import nn
 from ..operators.base_acsconv import _ACSConv
 from . import blocks
 from .activation import Rectifier
-from .recompute import _local, offer, recomputing
+from .recompute import offer, recomputing
 from .rules import note_norm
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -32,6 +35,7 @@ _ACTIVATIONS = (
 )
 _CONVOLUTIONS = (nn.modules.conv._ConvNd, _ACSConv)
 _POOLINGS = (nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd)
+_local = threading.local()
 
 
 class Change(NamedTuple):
@@ -114,9 +118,10 @@ def make_memory_efficient(
     _attach(model)
     for path, module in model.named_modules():
         _note(done, path, module)
-        if path in twice:
-            blocks.run_twice(module)
-            done.changes.append(Change(path, type(module).__name__, "runs twice"))
+    for path in twice:
+        module = model.get_submodule(path)
+        blocks.run_twice(module)
+        done.changes.append(Change(path, type(module).__name__, "runs twice"))
     return (model, done) if report else model
 
 
@@ -149,15 +154,34 @@ def _needs_note(module: nn.Module) -> bool:
 
 def _begin(module: nn.Module, inputs: tuple) -> None:
     if not torch.compiler.is_compiling():
+        begun = _begun()
+        # Forward hooks are called after an Exception, not after a KeyboardInterrupt: that forward pass is over, too.
+        while begun and not _is_running(begun[-1][1]):
+            begun.pop()[2].__exit__(None, None, None)
         context = recomputing()
         context.__enter__()
-        _local.begun = [*getattr(_local, "begun", ()), context]
+        begun.append((module, sys._getframe(1), context))
 
 
 def _end(module: nn.Module, inputs: tuple, output: Any) -> None:
-    if not torch.compiler.is_compiling() and getattr(_local, "begun", ()):
-        *_local.begun, context = _local.begun
-        context.__exit__(None, None, None)
+    begun = _begun()
+    # Called even if a hook before _begin has raised.
+    if not torch.compiler.is_compiling() and begun and begun[-1][0] is module:
+        begun.pop()[2].__exit__(None, None, None)
+
+
+def _begun() -> list[tuple[nn.Module, FrameType, recomputing]]:
+    """The forward passes under way in this thread: the network, the frame that calls it, the context."""
+    if not hasattr(_local, "begun"):
+        _local.begun = []
+    return _local.begun
+
+
+def _is_running(frame: FrameType) -> bool:
+    running = sys._getframe()
+    while running is not None and running is not frame:
+        running = running.f_back
+    return running is not None
 
 
 def _offer(module: nn.Module, inputs: tuple, output: Any) -> None:
