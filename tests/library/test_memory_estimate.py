@@ -147,6 +147,50 @@ def test_the_largest_cube():
     assert largest_cube(network, 10**6) is None
 
 
+class Halved(nn.Module):
+    """Halves a volume and sets it beside itself, as a level of a U-Net: takes even edges alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.norm = nn.Conv3d(1, 4, 3, 2, 1), nn.InstanceNorm3d(4)
+        self.up, self.last = nn.Upsample(scale_factor=2), nn.Conv3d(5, 1, 1)
+
+    def forward(self, x):
+        return self.last(torch.cat([self.up(self.norm(self.down(x))), x], 1))
+
+
+def test_the_largest_cube_that_the_network_takes():
+    network = Halved()  # refuses 1, 3, 5, ..., and 2: a norm of one voxel
+    sizes = {edge: estimate(network, edge).peak for edge in (4, 6, 8, 10, 12)}
+    for edge, limit in sizes.items():
+        assert largest_cube(network, limit, multiple=1).size == (edge,) * 3
+    assert largest_cube(network, sizes[8] - 1, multiple=3).size == (6, 6, 6)
+    assert largest_cube(network, sizes[4] - 1, multiple=1) is None
+    with pytest.raises(ValueError, match=r"refuses volumes \[1, 3, 64, 64, 64\]"):
+        largest_cube(network, 10**9, multiple=64, channels=3)
+    with pytest.raises(ValueError, match="optimizer: "):
+        largest_cube(network, 10**9, optimizer="lbfgs")
+    with pytest.raises(ValueError, match="multiple: "):
+        largest_cube(network, 10**9, multiple=0)
+
+
+def test_tensors_outside_of_parameters_and_buffers():
+    class Collects(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.maps, self.scale = nn.Conv3d(1, 2, 3), [torch.rand(1)], torch.ones(2, 1, 1, 1)
+
+        def forward(self, x):
+            self.maps[0] = self.layer(x) * self.scale
+            return self.maps[0]
+
+    network = Collects()
+    before = network.maps[0], network.scale
+    assert estimate(network, 8).activations > 2 * 6**3 * 4
+    assert (network.maps[0], network.scale) == before
+    assert estimate(network.to("meta"), 8) == estimate(Collects(), 8)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -158,6 +202,10 @@ def test_the_largest_cube():
         ({"dtype": torch.int8}, "dtype: "),
         ({"model": nn.ReLU()}, "channels: "),
         ({"size": 6}, "divisible by 4"),
+        (
+            {"model": Halved(), "size": 31},
+            r"refuses volumes \[1, 1, 31, 31, 31\]: Sizes of tensors must match",
+        ),
     ],
 )
 def test_bad_arguments_are_named(options, message):
@@ -205,6 +253,8 @@ def test_command(capsys):
         (["ACSUNet()", "--size", "8"], "num_classes"),
         (["ACSUNet(4)", "--fits", "much"], "a number of bytes"),
         (["ACSUNet(4)", "--size", "6"], "divisible by 4"),
+        (["ACSUNet(4)", "--size", "8", "--channels", "2"], "refuses volumes [1, 2, 8, 8, 8]"),
+        (["ACSUNet(4)", "--fits", "1GB", "--multiple", "0"], "multiple: "),
     ],
 )
 def test_bad_commands(capsys, arguments, text):

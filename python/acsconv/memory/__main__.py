@@ -112,7 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"python -m acsconv.memory: {error}", file=sys.stderr)
         return 2
     if found is None:
-        print(f"not even a cube of {options.multiple} voxels fits into {format_bytes(limit)}")
+        print(
+            f"not even the smallest cube fits into {format_bytes(limit)}, in steps of {options.multiple} voxels"
+        )
         return 1
     print(
         f"largest cube in {format_bytes(limit)}, in steps of {options.multiple}: {found.size[0]} voxels\n{found}"

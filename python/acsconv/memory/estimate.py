@@ -32,12 +32,19 @@ OPTIMIZERS = {"none": 0, "sgd": 0, "sgd-momentum": 1, "adam": 2, "adamw": 2}
 #: A cube of more voxels than a network will ever get: where the search for the largest one ends.
 LARGEST_EDGE = 4096
 
+#: A network that refuses every cube over so many voxels of its edge will refuse the larger ones too.
+REFUSED_EDGES = 256
+
 #: What stands for a layer's name where the loss is computed.
 LOSS = "(the loss)"
 
 _UNITS = {"": 1, "b": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _UNITS |= {f"{unit}b": factor for unit, factor in _UNITS.items() if unit and unit != "b"}
 _UNITS |= {f"{unit}ib": 1024.0**power for power, unit in enumerate("kmgt", 1)}
+
+
+class _Refused(ValueError):
+    """The network raised an error at a volume."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +166,7 @@ def estimate(
         tracker = _Tracker(device, [*parameters, *buffers, *inputs])
         with tracker.names_of(network), tracker:
             with torch.autocast("cpu", dtype, enabled=mixed):
-                output = network(volume)
+                output = _run(network, volume)
                 value = _loss(output, targets) if loss is None else loss(output)
             del output
             layers = tracker.layers()
@@ -192,26 +199,38 @@ def estimate(
 
 
 def largest_cube(model: nn.Module, limit: int, *, multiple: int = 16, **options) -> MemoryEstimate | None:
-    """The estimate of the largest cube whose training step fits into ``limit`` bytes; None if the smallest does not.
+    """The estimate of the largest cube whose training step fits into ``limit`` bytes.
 
     Args:
-        multiple: edges are multiples of it, as networks that halve their volumes want.
+        multiple: edges are multiples of it. Those that the network refuses are passed over.
         options: those of :func:`estimate`.
+
+    Returns:
+        None if not even the smallest cube fits that the network takes.
+
+    Raises:
+        ValueError: an option of no such value, or a network that refuses every cube.
     """
+    if multiple < 1:
+        raise ValueError(f"multiple: expected 1 or more, got {multiple}")
 
-    def fits(count: int) -> MemoryEstimate | None:
-        found = estimate(model, count * multiple, **options)
-        return found if found.peak <= limit else None
-
-    best, low, high = fits(1), 1, 2
-    if best is None:
+    def first_taken(start: int, end: int) -> tuple[int, MemoryEstimate] | None:
+        """The first of ``start`` ... ``end - 1`` times ``multiple`` voxels that the network takes."""
+        for count in range(start, min(end, start + max(REFUSED_EDGES // multiple, 1))):
+            with contextlib.suppress(_Refused):
+                return count, estimate(model, count * multiple, **options)
         return None
-    while high * multiple <= LARGEST_EDGE and (found := fits(high)) is not None:
-        best, low, high = found, high, 2 * high
+
+    best, low, high = None, 0, max(LARGEST_EDGE // multiple, 1) + 1
     while high - low > 1:  # `low` fits, `high` does not
-        middle = (low + high) // 2
-        found = fits(middle)
-        best, low, high = (best, low, middle) if found is None else (found, middle, high)
+        middle = max(min(2 * low, (low + high) // 2), 1)
+        found = first_taken(middle, high)
+        if found is None and best is None:
+            estimate(model, multiple, **options)  # raises what the network says
+        if found is not None and found[1].peak <= limit:
+            low, best = found
+        else:
+            high = middle
     return best
 
 
@@ -385,22 +404,30 @@ class _Tracker(TorchDispatchMode):
 
 
 def _fake_copy(model: nn.Module, fake: FakeTensorMode, dtype: torch.dtype) -> nn.Module:
-    """A copy of the network whose parameters and buffers are fake, on the CPU."""
+    """A copy of the network whose parameters, buffers and other tensors are fake, on the CPU."""
     memo: dict[int, object] = {}
+    held = [leaf for module in model.modules() for leaf in tree_leaves(vars(module))]
     with fake:
-        for tensor in [*model.parameters(), *model.buffers()]:
+        for tensor in (leaf for leaf in held if isinstance(leaf, Tensor)):
             kind = dtype if tensor.is_floating_point() else tensor.dtype
             twin = torch.empty_like(tensor, dtype=kind, device="cpu", requires_grad=False)
             if isinstance(tensor, nn.Parameter):
                 twin = nn.Parameter(twin, requires_grad=tensor.requires_grad)
             memo[id(tensor)] = twin
-        return copy.deepcopy(model, memo)
+    return copy.deepcopy(model, memo)
+
+
+def _run(network: nn.Module, volume: Tensor) -> object:
+    try:
+        return network(volume)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise _Refused(f"the network refuses volumes {list(volume.shape)}: {error}") from error
 
 
 def _targets(network: nn.Module, volume: Tensor) -> Tensor | None:
     """Labels [N, ...] for an output [N, channels, ...] of classes; None for any other output."""
     with torch.no_grad():
-        output = network(volume)
+        output = _run(network, volume)
     if isinstance(output, Tensor) and output.dim() >= 2 and output.shape[1] > 1:
         return torch.zeros(output.shape[0], *output.shape[2:], dtype=torch.long)
     return None
