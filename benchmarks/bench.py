@@ -22,9 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests")]  # the table of cases is shared with the tests
 
 import environment  # noqa: E402
+import memory_report  # noqa: E402
 import memory_suite  # noqa: E402
 import networks  # noqa: E402
 import report  # noqa: E402
+import result_file  # noqa: E402
 import torch  # noqa: E402
 from acsconv.memory.estimate import parse_bytes  # noqa: E402
 from cases import Case, select  # noqa: E402
@@ -244,8 +246,8 @@ def run(options: argparse.Namespace) -> dict:
     finally:
         progress.close()
     return {
-        "schema": report.SCHEMA,
-        "schema_version": report.SCHEMA_VERSION,
+        "schema": result_file.SCHEMA,
+        "schema_version": result_file.SCHEMA_VERSION,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "benchmarks/bench.py", *options.arguments]),
         "settings": {
@@ -313,7 +315,7 @@ def growing_volumes(
         f"Growing volumes: batch 1, Adam, float32, a process of its own for each, up to {until}. Peak of its resident "
         "memory, or of torch's on a GPU, with parameters and optimiser, beyond what it held after a first step."
     )
-    progress.print([*report.memory_lines(rows), note])
+    progress.print([*memory_report.lines(rows), note])
     return rows, note
 
 
@@ -328,7 +330,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 0
     try:
-        old = report.load(options.compare) if options.compare else None
+        old = result_file.load(options.compare) if options.compare else None
         result = run(options)
     except (OSError, ValueError) as error:
         print(f"bench.py: {error}", file=sys.stderr)
@@ -336,7 +338,7 @@ def main(arguments: list[str] | None = None) -> int:
     means = report.mean_lines(result["rows"])
     if means:
         print("\n".join(["", *means]))
-    layers = report.without_memory(result["rows"])
+    layers = result_file.without_memory(result["rows"])
     methods = dict.fromkeys(row["memory"]["method"] for row in layers if row["memory"])
     print(
         "\n".join(
@@ -347,7 +349,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.save:
         targets.append(environment.result_path(result["environment"], result["created"]))
     for target in targets:
-        report.save(result, target)
+        result_file.save(result, target)
         print(f"Result: {target}")
     if options.plot:
         for path in report.plots(result, options.plot):
@@ -365,7 +367,9 @@ def main(arguments: list[str] | None = None) -> int:
             )
             failed = True
     wrong = [
-        row for row in result["rows"] if row["status"] == "wrong" and report.is_ours(row["implementation"])
+        row
+        for row in result["rows"]
+        if row["status"] == "wrong" and result_file.is_ours(row["implementation"])
     ]
     for row in wrong:
         print(f"bench.py: wrong result: {row['case']} {row['pass']} {row['implementation']}", file=sys.stderr)

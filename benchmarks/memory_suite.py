@@ -28,7 +28,7 @@ from implementations import ACSCONV, CONV3D, ours
 from measure import first_line
 from memory_networks import CLASSES, NETWORKS, MemoryNetwork
 from peers import load_acsconv
-from report import MEMORY, OUT_OF_MEMORY
+from result_file import MEMORY, OUT_OF_MEMORY
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -11,7 +11,7 @@ import implementations
 import networks
 import peers
 import pytest
-import report
+import result_file
 import torch
 from cases import select
 
@@ -52,7 +52,7 @@ def test_every_kind_of_layer_gives_checked_rows(toy, tmp_path, capsys):
         pytest.importorskip("matplotlib")
         arguments += ["--plot", str(plot)]
     assert bench.main(arguments) == 0
-    result = report.load(path)
+    result = result_file.load(path)
     names = {row["implementation"] for row in result["rows"]}
     assert {"reference", "nn.Conv3d"} <= names
     for row in result["rows"]:
@@ -105,7 +105,7 @@ def test_options_choose_what_is_measured(toy, tmp_path):
     arguments += ["--repeats", "3", "--min-time", "0"]
     arguments += ["--dtype", "float32", "bfloat16", "--layout", "contiguous", "channels_last"]
     assert bench.main([*arguments, "--json", str(path)]) == 0
-    rows = report.load(path)["rows"]
+    rows = result_file.load(path)["rows"]
     assert {(row["dtype"], row["layout"]) for row in rows} == {
         (dtype, layout) for dtype in ("float32", "bfloat16") for layout in ("contiguous", "channels_last")
     }
@@ -119,11 +119,11 @@ def test_compare_is_a_gate(toy, tmp_path, capsys):
     arguments = ["--case", "smoke-narrow", "--pass", "forward", *FAST]
     assert bench.main([*arguments, "--json", str(path)]) == 0
     for factor, expected in ((1000.0, 0), (0.001, 1)):
-        old = report.load(path)
+        old = result_file.load(path)
         for row in old["rows"]:
             if row["time"]:
                 row["time"]["wall"]["median"] *= factor
-        report.save(old, tmp_path / "doctored.json")
+        result_file.save(old, tmp_path / "doctored.json")
         gate = ["--compare", str(tmp_path / "doctored.json"), "--fail-above", "10"]
         assert bench.main([*arguments, *gate]) == expected
     assert "allowed 10.00" in capsys.readouterr().err
@@ -166,7 +166,7 @@ def test_a_wrong_result_is_not_published(toy, tmp_path, monkeypatch, capsys, fau
         str(path),
     ]
     assert bench.main(arguments) == 1
-    planted, reference, conv3d = report.load(path)["rows"][:3]
+    planted, reference, conv3d = result_file.load(path)["rows"][:3]
     assert planted["status"] == "wrong"
     assert "error of output" in planted["reason"]
     assert planted["time"] is None
@@ -194,7 +194,7 @@ def test_a_wrong_gradient_is_found(toy, tmp_path, monkeypatch):
     path = tmp_path / "result.json"
     arguments = ["--case", "smoke-narrow", "--backend", "torch", *FAST, "--json", str(path)]
     assert bench.main(arguments) == 1
-    rows = [row for row in report.load(path)["rows"] if row["implementation"] == "acsconv-cuda planted"]
+    rows = [row for row in result_file.load(path)["rows"] if row["implementation"] == "acsconv-cuda planted"]
     assert {row["pass"]: row["status"] for row in rows} == {"forward": "ok", "train": "wrong"}
     assert "error of grad_weight" in rows[-1]["reason"]
 
@@ -208,7 +208,7 @@ def test_a_peer_that_fails_is_a_row_with_a_reason(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "available", lambda *arguments: [*genuine(*arguments), refuses])
     path = tmp_path / "result.json"
     assert bench.main(["--case", "smoke-narrow", "--pass", "forward", *FAST, "--json", str(path)]) == 0
-    row = report.load(path)["rows"][-1]
+    row = result_file.load(path)["rows"][-1]
     assert (row["status"], row["reason"]) == (
         "failed",
         "AssertionError: only support standard or depthwise conv",
@@ -234,7 +234,7 @@ def test_main_job(tmp_path, monkeypatch, capsys, real):
     path, figure = tmp_path / "result.json", tmp_path / "figure.png"
     arguments = ["--suite", "networks", "--patch", "12", *FAST, "--figure", str(figure), "--json", str(path)]
     assert bench.main(arguments) == 0
-    result = report.load(path)
+    result = result_file.load(path)
     rows = {(row["case"], row["pass"], row["implementation"]): row for row in result["rows"]}
     parameters = {"ACSUNet": (389_220, 1_164_516), "MobileNetV2": (3_504_872, 3_635_048)}
     for (case, pass_name, name), row in rows.items():
@@ -267,7 +267,7 @@ def test_the_main_job_without_weights(tmp_path, monkeypatch):
         str(path),
     ]
     assert bench.main([*arguments, "--layout", "channels_last"]) == 0
-    result = report.load(path)
+    result = result_file.load(path)
     assert {row["case"] for row in result["rows"]} == {"ACSUNet"}
     assert any("run `make peers` or set ACSCONV_WEIGHTS_PEER" in note for note in result["notes"])
 

@@ -5,9 +5,11 @@ import resource
 import sys
 
 import bench
+import memory_report
 import memory_suite
 import pytest
 import report
+import result_file
 import torch
 from acsconv.operators import ACSConv
 from memory_networks import NETWORKS, MemoryNetwork
@@ -110,7 +112,7 @@ def test_rows_tables_and_plot(processes, tmp_path, capsys):
     path, plot = tmp_path / "result.json", tmp_path / "plot.png"
     arguments = ["--suite", "memory", "--device", "cpu", "--memory-limit", "1GiB"]
     assert bench.main([*arguments, "--json", str(path), "--plot", str(plot)]) == 0
-    result = report.load(path)
+    result = result_file.load(path)
     assert {row["network"] for row in result["rows"]} == set(NETWORKS)
     assert all(row["memory_limit"] == 1 << 30 for row in result["rows"])
     assert len(result["rows"]) == 9 * len(NETWORKS)
@@ -124,7 +126,7 @@ def test_rows_tables_and_plot(processes, tmp_path, capsys):
         "Memory and time over those of acsconv",
     ):
         assert words in text
-    *_, (_, header, body) = report.memory_tables(result["rows"])
+    *_, (_, header, body) = memory_report.tables(result["rows"])
     assert header[3] == "memory / acsconv 0.1.1"
     efficient = next(cells for cells in body if cells[1].endswith(memory_suite.EFFICIENT))
     assert efficient[2:] == ["48³", "0.40", "0.75", "64³"]
@@ -144,7 +146,7 @@ def test_a_wrong_result_is_not_published(processes, tmp_path, capsys, wrong, rea
     processes[OURS + memory_suite.EFFICIENT][0].update(wrong)
     path = tmp_path / "result.json"
     assert bench.main(["--suite", "memory", "--device", "cpu", "--json", str(path)]) == 1
-    wrong = [row for row in report.load(path)["rows"] if row["status"] == "wrong"]
+    wrong = [row for row in result_file.load(path)["rows"] if row["status"] == "wrong"]
     assert {(row["implementation"], row["edge"]) for row in wrong} == {(OURS + memory_suite.EFFICIENT, 48)}
     assert all(row["time"] is None and row["memory"] is None for row in wrong)
     assert [row["reason"].split(" >")[0] for row in wrong] == [reason] * len(NETWORKS)

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import report
+import result_file
 from environment import ROOT, result_path
 
 
@@ -56,8 +57,8 @@ def result(rows):
         "device": "cpu",
     }
     return {
-        "schema": report.SCHEMA,
-        "schema_version": report.SCHEMA_VERSION,
+        "schema": result_file.SCHEMA,
+        "schema_version": result_file.SCHEMA_VERSION,
         "created": "2026-01-02T03:04:05+00:00",
         "command": "python benchmarks/bench.py",
         "settings": {},
@@ -79,8 +80,8 @@ ROWS = [
 
 def test_save_and_load(tmp_path):
     path = tmp_path / "machine" / "result.json"
-    report.save(result(ROWS), path)
-    assert report.load(path) == result(ROWS)
+    result_file.save(result(ROWS), path)
+    assert result_file.load(path) == result(ROWS)
 
 
 @pytest.mark.parametrize(
@@ -96,10 +97,10 @@ def test_other_files_are_refused(tmp_path, change, text):
     bad = copy.deepcopy(result(ROWS))
     change(bad)
     with pytest.raises(ValueError, match=text):
-        report.save(bad, tmp_path / "bad.json")
+        result_file.save(bad, tmp_path / "bad.json")
     (tmp_path / "bad.json").write_text(json.dumps(bad))
     with pytest.raises(ValueError, match=text):
-        report.load(tmp_path / "bad.json")
+        result_file.load(tmp_path / "bad.json")
 
 
 def test_means_are_geometric_and_relative_to_ours():
@@ -165,7 +166,7 @@ def test_markdown_has_every_layer_and_the_conditions():
 
 def test_command_line(tmp_path, capsys):
     path = tmp_path / "result.json"
-    report.save(result(ROWS), path)
+    result_file.save(result(ROWS), path)
     assert report.main([str(path)]) == 0
     assert "Geometric mean of time / ours" in capsys.readouterr().out
     assert report.main([str(path), "--compare", str(path)]) == 0
