@@ -327,8 +327,8 @@ def stored_by(node: Any, name: str) -> Kept | Remade | None:
     Asking the node for the tensor itself would run the hooks of others: a checkpoint's would run all of it again.
     """
     data = _data(node, name)
-    if isinstance(data, Tensor) and data.dim() == 0:
-        return Kept(data)  # a number of Python's, for which autograd calls no hooks
+    if isinstance(data, Tensor) and data.dim() == 0 and _has_no_hooks(node, name):
+        return Kept(data)  # a number of Python's, for which autograd calls none
     return data if isinstance(data, (Kept, Remade)) and data.is_valid else None
 
 
@@ -347,3 +347,7 @@ def _data(node: Any, name: str) -> Any:
     """What the hooks made of a saved tensor; None if there is no tensor."""
     saved = getattr(node, "_raw_saved_" + name, None)
     return getattr(saved, "data", saved)
+
+
+def _has_no_hooks(node: Any, name: str) -> bool:
+    return getattr(node, "_raw_saved_" + name).unpack_hook is None

@@ -164,9 +164,10 @@ def _begin(module: nn.Module, inputs: tuple) -> None:
 
 
 def _end(module: nn.Module, inputs: tuple, output: Any) -> None:
+    if torch.compiler.is_compiling():
+        return
     begun = _begun()
-    # Called even if a hook before _begin has raised.
-    if not torch.compiler.is_compiling() and begun and begun[-1][0] is module:
+    if begun and begun[-1][0] is module:  # not if a hook before _begin has raised
         begun.pop()[2].__exit__(None, None, None)
 
 
