@@ -166,6 +166,19 @@ def test_every_converter_has_the_switch(name, net, volume):
     assert stored(changed, volume, recompute=True) < 0.9 * stored(plain, volume)
 
 
+def test_a_network_may_be_converted_afterwards(net, volume):
+    plain = ACSConverter(copy.deepcopy(net)).train()
+    changed = ACSConverter(make_memory_efficient(net)).train()
+    assert any("_acs_forward" in vars(module) for module in changed.modules())
+    changed.load_state_dict(plain.state_dict())
+    for which in (changed, pickle.loads(pickle.dumps(changed)), copy.deepcopy(changed)):
+        expected, gradients = step(plain, volume)
+        out, found = step(which, volume)
+        assert torch.equal(out, expected)
+        for key, gradient in gradients.items():
+            torch.testing.assert_close(found[key], gradient, rtol=1e-8, atol=1e-10)
+
+
 class WithDropout(nn.Sequential):
     def __init__(self):
         super().__init__(

@@ -185,8 +185,7 @@ class _Twice(Forward):
     """A module's forward that keeps its inputs alone and runs again in the backward pass."""
 
     def __call__(self, *args, **kwargs):
-        module = self.module()
-        forward = self.before or type(module).forward.__get__(module)
+        module, forward = self.module(), self.plain()
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return forward(*args, **kwargs)
 
