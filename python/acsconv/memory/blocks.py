@@ -59,7 +59,7 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
     visited: dict[nn.Module, tuple[int, bool]] = {}
 
     def visit(path: str, module: nn.Module) -> tuple[int, bool]:
-        """The layers of weights in a module, and whether there is a block among it and what it is made of."""
+        """How many layers of weights a module has, and whether it is or contains a block."""
         if module not in visited:  # under two names: the first counts
             children = [
                 visit(f"{path}.{name}" if path else name, child) for name, child in module.named_children()
