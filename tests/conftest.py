@@ -1,6 +1,7 @@
 """Fixtures for all tests."""
 
 import contextlib
+import os
 
 with contextlib.suppress(ImportError):
     # PyTorch's inductor needs setuptools, which refuses to be imported after the standard library's distutils.
@@ -10,6 +11,12 @@ import pytest
 import torch
 
 import acsconv_cuda
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_compile_cache(tmp_path_factory) -> None:
+    """torch.compile keeps backward graphs from process to process, whatever has become of our operators' schemas."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("inductor"))
 
 
 @pytest.fixture(autouse=True)
