@@ -92,7 +92,7 @@ format: $(TOOLS) ## format Python, C++ and CUDA
 
 # The emulated CUDA kernels take half of the time, on one core: they run beside the other tests, and report after them.
 define two_halves
-@mkdir -p build; $(PY) -m pytest -p no:cacheprovider tests/kernels > build/tests-kernels.log 2>&1 & half=$$!; \
+@mkdir -p build; $(PY) -m pytest tests/kernels > build/tests-kernels.log 2>&1 & half=$$!; \
     $(PY) -m pytest --ignore=tests/kernels; rest=$$?; \
     wait $$half; kernels=$$?; cat build/tests-kernels.log; exit $$((rest | kernels))
 endef
