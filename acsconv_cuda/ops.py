@@ -1,4 +1,4 @@
-"""The operators ``torch.ops.acsconv.*``: schemas, implementations, fake kernels, gradients, autocast, vmap.
+"""The operators ``torch.ops.acsconv.*``: schemas, implementations, fake kernels, gradients, registration.
 
 Two families, alike in all but their weight:
 
@@ -29,6 +29,7 @@ from . import reference
 from .backends import choose
 from .geometry import Geometry
 from .out_of_memory import explained
+from .transforms import AUTOCAST_DEVICES, autocast_rule, autograd_function, vmap_rule
 
 #: The library must stay alive as long as the operators do.
 LIBRARY = torch.library.Library("acsconv", "DEF")
@@ -36,9 +37,6 @@ LIBRARY = torch.library.Library("acsconv", "DEF")
 _GEOMETRY = "int[] kernel, int[] stride, int[] origin, int[] dilation, int[] shrink, int groups, str backend"
 _FUSED = "int[] split, int[] stride, int[] origin, int[] dilation"  # empty split: Soft ACS
 _TF32 = "bool allow_tf32=False"  # float32 may be rounded to TF32; only the CUDA kernels can
-
-#: Device types whose autocast casts our operators' inputs, as it does those of the built-in convolutions.
-_AUTOCAST_DEVICES = ("cpu", "cuda", "xpu")
 
 
 class Arguments(NamedTuple):
@@ -333,77 +331,10 @@ def _format(channels_last: bool) -> torch.memory_format:
     return torch.channels_last_3d if channels_last else torch.contiguous_format
 
 
-# ---- vmap: a batch of inputs joins the batch axis; a batch of weights is a loop ------------------------------------
-
-
-def _vmap_rule(operator: Callable, folds: Callable[[tuple], bool]) -> Callable:
-    """The batching rule of an operator; ``folds`` tells, by which arguments are batched, whether N can take them in."""
-
-    def rule(info, in_dims, *args):
-        batched = tuple(isinstance(dim, int) for dim in in_dims)  # a list argument has a list of Nones
-        if folds(batched):
-            moved = [a.movedim(dim, 0) if b else a for a, dim, b in zip(args, in_dims, batched)]
-            joined = [a.flatten(0, 1) if b else a for a, b in zip(moved, batched)]
-            return operator(*joined).unflatten(0, moved[0].shape[:2]), 0
-        if info.batch_size == 0:
-            raise ValueError(
-                "vmap over an empty axis is supported for batched inputs alone, not for batched weights"
-            )
-        each = [
-            operator(*(a.select(dim, i) if b else a for a, dim, b in zip(args, in_dims, batched)))
-            for i in range(info.batch_size)
-        ]
-        if isinstance(each[0], Tensor):
-            return torch.stack(each), 0
-        return tuple(torch.stack(results) for results in zip(*each)), (0,) * len(each[0])
-
-    return rule
-
-
-# ---- autocast: as the built-in convolutions, to the dtype that the user chose --------------------------------------
-# float32 weights, which parameters are, go to the operator as they are and are rounded there.
-
-
-def _autocast_rule(operator: Callable, device_type: str, key) -> Callable:
-    def rule(*args):
-        dtype = torch.get_autocast_dtype(device_type)
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
-            input, weight, bias, *rest = args
-            input = _cast(input, device_type, dtype)
-            if input.dtype != dtype or any(
-                t is not None and t.dtype != torch.float32 for t in (weight, bias)
-            ):
-                weight, bias = (_cast(t, device_type, dtype) for t in (weight, bias))
-            return operator(input, weight, bias, *rest)
-
-    return rule
-
-
-def _cast(value, device_type: str, dtype: torch.dtype):
-    """As autocast casts: floating-point tensors of this device, float64 excepted."""
-    if not isinstance(value, Tensor) or value.device.type != device_type:
-        return value
-    return value.to(dtype) if value.is_floating_point() and value.dtype != torch.float64 else value
-
-
-# ---- torch.func: the same formulas as autograd Functions -----------------------------------------------------------
-
-_FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
-
-
-def _function(
-    name: str, operator: Callable, setup: Callable, backward: Callable
-) -> type[torch.autograd.Function]:
-    methods = {
-        "forward": staticmethod(lambda *args: operator(*args)),
-        "setup_context": staticmethod(setup),
-        "backward": staticmethod(backward),
-        "generate_vmap_rule": True,
-    }
-    return type(name, (torch.autograd.Function,), methods)
-
-
 # ---- registration --------------------------------------------------------------------------------------------------
+
+#: The operators as autograd Functions, for ``torch.func``: by name, the same formulas.
+_FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
 
 #: What computes an operator, by its name: in terms of PyTorch's operators where the backend chosen is ``torch``.
 IMPLEMENTATIONS: dict[str, Callable] = {}
@@ -445,12 +376,12 @@ def _register(name: str, split: str) -> None:
         torch.library.register_fake(qualified, fake, lib=LIBRARY)
         torch.library.register_autograd(qualified, backward, setup_context=setup, lib=LIBRARY)
         operator = getattr(torch.ops.acsconv, name + suffix)
-        torch.library.register_vmap(qualified, _vmap_rule(operator, folds), lib=LIBRARY)
-        _FUNCTIONS[name + suffix] = _function(name + suffix, operator, setup, backward)
+        torch.library.register_vmap(qualified, vmap_rule(operator, folds), lib=LIBRARY)
+        _FUNCTIONS[name + suffix] = autograd_function(name + suffix, operator, setup, backward)
     operator = getattr(torch.ops.acsconv, name)
-    for device_type in _AUTOCAST_DEVICES:
+    for device_type in AUTOCAST_DEVICES:
         key = "Autocast" + torch._C._dispatch_key_for_device(device_type)
-        LIBRARY.impl(name, _autocast_rule(operator, device_type, getattr(torch._C.DispatchKey, key)), key)
+        LIBRARY.impl(name, autocast_rule(operator, device_type, getattr(torch._C.DispatchKey, key)), key)
 
 
 _register("acs_conv3d", "int[] split, ")

@@ -1,4 +1,4 @@
-// Builds the DepthwiseWalk. The numbers that decide on sizes are explained in csrc/DESIGN.md.
+// Builds the DepthwiseWalk. The numbers that decide on sizes are explained in csrc/cpu/DESIGN.md.
 #include "depthwise_plan.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// Builds the Walk of a gather. The numbers that decide on sizes are explained in csrc/DESIGN.md.
+// Builds the Walk of a gather. The numbers that decide on sizes are explained in csrc/cpu/DESIGN.md.
 #include "plan.h"
 
 #include <algorithm>

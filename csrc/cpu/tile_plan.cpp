@@ -1,4 +1,4 @@
-// Builds the TileWalk of a gather. The numbers that decide on sizes are explained in csrc/DESIGN.md.
+// Builds the TileWalk of a gather. The numbers that decide on sizes are explained in csrc/cpu/DESIGN.md.
 #include "tile_plan.h"
 
 #include <tuple>

@@ -1,4 +1,4 @@
-// Builds the WeightWalk. The numbers that decide on sizes are explained in csrc/DESIGN.md.
+// Builds the WeightWalk. The numbers that decide on sizes are explained in csrc/cpu/DESIGN.md.
 #include "weight_plan.h"
 
 #include <algorithm>

@@ -9,7 +9,7 @@ import pytest
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 KERNELS = sorted((CSRC / "kernels").iterdir())
-COMPILED_BY_NVCC = [*KERNELS, *sorted((CSRC / "common").iterdir()), CSRC / "ops.cpp"]
+COMPILED_BY_NVCC = [*KERNELS, *sorted((CSRC / "common").iterdir()), CSRC / "ops.cpp", CSRC / "operands.h"]
 
 #: Calls of the CUDA runtime that neither wait for the GPU nor allocate: all are allowed while a stream is captured.
 ALLOWED = {

@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def group_norm(channels):
+    return nn.GroupNorm(2, channels)
+
+
 def chain(norm, act, widths=(1, 4, 4, 8), conv=ACSConv) -> nn.Sequential:
     layers = []
     for inputs, outputs in pairwise(widths):
@@ -97,3 +101,21 @@ def stored(network: nn.Module, volume: Tensor, recompute: bool = False) -> int:
     with context:
         network(volume)
     return sum(t.untyped_storage().nbytes() for key, t in found.items() if key not in known)
+
+
+def volume_for(network, edge=6, **options):
+    channels = next(m.in_channels for m in network.modules() if hasattr(m, "in_channels"))
+    return torch.randn(2, channels, edge, edge, edge, **options)
+
+
+def assert_same(network, changed, volume):
+    """One training step of both: outputs bit for bit, gradients within rounding, statistics bit for bit."""
+    expected, gradients = step(network, volume)
+    out, found = step(changed, volume)
+    assert torch.equal(out, expected)
+    assert found.keys() == gradients.keys()
+    largest = max(gradient.abs().max() for gradient in gradients.values())
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=float(1e-12 * largest), msg=name)
+    for (name, buffer), other in zip(network.named_buffers(), changed.buffers()):
+        assert torch.equal(other, buffer), name

@@ -10,7 +10,8 @@ import pytest
 import torch
 from acsconv.memory import MemoryEstimate, estimate, largest_cube
 from acsconv.memory import __main__ as command
-from acsconv.memory.estimate import LOSS, format_bytes, parse_bytes
+from acsconv.memory.estimate import format_bytes, parse_bytes
+from acsconv.memory.tracker import LOSS
 from acsconv.models import ACSUNet
 from acsconv.operators import ACSConv
 from torch import nn

@@ -7,7 +7,8 @@ from torch import Tensor
 
 MIB = 1 << 20
 
-#: Partial sums of the gradient of a weight: how many at most, and their bytes at most. csrc/DESIGN.md says why.
+#: Partial sums of the gradient of a weight: how many at most, and their bytes at most. csrc/DESIGN.md and
+#: csrc/cpu/DESIGN.md say why.
 _PARTS = {"cpu": (16, 16 * MIB), "cuda": (512, 64 * MIB)}
 
 #: Dtypes whose convolutions PyTorch gives to oneDNN on a CPU.
