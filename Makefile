@@ -48,6 +48,8 @@ $(VENV)/.tools: constraints.txt | $(VENV)/bin/python
 	    setuptools wheel cmake ninja ruff clang-format numpy pybind11 pytest matplotlib tqdm
 	$(PIP) install -c constraints.txt torchvision timm segmentation-models-pytorch monai einops onnx onnxruntime onnxscript \
 	    || echo "networks to convert could not be installed; their tests are skipped, the benchmark goes on without."
+	$(PIP) install -c constraints.txt lightning nibabel scikit-learn tensorboard torchmetrics \
+	    || echo "what trains could not be installed; the tests of the experiments are skipped."
 	$(PIP) install --no-deps -c constraints.txt nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm \
 	    || echo "cuobjdump and nvdisasm could not be installed; the test of the machine code is skipped without them."
 	touch $@
