@@ -1,0 +1,68 @@
+"""The files of ``generate_poc_data.py``, and of the original's script of that name, as datasets."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+class _Samples(Dataset):
+    """``<name>_<i>.npz`` of a folder.
+
+    Args:
+        data_root: the folder.
+        num_data: how many files to use, from number 0 on.
+
+    Items: (sample float32 [1, ...], labels int64 [...]); label 0 is the background, 1 the first kind of shape.
+
+    Raises:
+        FileNotFoundError: the folder has fewer files.
+        ValueError: a file that cannot be read.
+    """
+
+    name: str
+
+    def __init__(self, data_root: str | Path, num_data: int) -> None:
+        self.data_root, self.num_data = Path(data_root), num_data
+        missing = next((path for path in map(self._path, range(num_data)) if not path.is_file()), None)
+        if missing is not None:
+            raise FileNotFoundError(
+                f"{missing} does not exist; generate_poc_data.py makes it, or use fewer samples"
+            )
+
+    def _path(self, index: int) -> Path:
+        return self.data_root / f"{self.name}_{index}.npz"
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if not 0 <= index < self.num_data:
+            raise IndexError(f"sample {index} of {self.num_data}")
+        path = self._path(index)
+        try:
+            with np.load(path) as file:
+                sample, segs = file[self.name], file["segs"]
+        except (BadZipFile, EOFError, KeyError, OSError, ValueError, zlib.error) as error:
+            raise ValueError(f"{path} is no file of generate_poc_data.py, or damaged: {error}") from error
+        # The last mask is the background: label 0, as MONAI and the field count.
+        labels = (segs.argmax(0) + 1) % len(segs)
+        return torch.from_numpy(sample.astype(np.float32))[None], torch.from_numpy(labels)
+
+    def __len__(self) -> int:
+        return self.num_data
+
+
+class BaseDatasetShape(_Samples):
+    """Images [1, H, W] and labels [H, W]: see :class:`_Samples`."""
+
+    name = "shape"
+
+
+class BaseDatasetVoxel(_Samples):
+    """Volumes [1, D, H, W] and labels [D, H, W]: see :class:`_Samples`."""
+
+    name = "voxel"
