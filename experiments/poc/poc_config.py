@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 #: Names of the labels in the targets, background first; the files' ``segs`` have it last.
 SHAPE_CLASSES = ("background", "square", "circle")
@@ -76,6 +77,10 @@ class POCShapeConfig(POCShapeEnv):
     )
     gamma: float = _setting(0.1, "factor of the learning rate at each milestone")
 
+    accelerator: str = _setting("auto", "auto | cpu | gpu")
+    devices: int = _setting(1, "how many of them")
+    precision: str = _setting("32-true", "32-true | bf16-mixed | 16-mixed")
+
     train_samples: int = _setting(10000, "training images to use")
     noise: float = _setting(0.5, "of the data; part of the folder's name")
     save: str = _setting("tmp/poc", "folder of all checkpoints")
@@ -87,7 +92,6 @@ class POCVoxelConfig(POCVoxelEnv):
     """Training of the 3D network; the optimiser is Adam."""
 
     train_batch_size: int = _setting(4, "volumes per step")
-    test_batch_size: int = _setting(4, "volumes per step of validation and test")
     n_epochs: int = _setting(50, "passes over the training volumes")
     seed: int = _setting(0, "of the weights and of the order")
     num_workers: int = _setting(0, "processes that load volumes")
@@ -97,8 +101,12 @@ class POCVoxelConfig(POCVoxelEnv):
     milestones: tuple[float, ...] = _setting((), "parts of n_epochs after which the rate falls by gamma")
     gamma: float = _setting(0.1, "factor of the learning rate at each milestone")
 
-    conv: str = _setting("ACSConv", "ACSConv, SoftACSConv, Conv2_5d or Conv3d")
+    conv: Literal["ACSConv", "SoftACSConv", "Conv2_5d", "Conv3d"] = _setting("ACSConv", "the convolutions")
     pretrained: bool = _setting(True, "begin with the weights of shape_checkpoint")
+
+    accelerator: str = _setting("auto", "auto | cpu | gpu")
+    devices: int = _setting(1, "how many of them")
+    precision: str = _setting("32-true", "32-true | bf16-mixed | 16-mixed")
 
     train_samples: int = _setting(100, "training volumes to use")
     noise: float = _setting(0.5, "of the data; part of the folder's name")
