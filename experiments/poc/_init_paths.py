@@ -1,4 +1,4 @@
-"""Imported first by scripts that are run by their path: finds ``experiments``, and our packages if none are installed."""
+"""Imported first by scripts that are run by their path: finds ``experiments``, and our packages where not installed."""
 
 import sys
 from pathlib import Path

@@ -28,6 +28,7 @@ from tqdm import trange
 if not __package__:
     import _init_paths  # noqa: F401
 
+from experiments.mylib.options import parse
 from experiments.poc.poc_config import POCDataConfig, POCShapeEnv, POCVoxelEnv
 
 SMALLEST_EDGE = 5
@@ -201,8 +202,6 @@ def generate(config: POCDataConfig, *, progress: bool = True) -> None:
 
 
 def main() -> None:
-    from experiments.mylib.options import parse
-
     generate(parse(POCDataConfig, "Makes the proof of concept's data."))
 
 
