@@ -1,0 +1,274 @@
+"""One training from seed to result, by Lightning's Trainer, which can be killed at any time and started again."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import logging
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from benchmarks.harness import Peak, memory_meter
+
+from .data import VolumeDataModule
+from .modules import TrainedModule
+
+
+class TrainingError(RuntimeError):
+    """A training cannot go on, or cannot be told from another one in its folder; the message says what to do."""
+
+
+def train(
+    module: TrainedModule,
+    data: VolumeDataModule,
+    *,
+    folder: str | os.PathLike,
+    epochs: int,
+    seed: int,
+    monitor: str | None = "val_dice",
+    mode: str = "max",
+    precision: str = "32-true",
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    strategy: str = "auto",
+    patience: int | None = None,
+    max_time: timedelta | dict[str, int] | str | None = None,
+    progress: bool = True,
+    settings: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Trains, and tests the best checkpoint; or returns the result of the finished training in ``folder``.
+
+    Args:
+        module, data: what is trained, on what. The network's own initial weights are drawn before, so call
+            ``lightning.seed_everything(seed)`` before it is built.
+        folder: everything that the training writes, and the place where it goes on if it was interrupted.
+        epochs: passes over the training data.
+        seed: of what is random in training, but for the order of the samples, which has the data's.
+        monitor, mode: the logged value that chooses the best checkpoint, ``'max'`` or ``'min'``; None: the last one is
+            the best (where there are no validation data).
+        precision, accelerator, devices, strategy, max_time: as Lightning's ``Trainer`` takes them.
+        patience: epochs without improvement of ``monitor`` after which training ends.
+        progress: show a bar.
+        settings: more plain values on which the result depends, to be noted with it.
+
+    Returns:
+        What ``folder/result.json`` holds: ``metrics`` of the best checkpoint on the test data (NaN as None; empty
+        without test data), ``validation`` (its ``monitor``), ``best_epoch`` and ``epochs`` (counted from 1),
+        ``parameters``, ``seconds`` of training and validation in all starts together, ``peak_memory`` in bytes above
+        what was in use before (of the last start; None: not measured) and ``settings``.
+
+    Also in ``folder``: ``model.dat`` (the best network's state_dict), ``best.ckpt`` and ``last.ckpt`` (Lightning's),
+    ``metrics.csv`` (a line per epoch), ``logs`` (Lightning's, a table per start) and ``tensorboard``.
+
+    On several GPUs batch norm uses the statistics of all of them (``SyncBatchNorm``, which torch lacks on CPUs).
+
+    Raises:
+        TrainingError: the loss is not finite; ``folder`` has a training with other settings, or a damaged file.
+    """
+    folder = Path(folder)
+    record = {
+        **module.settings,
+        "parameters": sum(parameter.numel() for parameter in module.network.parameters()),
+        **data.settings,
+        "epochs": epochs,
+        "seed": seed,
+        "monitor": monitor,
+        "mode": mode,
+        "precision": str(precision),
+        "patience": patience,
+        "max_time": None if max_time is None else str(max_time),
+        **(settings or {}),
+    }
+    _claim(folder, record)
+    finished = folder / "result.json"
+    if finished.exists():
+        return read_json(finished)
+
+    best = ModelCheckpoint(
+        folder, "best", monitor=monitor, mode=mode, save_weights_only=True, enable_version_counter=False
+    )
+    last = ModelCheckpoint(folder, "last", enable_version_counter=False)
+    timer = Timer(max_time, verbose=False)
+    callbacks = [_FiniteLoss(), _SeedOfEpoch(seed), timer, best, last]
+    if patience is not None:
+        callbacks.append(EarlyStopping(monitor, mode=mode, patience=patience))
+    with _quiet():
+        trainer = lightning.Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            strategy=strategy,
+            precision=precision,
+            max_epochs=epochs,
+            callbacks=callbacks,
+            logger=[
+                CSVLogger(folder, name="logs", flush_logs_every_n_steps=1),
+                TensorBoardLogger(folder, name="", version="tensorboard"),
+            ],
+            log_every_n_steps=1,
+            num_sanity_val_steps=0,
+            sync_batchnorm=torch.cuda.is_available() and accelerator != "cpu",
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+        lightning.seed_everything(seed, workers=True, verbose=False)
+        peak = _fit(trainer, module, data, folder / "last.ckpt")
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        if trainer.is_global_zero:
+            _write_history(folder)
+        checkpoint = _load(folder / "best.ckpt")
+        module.load_state_dict(checkpoint["state_dict"])
+        tested = [{}] if data.test is None else trainer.test(module, data, verbose=False)
+    result = {
+        "metrics": {name: value if math.isfinite(value) else None for name, value in tested[0].items()},
+        "validation": None if monitor is None else float(best.best_model_score),
+        "best_epoch": checkpoint["epoch"] + 1,
+        "epochs": trainer.current_epoch,
+        "parameters": record["parameters"],
+        "seconds": round(timer.time_elapsed("train"), 2),
+        "peak_memory": peak.bytes,
+        "settings": record,
+    }
+    if trainer.is_global_zero:
+        state = {key: value.cpu() for key, value in module.network.state_dict().items()}
+        replace(folder / "model.dat", lambda file: torch.save(state, file))
+        write_json(finished, result)
+    trainer.strategy.barrier("result.json")
+    return result
+
+
+def _fit(trainer: lightning.Trainer, module: TrainedModule, data: VolumeDataModule, last: Path) -> Peak:
+    """Trains, from the last checkpoint if there is one."""
+    if last.exists():
+        _load(last)  # an error of ours, before Lightning's
+    return memory_meter(trainer.strategy.root_device).measure(
+        lambda: trainer.fit(module, data, ckpt_path=last if last.exists() else None)
+    )
+
+
+class _FiniteLoss(Callback):
+    """Stops at the first loss that is NaN or infinite, before it reaches the weights."""
+
+    def on_before_backward(self, trainer, module, loss) -> None:
+        if not torch.isfinite(loss).all():
+            raise TrainingError(
+                f"the loss is {loss.item()} in epoch {trainer.current_epoch + 1}, step {trainer.global_step + 1}: "
+                "lower the learning rate, or look for NaN in the data"
+            )
+
+
+class _SeedOfEpoch(Callback):
+    """Seeds every epoch by its number, so that a resumed training draws what an uninterrupted one does."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer, module) -> None:
+        step = trainer.current_epoch * trainer.world_size + trainer.global_rank
+        lightning.seed_everything((self.seed + 1_000_003 * (step + 1)) % 2**32, workers=True, verbose=False)
+
+
+def _claim(folder: Path, settings: dict) -> None:
+    """Notes whose training the folder has; TrainingError if it has another one's."""
+    note = folder / "settings.json"
+    settings = json.loads(json.dumps(settings))  # tuples are lists in the file
+    if note.exists():
+        found = read_json(note)
+        missing = "nothing"
+        differing = [
+            f"{key} is {found.get(key, missing)!r} there and {settings.get(key, missing)!r} now"
+            for key in {**found, **settings}
+            if found.get(key, missing) != settings.get(key, missing)
+        ]
+        if differing:
+            raise TrainingError(
+                f"{folder} has a training with other settings: {'; '.join(differing)}. Choose another folder, or "
+                "remove this one"
+            )
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(note, settings)
+
+
+def _load(path: Path) -> dict:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch has no one exception for files that are not its own
+        raise TrainingError(
+            f"{path} is missing or damaged ({type(error).__name__}). Remove {path.parent} to train from the start"
+        ) from error
+
+
+def _write_history(folder: Path) -> None:
+    """Joins the logs of all starts: ``metrics.csv`` with a line per epoch, a repeated epoch as it was last."""
+    epochs: dict[int, dict[str, str]] = {}
+    logs = folder.glob("logs/version_*/metrics.csv")
+    for path in sorted(logs, key=lambda path: int(path.parent.name.removeprefix("version_"))):
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                if row["epoch"]:
+                    epochs.setdefault(int(row["epoch"]), {}).update(
+                        {name: value for name, value in row.items() if value}
+                    )
+    columns = sorted({name for row in epochs.values() for name in row} - {"epoch", "step"})
+
+    def write(file: IO[bytes]) -> None:
+        lines = [["epoch", *columns]]
+        lines += [[epoch + 1, *(epochs[epoch].get(name, "") for name in columns)] for epoch in sorted(epochs)]
+        file.write("".join(",".join(map(str, line)) + "\n" for line in lines).encode())
+
+    replace(folder / "metrics.csv", write)
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object; TrainingError that names the file if it is none."""
+    try:
+        found = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise TrainingError(f"{path} is damaged: {error}. Remove it, or {path.parent}") from error
+    if not isinstance(found, dict):
+        raise TrainingError(f"{path} is damaged: no JSON object. Remove it, or {path.parent}")
+    return found
+
+
+def write_json(path: Path, content: dict) -> None:
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    replace(path, lambda file: file.write(text.encode()))
+
+
+def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Writes a file that is there when it is complete, or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            write(file)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what Lightning says of every Trainer."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for message in (".*does not have many workers.*", ".*exists and is not empty.*", ".*LeafSpec.*"):
+            warnings.filterwarnings("ignore", message)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
