@@ -20,7 +20,7 @@ import torch
 
 from benchmarks import environment
 
-from .training import read_json, write_json
+from .saving import read_json, write_json
 
 SCHEMA = "acsconv-cuda-experiment"
 FOLDER = environment.ROOT / "benchmarks" / "results" / "experiments"

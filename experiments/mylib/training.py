@@ -9,24 +9,26 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from benchmarks.harness import Peak, memory_meter
 
 from .data import VolumeDataModule
+from .files import read_checkpoint
 from .modules import TrainedModule
+from .saving import read_json, whole, write_json
 
 
 class TrainingError(RuntimeError):
-    """A training cannot go on, or cannot be told from another one in its folder; the message says what to do."""
+    """A training cannot go on, or its folder has another one; the message says what to do."""
 
 
 def train(
@@ -74,7 +76,8 @@ def train(
     On several GPUs batch norm uses the statistics of all of them (``SyncBatchNorm``, which torch lacks on CPUs).
 
     Raises:
-        TrainingError: the loss is not finite; ``folder`` has a training with other settings, or a damaged file.
+        TrainingError: the loss is not finite, or ``folder`` has a training with other settings.
+        ValueError: a damaged file in ``folder``.
     """
     folder = Path(folder)
     record = {
@@ -101,6 +104,8 @@ def train(
     last = ModelCheckpoint(folder, "last", enable_version_counter=False)
     timer = Timer(max_time, verbose=False)
     callbacks = [_FiniteLoss(), _SeedOfEpoch(seed), timer, best, last]
+    if progress:
+        callbacks.append(_Progress())
     if patience is not None:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=patience))
     with _quiet():
@@ -128,7 +133,7 @@ def train(
             raise KeyboardInterrupt
         if trainer.is_global_zero:
             _write_history(folder)
-        checkpoint = _load(folder / "best.ckpt")
+        checkpoint = _read(folder / "best.ckpt")
         module.load_state_dict(checkpoint["state_dict"])
         tested = [{}] if data.test is None else trainer.test(module, data, verbose=False)
     result = {
@@ -143,7 +148,8 @@ def train(
     }
     if trainer.is_global_zero:
         state = {key: value.cpu() for key, value in module.network.state_dict().items()}
-        replace(folder / "model.dat", lambda file: torch.save(state, file))
+        with whole(folder / "model.dat") as file:
+            torch.save(state, file)
         write_json(finished, result)
     trainer.strategy.barrier("result.json")
     return result
@@ -152,10 +158,14 @@ def train(
 def _fit(trainer: lightning.Trainer, module: TrainedModule, data: VolumeDataModule, last: Path) -> Peak:
     """Trains, from the last checkpoint if there is one."""
     if last.exists():
-        _load(last)  # an error of ours, before Lightning's
+        _read(last)  # an error of ours, before Lightning's
     return memory_meter(trainer.strategy.root_device).measure(
         lambda: trainer.fit(module, data, ckpt_path=last if last.exists() else None)
     )
+
+
+def _read(checkpoint: Path) -> Mapping:
+    return read_checkpoint(checkpoint, f"Remove {checkpoint.parent} to train from the start")
 
 
 class _FiniteLoss(Callback):
@@ -180,6 +190,15 @@ class _SeedOfEpoch(Callback):
         lightning.seed_everything((self.seed + 1_000_003 * (step + 1)) % 2**32, workers=True, verbose=False)
 
 
+class _Progress(TQDMProgressBar):
+    """Lightning's bar without the number of the log."""
+
+    def get_metrics(self, trainer, module) -> dict:
+        return {
+            name: value for name, value in super().get_metrics(trainer, module).items() if name != "v_num"
+        }
+
+
 def _claim(folder: Path, settings: dict) -> None:
     """Notes whose training the folder has; TrainingError if it has another one's."""
     note = folder / "settings.json"
@@ -202,15 +221,6 @@ def _claim(folder: Path, settings: dict) -> None:
         write_json(note, settings)
 
 
-def _load(path: Path) -> dict:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch has no one exception for files that are not its own
-        raise TrainingError(
-            f"{path} is missing or damaged ({type(error).__name__}). Remove {path.parent} to train from the start"
-        ) from error
-
-
 def _write_history(folder: Path) -> None:
     """Joins the logs of all starts: ``metrics.csv`` with a line per epoch, a repeated epoch as it was last."""
     epochs: dict[int, dict[str, str]] = {}
@@ -223,40 +233,10 @@ def _write_history(folder: Path) -> None:
                         {name: value for name, value in row.items() if value}
                     )
     columns = sorted({name for row in epochs.values() for name in row} - {"epoch", "step"})
-
-    def write(file: IO[bytes]) -> None:
-        lines = [["epoch", *columns]]
-        lines += [[epoch + 1, *(epochs[epoch].get(name, "") for name in columns)] for epoch in sorted(epochs)]
+    lines = [["epoch", *columns]]
+    lines += [[epoch + 1, *(epochs[epoch].get(name, "") for name in columns)] for epoch in sorted(epochs)]
+    with whole(folder / "metrics.csv") as file:
         file.write("".join(",".join(map(str, line)) + "\n" for line in lines).encode())
-
-    replace(folder / "metrics.csv", write)
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object; TrainingError that names the file if it is none."""
-    try:
-        found = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TrainingError(f"{path} is damaged: {error}. Remove it, or {path.parent}") from error
-    if not isinstance(found, dict):
-        raise TrainingError(f"{path} is damaged: no JSON object. Remove it, or {path.parent}")
-    return found
-
-
-def write_json(path: Path, content: dict) -> None:
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    replace(path, lambda file: file.write(text.encode()))
-
-
-def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Writes a file that is there when it is complete, or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            write(file)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
