@@ -15,12 +15,8 @@ own seed and written in one go: what was interrupted goes on where it stopped.
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from tqdm import trange
@@ -29,6 +25,7 @@ if not __package__:
     import _init_paths  # noqa: F401
 
 from experiments.mylib.options import parse
+from experiments.mylib.saving import read_json, whole, write_json
 from experiments.poc.poc_config import POCDataConfig, POCShapeEnv, POCVoxelEnv
 
 SMALLEST_EDGE = 5
@@ -157,27 +154,15 @@ def _generate(
             continue
         rng = np.random.default_rng([seed, SPLITS.index(split), index])
         sample, segs = draw(makers, dims, size, noise, rng)
-        with _whole(path) as file:
+        with whole(path) as file:
             np.savez_compressed(file, **{name: sample, "segs": segs})
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name when it is complete, or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _claim(folder: Path, settings: dict) -> None:
     """Notes how the folder's files are made; ValueError if those that are there were made otherwise."""
     note = folder / "settings.json"
     if note.exists():
-        found = json.loads(note.read_text())
+        found = read_json(note)
         differing = [key for key in settings if found.get(key) != settings[key]]
         if differing:
             listed = ", ".join(f"{key} {found.get(key)!r} instead of {settings[key]!r}" for key in differing)
@@ -185,8 +170,7 @@ def _claim(folder: Path, settings: dict) -> None:
     elif any(folder.glob("*.npz")):
         raise ValueError(f"{folder} holds data without {note.name}; choose another folder or remove it")
     else:
-        with _whole(note) as file:
-            file.write((json.dumps(settings) + "\n").encode())
+        write_json(note, settings)
 
 
 def generate(config: POCDataConfig, *, progress: bool = True) -> None:

@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from experiments.mylib.files import read_npz, require
+
+_SOURCE = "generate_poc_data.py makes it"
+
 
 class _Samples(Dataset):
     """``<name>_<i>.npz`` of a folder.
@@ -28,11 +32,8 @@ class _Samples(Dataset):
 
     def __init__(self, data_root: str | Path, num_data: int) -> None:
         self.data_root, self.num_data = Path(data_root), num_data
-        missing = next((path for path in map(self._path, range(num_data)) if not path.is_file()), None)
-        if missing is not None:
-            raise FileNotFoundError(
-                f"{missing} does not exist; generate_poc_data.py makes it, or use fewer samples"
-            )
+        for index in range(num_data):
+            require(self._path(index), _SOURCE)
 
     def _path(self, index: int) -> Path:
         return self.data_root / f"{self.name}_{index}.npz"
@@ -40,12 +41,8 @@ class _Samples(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         if not 0 <= index < self.num_data:
             raise IndexError(f"sample {index} of {self.num_data}")
-        path = self._path(index)
-        try:
-            with np.load(path) as file:
-                sample, segs = file[self.name], file["segs"]
-        except Exception as error:  # whatever a damaged archive makes zipfile, zlib and numpy raise
-            raise ValueError(f"{path} is no file of generate_poc_data.py, or damaged: {error}") from error
+        file = read_npz(self._path(index), (self.name, "segs"), _SOURCE)
+        sample, segs = file[self.name], file["segs"]
         # The last mask is the background: label 0, as MONAI and the field count.
         labels = (segs.argmax(0) + 1) % len(segs)
         return torch.from_numpy(sample.astype(np.float32))[None], torch.from_numpy(labels)
