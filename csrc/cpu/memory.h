@@ -9,6 +9,14 @@
 #include <cstring>
 #include <new>
 
+#if defined(__SANITIZE_ADDRESS__)
+#define ACSCONV_ADDRESS_SANITIZER
+#elif defined(__has_feature)  // clang
+#if __has_feature(address_sanitizer)
+#define ACSCONV_ADDRESS_SANITIZER
+#endif
+#endif
+
 namespace acsconv {
 
 inline constexpr size_t kHugePage = size_t{2} << 20;
@@ -32,7 +40,7 @@ class Buffer {
 
   // At least `size` bytes, with anything in them, but zeros when new.
   void* get(size_t size) {
-#ifdef __SANITIZE_ADDRESS__
+#ifdef ACSCONV_ADDRESS_SANITIZER
     // Exactly as many, and not a number: what is read beside them, or before it is written, shows.
     std::free(data_);
     data_ = std::malloc(size);
@@ -60,7 +68,11 @@ class Buffer {
 
 // Bytes of a core's own second-level cache.
 inline int64_t cache_size() {
+#ifdef _SC_LEVEL2_CACHE_SIZE
   static const int64_t size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#else  // a C library other than glibc
+  static const int64_t size = 0;
+#endif
   return size > 0 ? size : kTypicalCache;
 }
 

@@ -1,6 +1,7 @@
-// Runs the CPU passes without torch, for builds with sanitizers: test_cpu_sanitizers.py compiles this file
-// together with csrc/cpu, and gives one problem per line on standard input. Every tensor is a block of memory
-// of exactly its size, filled with small integers; results are compared with loops.
+// Runs the CPU passes without torch, for builds with sanitizers and for other compilers and processors:
+// test_cpu_driver.py compiles this file together with csrc/cpu, and gives one problem per line on standard
+// input. Every tensor is a block of memory of exactly its size, filled with small integers; results are
+// compared with loops.
 //
 // A line: type soft channels_last groups batch C_in C_out, D H W of input and output, K_h K_w, split (3),
 // stride (3), origin (9), dilation (9); type is the index of acsconv::ScalarType.
@@ -170,8 +171,8 @@ void check(const Problem& p, bool soft, int64_t missing) {
     const Threads threads = some_threads();
     cpu_forward(p, soft, input.data(), weight.data(), bias.data(), output.data(), threads);
     cpu_backward_input(p, soft, grad_output.data(), weight.data(), grad_input.data(), threads);
-    cpu_backward_weight(p, soft, grad_output.data(), input.data(), grad_weight.data(), grad_bias.data(), p.type,
-                        threads);
+    cpu_backward_weight(p, soft, grad_output.data(), input.data(), grad_weight.data(), grad_bias.data(),
+                        p.type, threads);
   };
   if (twice) {
     std::thread other(all);
@@ -222,7 +223,7 @@ int main(int argc, char** argv) {
   const std::string fault = argc > 1 ? argv[1] : "";
   twice = fault == "twice";
   int problems = 0;
-  for (int64_t type, soft, last; read(type); ++problems) {
+  for (int64_t type = 0, soft = 0, last = 0; read(type); ++problems) {
     Problem p{};
     p.type = static_cast<ScalarType>(type);
     read(soft), read(last), read(p.groups), read(p.batch), read(p.in_channels), read(p.out_channels);

@@ -1,4 +1,4 @@
-"""The CPU kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, without torch.
+"""The CPU kernels without torch: under sanitizers, compiled by clang, and on an emulated aarch64 processor.
 
 The sources are compiled as on a platform that has only the portable kernels, with vectors wider than its registers
 once, and run over the table of layers and over problems drawn at random; ``cpu_driver.cpp`` compares
@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from cases import CASES
@@ -21,46 +22,68 @@ from acsconv_cuda.geometry import default_split, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = ROOT / "csrc" / "cpu"
-COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
 
-# sanitizer: options, bytes of a vector
+
+class Build(NamedTuple):
+    """A way to compile the driver, and to run it."""
+
+    compilers: tuple[str, ...]  # any of them
+    options: tuple[str, ...]
+    vector_bytes: int
+    accumulators: int
+    runner: tuple[str, ...] = ()
+    fault: tuple[str, str] | None = None  # a fault of cpu_driver.cpp, and the report that it must bring about
+
+
+NATIVE = (os.environ.get("CXX") or "g++", "c++")
+# No sanitizer sees what a processor's tiles load: in the first two they are loops.
+SANITIZED = ("-O1", "-g1", "-DACSCONV_TILES_EVERYWHERE")
+STRICT = ("-O1", "-Wall", "-Wextra", "-Werror", "-ffp-contract=fast")
 BUILDS = {
-    "address": (["-fsanitize=address,undefined", "-fno-sanitize-recover=all"], 32),
-    "thread": (["-fsanitize=thread"], 16),
+    "address": Build(
+        NATIVE,
+        (*SANITIZED, "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+        32,
+        12,
+        fault=("short", "heap-buffer-overflow"),
+    ),
+    "thread": Build(NATIVE, (*SANITIZED, "-fsanitize=thread"), 16, 12, fault=("twice", "data race")),
+    "clang": Build(("clang++",), STRICT, 16, 12),
+    "aarch64": Build(("aarch64-linux-gnu-g++",), (*STRICT, "-static"), 16, 24, runner=("qemu-aarch64",)),
 }
 
 
+class Driver(NamedTuple):
+    name: str  # of the build
+    command: list[str]
+
+
 @pytest.fixture(scope="module", params=BUILDS)
-def driver(request, tmp_path_factory) -> tuple[str, Path]:
-    """The sanitizer's name, and the program."""
-    if COMPILER is None:
-        pytest.skip("no C++ compiler was found")
-    options, vector_bytes = BUILDS[request.param]
+def driver(request, tmp_path_factory) -> Driver:
+    build = BUILDS[request.param]
+    compiler = next(filter(None, map(shutil.which, build.compilers)), None)
+    if compiler is None:
+        pytest.skip(f"not found: {' or '.join(build.compilers)}")
     folder = tmp_path_factory.mktemp(request.param)
-    command = [
-        COMPILER,
-        "-std=gnu++17",
-        "-O1",
-        "-g1",
-        "-Wno-psabi",
-        f"-I{ROOT / 'csrc'}",
-        *options,
-        "-pthread",
-    ]
-    trial = folder / "trial.cpp"
-    trial.write_text("int main() { return 0; }\n")
-    tried = subprocess.run(
-        [*command, str(trial), "-o", str(folder / "trial")], capture_output=True, text=True
-    )
-    if tried.returncode != 0 or subprocess.run([str(folder / "trial")]).returncode != 0:
-        pytest.skip(f"{COMPILER} cannot build and run with {options[0]}: {tried.stderr.strip()[-200:]}")
     names = {
         "ACSCONV_ISA": "portable",
-        "ACSCONV_VECTOR_BYTES": vector_bytes,
-        "ACSCONV_ACCUMULATORS": 12,
+        "ACSCONV_VECTOR_BYTES": build.vector_bytes,
+        "ACSCONV_ACCUMULATORS": build.accumulators,
     }
-    # No sanitizer sees what a processor's tiles load: here they are loops.
-    command += ["-DACSCONV_TILES_EVERYWHERE", *(f"-D{name}={value}" for name, value in names.items())]
+    command = [compiler, "-std=gnu++17", "-Wno-psabi", f"-I{ROOT / 'csrc'}", *build.options, "-pthread"]
+    command += [f"-D{name}={value}" for name, value in names.items()]
+
+    trial = folder / "trial.cpp"
+    trial.write_text("int main() { return 0; }\n")
+    for trial_command in (
+        [*command, str(trial), "-o", str(folder / "trial")],
+        [*build.runner, str(folder / "trial")],
+    ):
+        try:
+            subprocess.run(trial_command, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"this machine cannot: {error}: {str(getattr(error, 'stderr', '')).strip()[-200:]}")
+
     sources = [*sorted(CPU.glob("*.cpp")), Path(__file__).with_name("cpu_driver.cpp")]
     objects = [folder / f"{source.stem}.o" for source in sources]
     jobs: list[subprocess.Popen] = []
@@ -71,7 +94,7 @@ def driver(request, tmp_path_factory) -> tuple[str, Path]:
     assert [job.wait() for job in jobs] == [0] * len(jobs)
     program = folder / "driver"
     subprocess.run([*command, *map(str, objects), "-o", str(program)], check=True)
-    return request.param, program
+    return Driver(request.param, [*build.runner, str(program)])
 
 
 def line(*numbers) -> str:
@@ -115,28 +138,28 @@ def lines_of_random_problems(type: int, draw: Callable[[int, str], Problem], see
     return lines
 
 
-def run(program: Path, lines: list[str], fault: str = "") -> subprocess.CompletedProcess:
+def run(driver: Driver, lines: list[str], fault: str = "") -> subprocess.CompletedProcess:
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
     return subprocess.run(
-        [str(program), fault], input="\n".join(lines), capture_output=True, text=True, env=environment
+        [*driver.command, fault], input="\n".join(lines), capture_output=True, text=True, env=environment
     )
 
 
 @pytest.mark.parametrize("type", range(4), ids=["float64", "float32", "float16", "bfloat16"])
 def test_no_report_and_right_results(driver, type):
-    if driver[0] == "thread" and type in (0, 2):
+    if driver.name == "thread" and type in (0, 2):
         pytest.skip("threads share the same memory whatever the type: float32 and bfloat16 are enough")
     lines = lines_of_cases(type) + lines_of_random_problems(type, random_problem, range(12))
     lines += lines_of_random_problems(type, depthwise_problem, range(6))
-    result = run(driver[1], lines)
+    result = run(driver, lines)
     assert result.returncode == 0, result.stdout[-500:] + result.stderr[:3000]
     assert result.stdout == f"{len(lines)} problems\n"
 
 
 def test_a_planted_fault_is_reported(driver):
-    fault, report = {"address": ("short", "heap-buffer-overflow"), "thread": ("twice", "data race")}[
-        driver[0]
-    ]
-    result = run(driver[1], lines_of_cases(1)[:1], fault)
+    if BUILDS[driver.name].fault is None:
+        pytest.skip("this build has no sanitizer")
+    fault, report = BUILDS[driver.name].fault
+    result = run(driver, lines_of_cases(1)[:1], fault)
     assert result.returncode != 0
     assert report in result.stderr
