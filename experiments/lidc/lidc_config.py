@@ -58,6 +58,7 @@ class LIDCSegConfig(LIDCEnv):
     accelerator: str = _setting("auto", "auto | cpu | gpu")
     devices: int = _setting(1, "how many of them")
     precision: str = _setting("32-true", "32-true | bf16-mixed | 16-mixed")
+    progress: bool = _setting(True, "show a bar")
 
     _task = "LIDC"
 

@@ -1,8 +1,10 @@
 """The LIDC-IDRI experiments on small files in the published formats."""
 
 import csv
-import dataclasses
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +15,14 @@ import experiments  # noqa: F401  before torchvision
 torchvision = pytest.importorskip("torchvision")
 pytest.importorskip("lightning")
 
-from experiments.lidc import networks  # noqa: E402
+from experiments.lidc import networks, train_classification, train_segmentation  # noqa: E402
+from experiments.lidc.experiment import data_module  # noqa: E402
 from experiments.lidc.lidc_config import LIDCClassConfig, LIDCSegConfig  # noqa: E402
 from experiments.lidc.lidc_dataset import LIDCSegDataset, LIDCTwoClassDataset  # noqa: E402
+from experiments.lidc.loss import soft_dice_loss  # noqa: E402
+from experiments.mylib.options import parse  # noqa: E402
 
-SIZE, CROP, MOVE = 20, 12, 2
+SIZE, CROP, MOVE = 16, 8, 2
 GRADES = {"train": [1, 2, 3, 4, 5, 4], "test": [1, 5, 3, 2]}
 
 
@@ -46,7 +51,7 @@ def data(tmp_path_factory):
         for part, grades in GRADES.items():
             for name, grade in zip(names[part], grades):
                 rows.writerow([name.removesuffix(".npz"), 0, grade])
-                voxel, mask = nodule(2 + grade / 2)
+                voxel, mask = nodule(1 + grade / 2)
                 np.savez_compressed(folder / "nodule" / name, voxel=voxel, answer1=mask, answer2=mask)
     return folder
 
@@ -55,7 +60,7 @@ def test_segmentation_items(data) -> None:
     dataset = LIDCSegDataset(CROP, MOVE, data, train=False)
     assert len(dataset) == 4
     volume, mask = dataset[1]
-    voxel, ball = nodule(2 + 5 / 2)
+    voxel, ball = nodule(1 + 5 / 2)
     middle = (slice(SIZE // 2 - CROP // 2, SIZE // 2 + CROP // 2),) * 3
     assert volume.shape == (3, CROP, CROP, CROP) and volume.dtype == torch.float32
     assert torch.equal(volume[2], torch.from_numpy(voxel[middle]).float() / 255 - 1)
@@ -113,9 +118,9 @@ NAN = np.where(MASK, np.nan, 1.0)
         ("nodule/test0.npz", b"", r"test0.npz is damaged.*github.com/M3DV/ACSConv"),
         ("nodule/test0.npz", b"PK\x03\x04 half a file", "test0.npz is damaged"),
         ("nodule/test0.npz", {"voxel": VOXEL}, "test0.npz lacks the array answer1; it holds voxel"),
-        ("nodule/test0.npz", {"voxel": VOXEL[0], "answer1": MASK[0]}, r"voxel must be \[D, H, W\].*got \[20, 20\]"),
-        ("nodule/test0.npz", {"voxel": VOXEL[:8], "answer1": MASK[:8]}, "each at least 12, got"),
-        ("nodule/test0.npz", {"voxel": VOXEL, "answer1": MASK[1:]}, r"answer1 must be \[20, 20, 20\] numbers"),
+        ("nodule/test0.npz", {"voxel": VOXEL[0], "answer1": MASK[0]}, r"voxel must be \[D, H, W\].*got \[16, 16\]"),
+        ("nodule/test0.npz", {"voxel": VOXEL[:6], "answer1": MASK[:6]}, "each at least 8, got"),
+        ("nodule/test0.npz", {"voxel": VOXEL, "answer1": MASK[1:]}, r"answer1 must be \[16, 16, 16\] numbers"),
         ("nodule/test0.npz", {"voxel": NAN, "answer1": MASK}, "voxel has values that are no numbers"),
         ("nodule/test0.npz", {"voxel": VOXEL, "answer1": MASK * 255}, "answer1 must be a mask of 0 and 1"),
         ("train_test_split.csv", b"train,valid\na.npz,b.npz\n", "lacks the column test"),
@@ -145,7 +150,7 @@ def test_missing_data_says_where_it_comes_from(tmp_path) -> None:
 
 
 def settings(config=LIDCSegConfig, **options):
-    return dataclasses.replace(config(), crop_size=CROP, move=MOVE, num_workers=0, **options)
+    return config(**{"crop_size": CROP, "move": MOVE, "num_workers": 0, **options})
 
 
 def test_the_settings_are_the_originals() -> None:
@@ -241,3 +246,76 @@ def test_other_files_of_weights_are_refused(weights, tmp_path) -> None:
         build("mednet", mednet_resnet18_pretrain_path=str(whole[0]))
     with pytest.raises(ValueError, match=r"resnet18-5c106cde.pth: pretrained: .* do not fit"):
         build("mednet", mednet_resnet18_pretrain_path=weights["imagenet_pretrain_path"])
+
+
+def test_soft_dice_loss() -> None:
+    logits, labels = torch.randn(2, 3, 4, 5, 6), torch.randint(2, (2, 4, 5, 6))  # no voxel of class 2
+    probabilities = logits.softmax(1)
+    expected = 0.0
+    for label in (0, 1):
+        p, t = probabilities[:, label], (labels == label).float()
+        expected += 1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
+    assert torch.allclose(soft_dice_loss(logits, labels), expected / 3)
+
+
+def trained(main, config, data, folder, **options):
+    options = {"save": str(folder), "batch_size": 3, "n_epochs": 1, "progress": False, **options}
+    return main(settings(config, data=str(data), **options))
+
+
+@pytest.mark.parametrize("conv", ["ACSConv", "Conv2_5d"])
+def test_trains_a_segmentation(data, tmp_path, conv, weights) -> None:
+    folder = tmp_path / "run"
+    result = trained(train_segmentation.main, LIDCSegConfig, data, folder, conv=conv, **weights)
+    assert 0 <= result["metrics"]["test_dice_nodule"] <= 1
+    assert result["validation"] == pytest.approx(result["metrics"]["test_dice"])  # the published protocol
+    assert (result["settings"]["conv"], result["settings"]["loss"]) == (conv, "soft_dice_loss")
+    network = networks.build(settings(conv=conv, pretrained=False), networks.SEGMENTATION)
+    network.load_state_dict(torch.load(folder / "model.dat", weights_only=True))
+    again = trained(train_segmentation.main, LIDCSegConfig, data, folder, conv=conv, num_workers=1, **weights)
+    assert again == result
+
+
+def test_trains_a_classification_on_a_part_of_the_training_set(data, tmp_path, weights) -> None:
+    options = {**weights, "conv": "Conv3d", "pretrained_3d": "mednet", "hold_out": 0.4}
+    result = trained(train_classification.main, LIDCClassConfig, data, tmp_path / "run", **options)
+    assert 0 <= result["metrics"]["test_auc"] <= 1
+    sizes = [result["settings"][f"{part}_samples"] for part in ("train", "validation", "test")]
+    assert sizes == [3, 2, 3]
+
+
+def test_held_out_nodules_are_no_training_nodules(data) -> None:
+    module = data_module(settings(data=str(data), hold_out=0.5), LIDCSegDataset)
+    parts = [
+        {str(part.dataset.files[index]) for index in part.indices}
+        for part in (module.train, module.validation)
+    ]
+    assert len(parts[0]) == len(parts[1]) == 3 and not parts[0] & parts[1]
+    assert (module.train.dataset.augment, module.validation.dataset.augment, module.test.augment) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("backbone", ["densenet121", "vgg16"])
+def test_the_other_backbones(backbone) -> None:
+    config = settings(backbone=backbone, pretrained=False)
+    volume = torch.rand(1, 3, 8, 8, 8)
+    with torch.no_grad():
+        assert networks.build(config, networks.CLASSIFICATION).eval()(volume).shape == (1, 2)
+        assert networks.build(config, networks.SEGMENTATION).eval()(volume).shape == (1, 2, 8, 8, 8)
+
+
+def test_a_script_without_data_says_where_to_get_it(tmp_path) -> None:
+    script = Path(__file__).parents[2] / "experiments" / "lidc" / "train_segmentation.py"
+    command = [sys.executable, str(script), "--data", "absent"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    last = done.stderr.splitlines()[-1]
+    assert "train_test_split.csv is missing" in last and "github.com/M3DV/ACSConv" in last
+
+
+def test_every_setting_is_an_option() -> None:
+    words = ["--backbone", "vgg16", "--no-pretrained", "--milestones", "0.3", "0.6", "--data", "here"]
+    config = parse(LIDCClassConfig, "LIDC", words)
+    assert (config.backbone, config.weights, config.n_epochs) == ("vgg16", "nopretrained", 100)
+    assert (config.milestones, config.data, config.batch_size) == ((0.3, 0.6), "here", 24)
+    with pytest.raises(SystemExit):
+        parse(LIDCClassConfig, "LIDC", ["--backbone", "resnet19"])
