@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lightning
+import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 
@@ -14,9 +15,9 @@ class VolumeDataModule(lightning.LightningDataModule):
         batch_size: samples of a step, on each device.
         eval_batch_size: samples of a step of validation and test, where they are others.
         num_workers: processes that load.
-        seed: of the order of the training samples. The order is a function of the seed and the epoch alone: a resumed
-            training sees what an uninterrupted one does, and n processes with batches of b/n share the batches of b
-            that one process sees.
+        seed: of the order of the training samples, and of what is random in loading. Both are functions of the seed
+            and the epoch alone: a resumed training sees what an uninterrupted one does, and n processes with batches
+            of b/n share the batches of b that one process sees.
 
     On several devices Lightning gives each process its share of validation and test, and repeats samples where the
     shares would differ in length.
@@ -62,10 +63,8 @@ class VolumeDataModule(lightning.LightningDataModule):
             shuffle=True,
             seed=self.seed,
         )
-        sampler.set_epoch(
-            self.trainer.current_epoch
-        )  # workers may fetch before Lightning says which epoch it is
-        return self._loader(self.train, self.batch_size, sampler=sampler)
+        sampler.set_epoch(self.trainer.current_epoch)  # workers may fetch before Lightning says which it is
+        return self._loader(self.train, self.batch_size, sampler=sampler, generator=sampler.of_workers)
 
     def val_dataloader(self) -> DataLoader | list:
         return [] if self.validation is None else self._loader(self.validation, self.eval_batch_size)
@@ -74,10 +73,21 @@ class VolumeDataModule(lightning.LightningDataModule):
         return [] if self.test is None else self._loader(self.test, self.eval_batch_size)
 
     def _loader(self, dataset: Dataset, batch_size: int, **options) -> DataLoader:
-        return DataLoader(
-            dataset,
-            batch_size=batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            **options,
-        )
+        return DataLoader(dataset, batch_size=batch_size, num_workers=self.num_workers, **options)
+
+
+class _SeededSampler(DistributedSampler):
+    """The epoch decides the seeds of the loading processes as well, and none is drawn from the training's generator."""
+
+    def __init__(self, *args, **options) -> None:
+        super().__init__(*args, **options)
+        self.of_workers = torch.Generator()
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        self.of_workers.manual_seed(seed_of(self.seed, epoch * self.num_replicas + self.rank))
+
+
+def seed_of(seed: int, index: int) -> int:
+    """The seed of the part ``index`` of what ``seed`` decides."""
+    return (seed + 1_000_003 * (index + 1)) % 2**32

@@ -10,6 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 
+def setting(default: Any, meaning: str, choices: Sequence | None = None) -> Any:
+    """A field of a dataclass of settings: its default, what ``--help`` says of it, the values that it may take."""
+    return dataclasses.field(default=default, metadata={"help": meaning, "choices": choices})
+
+
 def parse(config: Any, description: str, arguments: Sequence[str] | None = None) -> Any:
     """The settings with what the command line says in place of their defaults.
 

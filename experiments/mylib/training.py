@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from benchmarks.harness import Peak, memory_meter
 
-from .data import VolumeDataModule
+from .data import VolumeDataModule, seed_of
 from .files import read_checkpoint
 from .modules import TrainedModule
 from .saving import read_json, whole, write_json
@@ -186,8 +186,8 @@ class _SeedOfEpoch(Callback):
         self.seed = seed
 
     def on_train_epoch_start(self, trainer, module) -> None:
-        step = trainer.current_epoch * trainer.world_size + trainer.global_rank
-        lightning.seed_everything((self.seed + 1_000_003 * (step + 1)) % 2**32, workers=True, verbose=False)
+        index = trainer.current_epoch * trainer.world_size + trainer.global_rank
+        lightning.seed_everything(seed_of(self.seed, index), workers=True, verbose=False)
 
 
 class _Progress(TQDMProgressBar):
@@ -246,7 +246,12 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        for message in (".*does not have many workers.*", ".*exists and is not empty.*", ".*LeafSpec.*"):
+        for message in (
+            ".*does not have many workers.*",
+            ".*exists and is not empty.*",
+            ".*LeafSpec.*",
+            ".*across ranks is zero.*",
+        ):
             warnings.filterwarnings("ignore", message)
         try:
             yield
