@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-
-def _setting(default: object, meaning: str):
-    return field(default=default, metadata={"help": meaning})
+from experiments.mylib.options import setting
 
 
 @dataclass
 class LIDCEnv:
     """Where things are; folders are relative to the current one."""
 
-    data: str = _setting("data/lidc", "folder of the LIDC data")
-    imagenet_pretrain_path: str = _setting(
+    data: str = setting("data/lidc", "folder of the LIDC data")
+    imagenet_pretrain_path: str = setting(
         "", "file of 2D ImageNet weights; empty: torchvision downloads its own"
     )
-    video_resnet18_pretrain_path: str = _setting(
+    video_resnet18_pretrain_path: str = setting(
         "resnet-18-kinetics.pth", "file of weights from Kinetics' videos"
     )
-    mednet_resnet18_pretrain_path: str = _setting("resnet_18_23dataset.pth", "file of MedicalNet's weights")
-    save: str = _setting(
+    mednet_resnet18_pretrain_path: str = setting("resnet_18_23dataset.pth", "file of MedicalNet's weights")
+    save: str = setting(
         "", "folder of logs and results; empty: tmp/LIDC/<backbone>/<conv>_<weights>_seed<seed>"
     )
 
@@ -32,33 +30,33 @@ class LIDCEnv:
 class LIDCSegConfig(LIDCEnv):
     """Segmentation of nodules."""
 
-    batch_size: int = _setting(8, "volumes in a step, on each device")
-    n_epochs: int = _setting(100, "passes through the training set")
-    seed: int = _setting(0, "of weights, order, crops")
-    hold_out: float = _setting(
+    batch_size: int = setting(8, "volumes in a step, on each device")
+    n_epochs: int = setting(100, "passes through the training set")
+    seed: int = setting(0, "of weights, order, crops")
+    hold_out: float = setting(
         0.0, "share of the training set that chooses the best epoch; 0: the test set does, as published"
     )
-    num_workers: int = _setting(8, "processes that load volumes")
-    crop_size: int = _setting(48, "voxels of a crop along each axis")
-    move: int = _setting(5, "how far crops are moved in training, voxels")
+    num_workers: int = setting(8, "processes that load volumes")
+    crop_size: int = setting(48, "voxels of a crop along each axis")
+    move: int = setting(5, "how far crops are moved in training, voxels")
 
-    lr: float = _setting(0.001, "Adam's learning rate")
-    milestones: tuple[float, ...] = _setting((0.5, 0.75), "where it falls, as shares of the epochs")
-    gamma: float = _setting(0.1, "by which factor it falls")
+    lr: float = setting(0.001, "Adam's learning rate")
+    milestones: tuple[float, ...] = setting((0.5, 0.75), "where it falls, as shares of the epochs")
+    gamma: float = setting(0.1, "by which factor it falls")
 
-    backbone: Literal["resnet18", "densenet121", "vgg16"] = _setting("resnet18", "network")
-    conv: Literal["ACSConv", "SoftACSConv", "Conv2_5d", "Conv3d"] = _setting("ACSConv", "its convolutions")
-    pretrained: bool = _setting(True, "2D ImageNet weights, for every conv but Conv3d")
-    pretrained_3d: Literal["i3d", "video", "mednet", "nopretrained"] = _setting(
+    backbone: Literal["resnet18", "densenet121", "vgg16"] = setting("resnet18", "network")
+    conv: Literal["ACSConv", "SoftACSConv", "Conv2_5d", "Conv3d"] = setting("ACSConv", "its convolutions")
+    pretrained: bool = setting(True, "2D ImageNet weights, for every conv but Conv3d")
+    pretrained_3d: Literal["i3d", "video", "mednet", "nopretrained"] = setting(
         "i3d", "weights of Conv3d: ImageNet's, inflated; Kinetics'; MedicalNet's; none"
     )
-    shortcut: Literal["A", "B"] = _setting("B", "of resnet18: A is that of the files of video and mednet")
+    shortcut: Literal["A", "B"] = setting("B", "of resnet18: A is that of the files of video and mednet")
 
-    memory_efficient: bool = _setting(False, "train in less memory")
-    accelerator: str = _setting("auto", "auto | cpu | gpu")
-    devices: int = _setting(1, "how many of them")
-    precision: str = _setting("32-true", "32-true | bf16-mixed | 16-mixed")
-    progress: bool = _setting(True, "show a bar")
+    memory_efficient: bool = setting(False, "train in less memory")
+    accelerator: str = setting("auto", "auto | cpu | gpu")
+    devices: int = setting(1, "how many of them")
+    precision: str = setting("32-true", "32-true | bf16-mixed | 16-mixed")
+    progress: bool = setting(True, "show a bar")
 
     _task = "LIDC"
 
@@ -97,6 +95,6 @@ class LIDCSegConfig(LIDCEnv):
 class LIDCClassConfig(LIDCSegConfig):
     """Classification of nodules."""
 
-    batch_size: int = _setting(24, "volumes in a step, on each device")
+    batch_size: int = setting(24, "volumes in a step, on each device")
 
     _task = "LIDCClass"

@@ -9,18 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 
-import experiments  # noqa: F401  before torchvision
-
-torchvision = pytest.importorskip("torchvision")
-pytest.importorskip("lightning")
-
-from experiments.lidc import networks, train_classification, train_segmentation  # noqa: E402
-from experiments.lidc.experiment import data_module  # noqa: E402
-from experiments.lidc.lidc_config import LIDCClassConfig, LIDCSegConfig  # noqa: E402
-from experiments.lidc.lidc_dataset import LIDCSegDataset, LIDCTwoClassDataset  # noqa: E402
-from experiments.lidc.loss import soft_dice_loss  # noqa: E402
-from experiments.mylib.options import parse  # noqa: E402
+from experiments.lidc import networks, train_classification, train_segmentation
+from experiments.lidc.experiment import data_module
+from experiments.lidc.lidc_config import LIDCClassConfig, LIDCSegConfig
+from experiments.lidc.lidc_dataset import LIDCSegDataset, LIDCTwoClassDataset
+from experiments.lidc.loss import soft_dice_loss
+from experiments.mylib.options import parse
 
 SIZE, CROP, MOVE = 16, 8, 2
 GRADES = {"train": [1, 2, 3, 4, 5, 4], "test": [1, 5, 3, 2]}
