@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import cpu_goals
 import memory_report
 from harness import geometric_mean
 from result_file import (
@@ -203,7 +204,10 @@ def markdown(result: dict) -> str:
             peaks = " / ".join(mebibytes(rows[name]) if name in rows else "-" for name in names)
             text.append(f"| {group[0]['case']} | {group[0]['description']} | {cells} | {peaks} |")
         text.append("")
-    for title, header, body in mean_tables(result["rows"]):
+    tables = mean_tables(result["rows"])
+    if result["environment"]["device"] == "cpu":
+        tables += cpu_goals.tables(result["rows"])
+    for title, header, body in tables:
         text += [f"**{title}**\n", f"| {' | '.join(header)} |", "|---|---|" + "--:|" * (len(header) - 2)]
         text += [f"| {' | '.join(cells)} |" for cells in body]
         text.append("")

@@ -3,6 +3,7 @@
 import copy
 import json
 
+import cpu_goals
 import pytest
 import report
 import result_file
@@ -162,6 +163,39 @@ def test_markdown_has_every_layer_and_the_conditions():
         "a note",
     ):
         assert words in text
+
+
+def test_goals_take_each_peer_at_its_better_layout():
+    def both(name, contiguous, channels_last, **options):
+        last = {"layout": "channels_last"}
+        return [row(name, contiguous, **options), row(name, channels_last, **options) | last]
+
+    name = "nnunet-stage1"  # 64 channels, stride 1
+    rows = [
+        *both("acsconv-cuda cpu", 12.0, 15.0, case=name),  # 83 % and 67 % of 1e11 FLOP/s
+        *both("nn.Conv3d", 30.0, 24.0, case=name),
+        *both("acsconv 0.1.1", 14.0, 18.0, case=name),
+        *both("acsconv-cuda cpu", 2.0, 2.0, case="soft-32"),
+        *both("nn.Conv3d", 8.0, 8.0, case="soft-32"),
+        row("acsconv-cuda cpu", 1.0, case="soft-64"),  # in one layout alone: no statement
+    ]
+    (_, _, classes), (_, _, misses) = cpu_goals.tables(rows)
+    forward = "float32 forward, stride 1, 32 input channels or more (1)"
+    assert classes[:2] == [
+        [forward, "contiguous", "83% (80%), 83% (72%)", "**2.00** (2.10)", "1.17"],
+        [forward, "channels_last", "**67%** (80%), **67%** (72%)", "**1.60** (2.10)", "0.93"],
+    ]
+    assert ["float32 forward, Soft ACS (1)", "contiguous", "500%, 500%", "4.00 (1.00)", "-"] in classes
+    assert misses == [
+        [
+            "nnunet-stage1, 64→64 k3, 32³",
+            "float32 forward",
+            "channels_last: 0.93 of acsconv 0.1.1's speed; channels_last: 67% of the matrix product, goal 72%; "
+            "channels_last: 1.25 times the other layout's time",
+        ]
+    ]
+    assert "**67%** (80%)" in report.markdown(result(rows))
+    assert cpu_goals.tables(rows[:1]) == []
 
 
 def test_command_line(tmp_path, capsys):
