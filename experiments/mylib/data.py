@@ -56,7 +56,7 @@ class VolumeDataModule(lightning.LightningDataModule):
         return {**sizes, "batch_size": self.batch_size, "data_seed": self.seed}
 
     def train_dataloader(self) -> DataLoader:
-        sampler = DistributedSampler(
+        sampler = _SeededSampler(
             self.train,
             num_replicas=self.trainer.world_size,
             rank=self.trainer.global_rank,
