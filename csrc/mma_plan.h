@@ -37,7 +37,15 @@ inline constexpr MmaShape kViewPerWarpShapes[] = {
 };
 inline constexpr MmaShape kViewPerStepShapes[] = {{4, 4, 4, 8, 1, 2}, {8, 4, 4, 8, 1, 2}};
 inline constexpr MmaShape kTapRowShapes[] = {
-    {4, 4, 4, 8, 2, 3}, {8, 4, 4, 8, 2, 2}, {4, 4, 4, 8, 1, 3, 5}, {4, 4, 4, 8, 1, 3, 7}};
+    {4, 4, 4, 8, 2, 3},    {8, 4, 4, 8, 2, 2},    {4, 4, 4, 8, 1, 3, 5},
+    {4, 4, 4, 8, 1, 3, 7}, {4, 4, 4, 8, 2, 3, 7},
+};
+
+// At stride 2 the shape of 7x7 also computes 5x5.
+constexpr bool shape_takes(const MmaShape& shape, int64_t kernel, int64_t stride) {
+  return shape.stride == stride &&
+         (shape.kernel == kernel || (stride == 2 && shape.kernel == 7 && kernel == 5));
+}
 
 template <size_t kCount>
 constexpr int shape_count(const MmaShape (&)[kCount]) {
@@ -54,9 +62,17 @@ constexpr int view_per_step_threads(const MmaShape& shape) {
   return mma_tile_voxels(shape) / (16 * shape.rows) * 32;
 }
 
-// One row per step: the taps of a row lie next to each other, at stride 2 two of them or one (of even taps,
-// and of odd ones), so that a row's voxels are the tile, longer by all but one along the view's inner axis.
-ACSCONV_HD constexpr int tap_row_taps(const MmaShape& shape) { return shape.stride == 2 ? 2 : shape.kernel; }
+// One row per step: the taps of a row lie next to each other, at stride 2 those of one parity, so that a
+// row's voxels are the tile, longer by all but one of at most so many taps along the view's inner axis.
+ACSCONV_HD constexpr int tap_row_taps(const MmaShape& shape) {
+  return shape.stride == 2 ? shape.kernel / 2 + 1 : shape.kernel;
+}
+// At stride 2 rows have K / 2 or K / 2 + 1 taps.
+ACSCONV_HD constexpr int tap_row_least_taps(const MmaShape& shape) {
+  return shape.stride == 1 ? shape.kernel : shape.kernel == 7 ? 2 : 1;
+}
+// Rows of a view, at most.
+ACSCONV_HD constexpr int tap_row_rows(const MmaShape& shape) { return shape.stride * shape.kernel; }
 constexpr int tap_row_voxels(const MmaShape& shape) {
   const int more = tap_row_taps(shape) - 1;
   const int along_height = shape.depth * (shape.height + more);
@@ -126,11 +142,15 @@ constexpr MmaShared view_per_step_shared(const MmaShape& shape) {
   return mma_shared(all, most, 9 * shape.columns,
                     mma_staged_bytes(shape, view_per_step_staged_channels(shape)));
 }
-// Its table has a line for every depth and height, and then the positions along W.
+// Its tables have 16 bytes for every row and view, and for the steps (mma_tap_row_table.cuh), a line for
+// every depth and height, and then the positions along W.
+ACSCONV_HD constexpr int tap_row_ints(const MmaShape& shape) {
+  return 4 * (1 + kViews + kViews * tap_row_rows(shape));
+}
 constexpr MmaShared tap_row_shared(const MmaShape& shape) {
   const int lines = tap_row_reach(shape, shape.depth) * tap_row_reach(shape, shape.height);
   // A block's first channel may be any.
-  return mma_shared(lines + tap_row_reach(shape, kMmaTileWidth), tap_row_voxels(shape),
+  return mma_shared(tap_row_ints(shape) + lines + tap_row_reach(shape, kMmaTileWidth), tap_row_voxels(shape),
                     tap_row_taps(shape) * shape.columns, mma_staged_bytes(shape, 8 * shape.columns + 8));
 }
 // Two blocks of the usual shapes on an A100 (164 KiB, of which every block takes 1 KiB more), one everywhere.
@@ -139,6 +159,7 @@ static_assert(2 * (view_per_step_shared(kViewPerStepShapes[1]).total + 1024) <= 
 static_assert(view_per_warp_shared(kViewPerWarpShapes[3]).total <= 99 * 1024);
 static_assert(tap_row_shared(kTapRowShapes[1]).total <= 99 * 1024);
 static_assert(tap_row_shared(kTapRowShapes[3]).total <= 99 * 1024);
+static_assert(tap_row_shared(kTapRowShapes[4]).total <= 99 * 1024);
 
 struct MmaPlan {
   std::string rejection;  // why the tensor cores do not compute the pass; empty: they do
@@ -182,7 +203,6 @@ inline std::string mma_rejection(const Problem& p, bool forward, bool allow_tf32
   if (!views_share_centre(p)) return "the views have no common centre";
   if (p.stride[1] != stride || p.stride[2] != stride) return "strides differ between axes";
   if (stride > 2) return "a stride above 2";
-  if (stride == 2 && kernel != 3) return "stride 2 of a kernel that is not 3 x 3";
   for (int axis = 0; axis < 3 && stride == 2 && !forward; ++axis) {
     if (p.dilation[(axis + 1) % 3][axis] != 1) return "dilation in the gradient of the input of stride 2";
   }
@@ -240,9 +260,7 @@ bool choose_shape(const Problem& p, int64_t results, const MmaShape (&shapes)[kC
     const MmaShared shared = plan.view_per_warp  ? view_per_warp_shared(s)
                              : plan.row_per_step ? tap_row_shared(s)
                                                  : view_per_step_shared(s);
-    if (s.stride != p.stride[0] || s.kernel != p.kernel_h || shared.total > machine.block_shared_bytes) {
-      continue;
-    }
+    if (!shape_takes(s, p.kernel_h, p.stride[0]) || shared.total > machine.block_shared_bytes) continue;
     const int64_t width = 8 * s.columns;
     int64_t of_view[kViews] = {}, blocks = (results + width - 1) / width;
     if (plan.view_per_warp || plan.view_per_block) {
@@ -300,7 +318,8 @@ inline MmaPlan plan_mma(const Problem& p, Pass pass, bool soft, bool allow_tf32,
     plan.steps = acs_forward ? plan.view_steps[view] : plan.steps + plan.view_steps[view];
     if (!forward && !soft) begin = end;
   }
-  const int units = shape.kernel * shape.kernel * (plan.view_per_warp ? kViews : 1) * shape.columns;
+  const int units =
+      static_cast<int>(p.kernel_h * p.kernel_h) * (plan.view_per_warp ? kViews : 1) * shape.columns;
   plan.bias_bytes = mma_round(static_cast<size_t>(results) * 4);
   plan.packed_bytes = static_cast<size_t>(plan.column_blocks) * plan.steps * units * kMmaUnitBytes;
 

@@ -147,11 +147,13 @@ __device__ __forceinline__ void gather_voxels(const T* source, const int* table,
   }
 }
 
+// `bytes`: how many of the kBytes are wanted.
 template <int kBytes, int kThreads>
-__device__ __forceinline__ void copy_weights(const unsigned char* packed, uint32_t stage, int thread) {
+__device__ __forceinline__ void copy_weights(const unsigned char* packed, uint32_t stage, int thread,
+                                             int bytes = kBytes) {
 #pragma unroll
   for (int i = 0; i < kBytes; i += kThreads * 16) {
-    if (i + kThreads * 16 <= kBytes || i + thread * 16 < kBytes) {
+    if ((bytes == kBytes && i + kThreads * 16 <= kBytes) || i + thread * 16 < bytes) {
       ptx::cp_async<16>(stage + i + thread * 16, packed + i + thread * 16, 16);
     }
   }

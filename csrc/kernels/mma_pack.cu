@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads)
       column = columns.range.begin - column_slack(columns.range, 8 * pack.tiles) + 8 * tile + lane / 4;
       if (column < columns.range.begin || column >= columns.range.end) column = -1;
       if (pack.row_per_step) {
-        outer = unit / kernel, inner = inner_tap_of_place(unit % kernel, pack.by_parity);
+        outer = unit / kernel, inner = inner_tap_of_place(unit % kernel, kernel, pack.by_parity);
       } else {
         tap_of_unit(work.soft, view, unit, &outer, &inner);
       }
@@ -132,12 +132,10 @@ const char* pack_weights(const Problem& problem, const MmaPlan& plan, const MmaW
   pack.backward = pass == Pass::BackwardInput;
   pack.in_channels = problem.in_channels;
   pack.out_channels = problem.out_channels;
-  const bool wide = weight_type == ScalarType::Float32;
-  const auto launch_as = problem.type == ScalarType::Float32 ? launch_pack<float, float>
-                         : problem.type == ScalarType::BFloat16
-                             ? (wide ? launch_pack<BFloat16, float> : launch_pack<BFloat16, BFloat16>)
-                             : (wide ? launch_pack<Float16, float> : launch_pack<Float16, Float16>);
-  return launch_as(pack, weight, bias, packed, packed_bias, stream);
+  return with_pack_types(problem.type, weight_type, [&](auto scalar, auto parameter) {
+    return launch_pack<decltype(scalar), decltype(parameter)>(pack, weight, bias, packed, packed_bias,
+                                                              stream);
+  });
 }
 
 }  // namespace acsconv

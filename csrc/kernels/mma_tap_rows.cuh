@@ -5,19 +5,13 @@
 // A step of the reduction is 32 bytes of channels and the taps of a view that lie in a row along its inner
 // axis (mma_view.cuh): H, in the coronal view D. So a stage of shared memory holds the tile, longer by the
 // other taps of the row, and that row's weights, which is little for any kernel size; the rows of a kernel
-// differ only in where they begin. A stride of 2 makes the taps that share voxels those of one parity:
-//
-//   forward             even and odd taps of a row are steps of their own, of one and two taps
-//   gradient of input   a tile has result positions of one residue class modulo 2 on every axis, which one
-//                       tap reaches where the class is even, and two where it is odd. A view takes part where
-//                       the class of its thin axis is even: 1, 2, 2 or 4 of its taps.
-//
-// A voxel's place is the sum of two entries of a table, of its depth and height and of its width. Launched by
-// mma_convolve.cu.
+// differ only in where they begin (mma_tap_row_table.cuh, which also has what becomes of a row at stride 2).
+// Launched by mma_convolve.cu.
 #pragma once
 
 #include "mma_launch.h"
 #include "mma_store.cuh"
+#include "mma_tap_row_table.cuh"
 #include "mma_view.cuh"
 
 namespace acsconv {
@@ -28,10 +22,21 @@ struct TapRows {
   static constexpr MmaShape kShape = kTapRowShapes[kIndex];
   static constexpr int kRows = kShape.rows, kColumns = kShape.columns,
                        kThreads = view_per_step_threads(kShape);
-  static constexpr int kTaps = tap_row_taps(kShape), kTapBytes = kColumns * kMmaUnitBytes;
+  static constexpr int kTaps = tap_row_taps(kShape), kLeastTaps = tap_row_least_taps(kShape),
+                       kTapBytes = kColumns * kMmaUnitBytes;
   static constexpr MmaShared kShared = tap_row_shared(kShape);
+  // Shared memory begins with the rows, then the tables of voxels: lines, then widths.
   static constexpr int kTableHeight = tap_row_reach(kShape, kShape.height);
-  static constexpr int kLines = tap_row_reach(kShape, kShape.depth) * kTableHeight;  // then the widths
+  static constexpr int kLines = tap_row_reach(kShape, kShape.depth) * kTableHeight;
+  static constexpr int kEntries = kLines + tap_row_reach(kShape, kMmaTileWidth);
+  using Rows = TapRowTable<tap_row_rows(kShape), kTableHeight>;
+  static_assert(sizeof(Rows) == 4 * tap_row_ints(kShape));
+  static __device__ __forceinline__ Rows& rows(unsigned char* shared) {
+    return *reinterpret_cast<Rows*>(shared);
+  }
+  static __device__ __forceinline__ int* voxels(unsigned char* shared) {
+    return reinterpret_cast<int*>(shared + sizeof(Rows));
+  }
 
   // What a row of taps along D (coronal) or H reads, in lines of 8 voxels along W.
   template <bool kAlongDepth>
@@ -44,148 +49,28 @@ struct TapRows {
   using Walk = ViewWalk<Slice<kAlongDepth>, 2, kRows, kShape.depth, kShape.height>;
 };
 
-// What decides which steps a block has: its view, or -1 for all, and in the gradient of the input of stride 2
-// the axes, as bits, on which its class is odd.
-struct TapRowBlock {
-  int view, odd;
-};
-__device__ __forceinline__ TapRowBlock tap_row_block(const MmaWork& work, const MmaPlace& place, int view) {
-  TapRowBlock block{view, 0};
-  if (work.halves) {
-#pragma unroll
-    for (int axis = 0; axis < 3; ++axis) {
-      block.odd |= ((place.residue[axis] + work.centre[axis]) & 1) << axis;
-    }
-  }
-  return block;
-}
-
-// Rows of a view's taps that a block sums up, at stride 2: even and odd taps of a row apart.
-template <class Config>
-__device__ __forceinline__ int rows_of_view(const MmaWork& work, const TapRowBlock& block, int view) {
-  if (block.view >= 0 && view != block.view) return 0;
-  if constexpr (Config::kShape.stride == 1) return Config::kShape.kernel;
-  const bool folded = soft_is_folded(work);
-  if (work.halves) {
-    // Folded, a view reads only what no earlier view does: positions that are odd on their thin axes.
-    const int earlier = folded ? (1 << view) - 1 : 0;
-    if ((block.odd & (earlier | 1 << view)) != earlier) return 0;
-    return 1 + (block.odd >> (view == 2 ? 0 : 2) & 1);
-  }
-  return !folded || view == 0 ? 6 : view == 1 ? 3 : 2;
-}
-template <class Config>
-__device__ __forceinline__ int tap_row_steps(const MmaWork& work, const TapRowBlock& block) {
-  int steps = 0;
-#pragma unroll
-  for (int view = 0; view < kViews; ++view) {
-    steps += work.view_steps[view] * rows_of_view<Config>(work, block, view);
-  }
-  return steps;
-}
-
-// A step. The table's entries (depth, height, width) are those of the first voxel that it reads.
-struct TapRow {
-  MmaStep channels;
-  int taps, before;  // and those before it in the block's packed weights
-  int depth, height, width;
-};
-template <class Config>
-__device__ __forceinline__ TapRow tap_row(const MmaWork& work, const TapRowBlock& block, int index) {
-  constexpr int kKernel = Config::kShape.kernel;
-  int view = 0, before = 0, rows = rows_of_view<Config>(work, block, 0);
-  while (index >= rows * work.view_steps[view]) {
-    index -= rows * work.view_steps[view];
-    before += work.view_per_block ? 0 : work.view_steps[view];
-    rows = rows_of_view<Config>(work, block, ++view);
-  }
-  // Outer tap, and place of the first inner tap in the row's weights; first entries of the table. Only
-  // constants divide, which takes few instructions: a row of one tap is a short step.
-  int step, outer, place = 0, taps = kKernel, from_outer, from_inner = 0, from_thin = kKernel / 2;
-  if constexpr (Config::kShape.stride == 1) {
-    step = index / kKernel;
-    outer = from_outer = index % kKernel;
-  } else if (work.halves) {
-    step = rows == 2 ? index / 2 : index;
-    from_outer = index - step * rows;
-    outer = rows == 2 ? 2 * from_outer : 1;
-    place = block.odd >> (view == 1 ? 0 : 1) & 1;
-    taps = 1 + place;
-    from_thin = 0;
-  } else {
-    step = rows == 6 ? index / 6 : rows == 3 ? index / 3 : index / 2;
-    const int row = index - step * rows;
-    outer = rows == 6 ? row / 2 : rows == 3 ? row : 2 * row;
-    place = rows == 6 ? row % 2 : 1;
-    taps = 1 + place;
-    from_outer = outer;
-    from_inner = 1 - place;
-  }
-  TapRow result;
-  result.channels = step_of_view<typename Config::Scalar>(work, view, step);
-  result.taps = taps;
-  result.before = ((before + step) * kKernel + outer) * kKernel + place;
-  result.depth = view == 0 ? from_thin : view == 1 ? from_inner : from_outer;
-  result.height = view == 1 ? from_thin : from_inner;
-  result.width = view == 2 ? from_thin : from_outer;
-  return result;
-}
-
-// Position of the source for entry `i` of an axis.
-__device__ __forceinline__ int tap_row_position(const MmaWork& work, const MmaPlace& place, int axis, int i) {
-  if (work.halves) return place.first[axis] + i + ((place.residue[axis] + work.centre[axis]) >> 1);
-  return source_position(work, place, work.stride, axis, work.kernel / 2, i);
-}
-__device__ __forceinline__ int tap_row_origin(const MmaWork& work, const MmaPlace& place, int axis) {
-  return moved_inside(work, axis, tap_row_position(work, place, axis, 0));
-}
-// Elements from the origin, or -1 outside the volume.
-__device__ __forceinline__ int64_t tap_row_offset(const MmaWork& work, const MmaPlace& place, int axis,
-                                                  int i) {
-  const int position = tap_row_position(work, place, axis, i);
-  if (position < 0 || position >= work.source_size[axis]) return -1;
-  return (position - tap_row_origin(work, place, axis)) * work.source.axis[axis];
-}
-
-template <class Config>
-__device__ __forceinline__ void fill_tap_row_table(const MmaWork& work, const MmaPlace& place, int* table,
-                                                   int thread) {
-  constexpr int kEntries = Config::kLines + tap_row_reach(Config::kShape, kMmaTileWidth);
-  for (int i = thread; i < kEntries; i += Config::kThreads) {
-    int64_t offset;
-    if (i < Config::kLines) {
-      const int64_t along_depth = tap_row_offset(work, place, 0, i / Config::kTableHeight);
-      const int64_t along_height = tap_row_offset(work, place, 1, i % Config::kTableHeight);
-      offset = along_depth < 0 || along_height < 0 ? -1 : along_depth + along_height;
-    } else {
-      offset = tap_row_offset(work, place, 2, i - Config::kLines);
-    }
-    table[i] = static_cast<int>(offset);
-  }
-}
-
 // Entry of a slice's line in the table, or -1 where the row has too few taps for the line to be read.
 template <class Config, bool kAlongDepth>
 __device__ __forceinline__ int line_entry(const TapRow& row, int step, int line) {
   using Slice = typename Config::template Slice<kAlongDepth>;
   const int d = line / Slice::kHeight, h = line % Slice::kHeight;
-  const int unread = Config::kTaps - (Config::kTaps == 2 ? row.taps : Config::kTaps);
+  const int unread = Config::kLeastTaps == Config::kTaps ? 0 : Config::kTaps - row.taps;
   if (d >= Slice::kDepth - (kAlongDepth ? unread : 0) || h >= Slice::kHeight - (kAlongDepth ? 0 : unread)) {
     return -1;
   }
-  return (row.depth + step * d) * Config::kTableHeight + row.height + step * h;
+  return row.line + step * (d * Config::kTableHeight + h);
 }
 
 // A slice's two planes [voxel][16 bytes] by asynchronous copies: 8 lanes copy 4 voxels of both.
 template <class Config, bool kAlongDepth>
 __device__ __forceinline__ void copy_slice(const typename Config::Scalar* source, const int* table,
-                                           uint32_t stage, const TapRow& row, int step, int channels,
-                                           int thread) {
+                                           uint32_t stage, const TapRow& row, int step, int channel,
+                                           int channels, int thread) {
   using Slice = typename Config::template Slice<kAlongDepth>;
   constexpr int kAtOnce = Config::kThreads / 16, kLines = Slice::kDepth * Slice::kHeight,
                 kRounds = (kLines + kAtOnce - 1) / kAtOnce;
   const int plane = thread % 2, w = thread / 2 % 8, first = thread / 16;
-  const int channel = row.channels.channel + plane * kGranule<typename Config::Scalar>;
+  channel += plane * kGranule<typename Config::Scalar>;
   const int across = channel < channels ? table[Config::kLines + row.width + step * w] : -1;
   // The table is read before the first copy, since no load may pass one.
   int entry[kRounds], along[kRounds];
@@ -207,12 +92,12 @@ __device__ __forceinline__ void copy_slice(const typename Config::Scalar* source
 // The same element by element: 8 neighbouring lanes have the 8 voxels of a line.
 template <class Config, bool kAlongDepth>
 __device__ __forceinline__ void gather_slice(const typename Config::Scalar* source, const int* table,
-                                             unsigned char* stage, const TapRow& row, int step, int channels,
-                                             int64_t channel_stride, int thread) {
+                                             unsigned char* stage, const TapRow& row, int step, int channel,
+                                             int channels, int64_t channel_stride, int thread) {
   using Slice = typename Config::template Slice<kAlongDepth>;
   constexpr int kAtOnce = Config::kThreads / 16, kLines = Slice::kDepth * Slice::kHeight;
   const int plane = thread / (Config::kThreads / 2), w = thread % 8;
-  const int channel = row.channels.channel + plane * kGranule<typename Config::Scalar>;
+  channel += plane * kGranule<typename Config::Scalar>;
   const int across = table[Config::kLines + row.width + step * w];
 #pragma unroll 1
   for (int line = thread % (Config::kThreads / 2) / 8; line < kLines; line += kAtOnce) {
@@ -227,38 +112,41 @@ __device__ __forceinline__ void gather_slice(const typename Config::Scalar* sour
 
 template <class Config, bool kAlongDepth>
 __device__ __forceinline__ void load_slice(const MmaWork& work, const typename Config::Scalar* source,
-                                           const int* table, unsigned char* stage, const TapRow& row) {
+                                           const int* table, unsigned char* stage, const TapRow& row,
+                                           int channel) {
   const int thread = ptx::thread_x();
   if (work.copies) {
-    copy_slice<Config, kAlongDepth>(source, table, ptx::shared_address(stage), row, work.stride, work.reduced,
-                                    thread);
+    copy_slice<Config, kAlongDepth>(source, table, ptx::shared_address(stage), row, work.stride, channel,
+                                    work.reduced, thread);
   } else {
-    gather_slice<Config, kAlongDepth>(source, table, stage, row, work.stride, work.reduced,
+    gather_slice<Config, kAlongDepth>(source, table, stage, row, work.stride, channel, work.reduced,
                                       work.source.channel, thread);
   }
 }
 
 template <class Config>
 __device__ __forceinline__ void load_tap_row(const MmaWork& work, const typename Config::Scalar* source,
-                                             const unsigned char* packed, unsigned char* shared,
-                                             const TapRowBlock& block, int index, int stage) {
-  const TapRow row = tap_row<Config>(work, block, index);
-  const int* table = reinterpret_cast<const int*>(shared);
+                                             const unsigned char* packed, unsigned char* shared, int index,
+                                             int stage) {
+  const TapRowStep step = Config::rows(shared).step(index);
+  const int channel = step_of_view<typename Config::Scalar>(work, step.view, step.chunk).channel;
+  const int* table = Config::voxels(shared);
   unsigned char* to = shared + Config::kShared.table + stage * Config::kShared.stage;
-  if (row.channels.view == 1) {
-    load_slice<Config, true>(work, source, table, to, row);
+  if (step.view == 1) {
+    load_slice<Config, true>(work, source, table, to, step.row, channel);
   } else {
-    load_slice<Config, false>(work, source, table, to, row);
+    load_slice<Config, false>(work, source, table, to, step.row, channel);
   }
-  const int before =
-      ptx::block_y() * work.steps * (Config::kShape.kernel * Config::kShape.kernel) + row.before;
-  packed += before * int64_t{Config::kTapBytes};
+  const int chunks = ptx::block_y() * work.steps + step.before + step.chunk;
+  packed += (chunks * (work.kernel * work.kernel) + step.row.before) * int64_t{Config::kTapBytes};
   const uint32_t weights =
       ptx::shared_address(to) + static_cast<uint32_t>(Config::kShared.stage - Config::kShared.weights);
-  if (row.taps == 1) {
-    copy_weights<Config::kTapBytes, Config::kThreads>(packed, weights, ptx::thread_x());
+  constexpr int kBytes = Config::kTaps * Config::kTapBytes;
+  if constexpr (Config::kLeastTaps == Config::kTaps) {
+    copy_weights<kBytes, Config::kThreads>(packed, weights, ptx::thread_x());
   } else {
-    copy_weights<Config::kTaps * Config::kTapBytes, Config::kThreads>(packed, weights, ptx::thread_x());
+    copy_weights<kBytes, Config::kThreads>(packed, weights, ptx::thread_x(),
+                                           step.row.taps * Config::kTapBytes);
   }
 }
 
@@ -272,7 +160,7 @@ __device__ __forceinline__ void multiply_row(float (&sum)[Config::kRows][Config:
   uint32_t fragments[Config::kRows + (kAlongDepth ? 0 : Config::kTaps - 1)][4];
 #pragma unroll
   for (int tap = 0; tap < Config::kTaps; ++tap) {
-    if (Config::kTaps == 2 && tap >= taps) break;
+    if (tap >= Config::kLeastTaps && tap >= taps) break;
     const int held = kAlongDepth ? 0 : tap;  // of the first tile
 #pragma unroll
     for (int m = kAlongDepth || tap == 0 ? 0 : Config::kRows - 1; m < Config::kRows; ++m) {
@@ -291,21 +179,22 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
     tap_rows_kernel(MmaWork work, const typename Config::Scalar* source, const unsigned char* packed,
                     const float* bias, typename Config::Scalar* result, float4* partials) {
   DYNAMIC_SHARED(shared);
-  TapRowBlock block;
   {
     const MmaPlace place = mma_place(work, Config::kShape, ptx::block_x());
-    block = tap_row_block(work, place, block_columns(work, blockIdx.y, 8 * Config::kColumns).view);
-    fill_tap_row_table<Config>(work, place, reinterpret_cast<int*>(shared), threadIdx.x);
+    const int view = block_columns(work, blockIdx.y, 8 * Config::kColumns).view;
+    Config::rows(shared).fill(work, tap_row_block(work, place, view), threadIdx.x, Config::kThreads);
+    fill_voxel_tables(work, place, Config::voxels(shared), Config::kLines, Config::kTableHeight,
+                      Config::kEntries, threadIdx.x, Config::kThreads);
     source += place.batch * work.source.batch;
 #pragma unroll
     for (int axis = 0; axis < 3; ++axis) {
       source += tap_row_origin(work, place, axis) * work.source.axis[axis];
     }
   }
-  const MmaSteps steps = steps_of_part(work, blockIdx.z, tap_row_steps<Config>(work, block));
   __syncthreads();
+  const MmaSteps steps = steps_of_part(work, blockIdx.z, Config::rows(shared).steps());
   const auto load = [&](int step, int stage) {
-    load_tap_row<Config>(work, source, packed, shared, block, step, stage);
+    load_tap_row<Config>(work, source, packed, shared, step, stage);
   };
   begin_pipeline(steps, load);
 
@@ -314,14 +203,15 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
 #pragma unroll 1
   for (int step = steps.begin; step < steps.end; ++step) {
     advance_pipeline(steps, step, stage, load);
-    const TapRow row = tap_row<Config>(work, block, step);
+    const TapRowStep now = Config::rows(shared).step(step);
     const int thread = ptx::thread_x();
     const unsigned char* data = shared + Config::kShared.table + stage * Config::kShared.stage;
     const unsigned char* weights = data + Config::kShared.stage - Config::kShared.weights;
-    if (row.channels.view == 1) {
-      multiply_row<Config, true>(sum, ptx::shared_address(data), weights, row.taps, thread / 32, thread % 32);
+    if (now.view == 1) {
+      multiply_row<Config, true>(sum, ptx::shared_address(data), weights, now.row.taps, thread / 32,
+                                 thread % 32);
     } else {
-      multiply_row<Config, false>(sum, ptx::shared_address(data), weights, row.taps, thread / 32,
+      multiply_row<Config, false>(sum, ptx::shared_address(data), weights, now.row.taps, thread / 32,
                                   thread % 32);
     }
     if (++stage == kMmaStages) stage = 0;

@@ -73,14 +73,9 @@ struct ChannelRange {
   int begin, end;
 };
 
-// First of the layer's output channels of a view.
-ACSCONV_HD inline int view_begin(const MmaWork& work, int view) {
-  return view == 0 ? 0 : view == 1 ? work.split[0] : work.split[0] + work.split[1];
-}
-
 // One view per warp: the channels of a view in a block of channels.
 ACSCONV_HD inline ChannelRange view_columns(const MmaWork& work, int view, int block) {
-  const int before = view_begin(work, view);
+  const int before = view_channels_begin(work.split, view);
   const int size = work.split[view], begin = block * work.view_columns[view];
   const int end = begin + work.view_columns[view];
   return {before + (begin < size ? begin : size), before + (end < size ? end : size)};
@@ -97,7 +92,7 @@ ACSCONV_HD inline BlockColumns block_columns(const MmaWork& work, int block, int
     for (; result.view < 2 && block >= work.view_blocks[result.view]; ++result.view) {
       block -= work.view_blocks[result.view];
     }
-    result.range.begin = view_begin(work, result.view);
+    result.range.begin = view_channels_begin(work.split, result.view);
     result.range.end = result.range.begin + work.split[result.view];
   }
   result.range.begin += block * width;
@@ -119,7 +114,7 @@ template <class T>
 ACSCONV_HD inline MmaStep step_of_view(const MmaWork& work, int view, int step) {
   MmaStep result{view, 0, {0, work.reduced}};
   if (!work.soft && !work.view_per_block) {
-    result.valid.begin = view_begin(work, view);
+    result.valid.begin = view_channels_begin(work.split, view);
     result.valid.end = result.valid.begin + work.split[view];
   }
   result.channel = (result.valid.begin / kGranule<T> + 2 * step) * kGranule<T>;
@@ -163,9 +158,10 @@ ACSCONV_HD constexpr int tap_index(bool soft, int view, int outer, int inner) {
 // Soft ACS with kernels of 3x3: taps that lie in an earlier view's plane are not read again (fold_soft.h).
 ACSCONV_HD inline bool soft_is_folded(const MmaWork& work) { return work.soft && work.kernel == 3; }
 // One row of taps per step: the inner tap in place `place` of a row's packed weights, where a stride of 2
-// reads even and odd taps in steps of their own.
-ACSCONV_HD constexpr int inner_tap_of_place(int place, bool by_parity) {
-  return by_parity && place < 2 ? 1 - place : place;
+// reads odd and even taps in steps of their own.
+ACSCONV_HD constexpr int inner_tap_of_place(int place, int kernel, bool by_parity) {
+  const int odd = kernel / 2;
+  return !by_parity ? place : place < odd ? 2 * place + 1 : 2 * (place - odd);
 }
 // The inner axis of a view's walk is its row axis, or its column axis for the sagittal view: H, D, H.
 ACSCONV_HD constexpr int tap_of_kernel(int view, int outer, int inner, int kernel) {

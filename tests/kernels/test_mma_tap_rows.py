@@ -23,7 +23,14 @@ from kernels.mma_layers import MMA_DTYPES, PASSES, STEPS, check_integers, expect
 
 #: A block of these GPUs has too little shared memory for the halo of the forward kernel of stride 2.
 SMALL_BLOCKS = 99 << 10
-TILES = [(3, 32), (3, 64), (5, 32), (7, 32)]  # kernel, channels of a block
+TILES = [
+    (3, 2, 32),
+    (3, 2, 64),
+    (5, 1, 32),
+    (7, 1, 32),
+    (5, 2, 32),
+    (7, 2, 32),
+]  # kernel, stride, channels of a block
 
 
 def plan(emulator, which: str, layer: Layer) -> str:
@@ -53,6 +60,13 @@ GENERATED = [
     *cases(2, 520, kernel=(5, 5), stride=(1, 1, 1), dilation=(1, 2, 3), most_products=1e5),
     *cases(3, 530, kernel=(7, 7), stride=(1, 1, 1), dilation=(1, 1, 1), most_products=3e5),
     *cases(1, 540, kernel=(7, 7), stride=(1, 1, 1), dilation=(2, 1, 1), most_products=1e5),
+    *cases(6, 550, kernel=(5, 5), stride=(2, 2, 2), dilation=(1, 1, 1), most_products=6e5),
+    *cases(4, 560, kernel=(7, 7), stride=(2, 2, 2), dilation=(1, 1, 1), most_products=3e5),
+    *(
+        ("forward", layer)
+        for kernel in (5, 7)
+        for layer in mma_layers(1, 570, 3e5, kernel=(kernel, kernel), stride=(2, 2, 2), dilation=(2, 1, 3))
+    ),
 ]
 
 
@@ -65,10 +79,9 @@ def test_bit_equal_on_integers(emulator, which, layer):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", MMA_DTYPES)
-@pytest.mark.parametrize("kernel, columns", TILES)
-def test_every_tile(emulator, kernel, columns, dtype, layout):
+@pytest.mark.parametrize("kernel, stride, columns", TILES)
+def test_every_tile(emulator, kernel, stride, columns, dtype, layout):
     """Odd sizes, padding that is not "same", channels that end within a tile, three chunks of channels."""
-    stride = 2 if kernel == 3 else 1
     layer = Layer(
         columns - 3, 24 if dtype == "float32" else 48, (5, 9, 9), kernel=(kernel, kernel), stride=(stride,) * 3,
         padding=(1, 0, 2), split=(11, 0, 13) if dtype == "float32" else (17, 16, 15), dtype=dtype, layout=layout,
@@ -78,7 +91,7 @@ def test_every_tile(emulator, kernel, columns, dtype, layout):
 
 
 @pytest.mark.parametrize("channels", STEPS)
-@pytest.mark.parametrize("kernel, stride", [(3, 2), (5, 1)])
+@pytest.mark.parametrize("kernel, stride", [(3, 2), (5, 1), (5, 2), (7, 2)])
 @pytest.mark.parametrize("which", ["forward", "backward_input"])
 def test_steps_of_one_view(emulator, which, kernel, stride, channels):
     """1, 2, 3 and 5 chunks of channels of each view alone: both stages are filled again and again."""
@@ -92,18 +105,20 @@ def test_steps_of_one_view(emulator, which, kernel, stride, channels):
         check_integers(emulator, which, replace(layer, split=one_view(layer, view)))
 
 
-@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize("more", [0, 1, 2])
 @pytest.mark.parametrize("size", [(1, 1, 3), (2, 3, 1), (4, 6, 5)])
-def test_classes_of_small_volumes(emulator, size, padding):
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+def test_classes_of_small_volumes(emulator, kernel, size, more):
     """Classes without voxels, and voxels that no output has read, whose gradient is zero."""
-    layer = Layer(8, 9, size, stride=(2, 2, 2), padding=(max(padding, 1),) * 3, dtype="float16")
-    if min(size) > 2:
-        layer = replace(layer, padding=(padding,) * 3)
+    least = max(0, (kernel - min(size) + 1) // 2)  # padding, for an output of one voxel
+    layer = Layer(
+        8, 9, size, kernel=(kernel, kernel), stride=(2, 2, 2), padding=(least + more,) * 3, dtype="float16"
+    )
     check_integers(emulator, "backward_input", layer)
 
 
 @pytest.mark.parametrize("which", PASSES)
-@pytest.mark.parametrize("kernel, stride", [(3, 2), (5, 1)])
+@pytest.mark.parametrize("kernel, stride", [(3, 2), (5, 1), (7, 2)])
 def test_parts_of_the_reduction(emulator, which, kernel, stride):
     """Few tiles on a large GPU: several blocks share the rows of a tile."""
     emulator.configure(multiprocessors=200, block_shared_bytes=SMALL_BLOCKS)
@@ -118,6 +133,7 @@ REAL = [
     Layer(20, 30, (5, 9, 8), stride=(2, 2, 2), dtype="float16", layout="channels_last"),
     Layer(20, 30, (5, 9, 8), stride=(2, 2, 2), dtype="float32"),
     Layer(20, 30, (3, 5, 8), kernel=(5, 5), padding=(2, 2, 2), dtype="float32", layout="channels_last"),
+    Layer(20, 30, (5, 9, 8), kernel=(7, 7), stride=(2, 2, 2), padding=(3, 3, 3), dtype="float32"),
 ]
 
 
@@ -142,6 +158,7 @@ def test_close_on_real_values(emulator, layer, which):
     [
         Layer(40, 36, (5, 9, 9), stride=(2, 2, 2), dtype="bfloat16", layout="channels_last"),
         Layer(20, 13, (3, 5, 8), kernel=(5, 5), padding=(2, 2, 2), dtype="float32", layout="contiguous"),
+        Layer(20, 21, (5, 9, 9), kernel=(5, 5), stride=(2, 2, 2), dtype="float16", layout="channels_last"),
     ],
     ids=str,
 )
@@ -153,7 +170,7 @@ def test_any_schedule(emulator, layer, which, seed, async_copies):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("kernel, stride", [(3, 2), (5, 1)])
+@pytest.mark.parametrize("kernel, stride", [(3, 2), (5, 1), (7, 2)])
 def test_unaligned_storage(emulator, kernel, stride, layout):
     layer = Layer(
         20, 24, (3, 4, 9), kernel=(kernel, kernel), stride=(stride,) * 3, padding=(kernel // 2,) * 3,
@@ -172,7 +189,6 @@ def test_forward_of_stride_2_keeps_the_whole_halo_where_it_fits(emulator):
 @pytest.mark.parametrize(
     "change, reason",
     [
-        ({"kernel": (5, 5), "stride": (2, 2, 2)}, "stride 2 of a kernel that is not 3 x 3"),
         ({"dilation": (1, 2, 1), "stride": (2, 2, 2)}, "dilation in the gradient of the input of stride 2"),
         ({"kernel": (9, 9)}, "the kernel is not 3 x 3, 5 x 5 or 7 x 7"),
     ],
@@ -184,10 +200,9 @@ def test_what_is_left_to_cuda_cores(emulator, change, reason):
 
 @pytest.mark.parametrize("which", ["forward", "backward_input", "soft_forward"])
 @pytest.mark.parametrize("dtype", MMA_DTYPES)
-@pytest.mark.parametrize("kernel, columns", TILES)
-def test_no_bank_conflicts(emulator, kernel, columns, dtype, which):
+@pytest.mark.parametrize("kernel, stride, columns", TILES)
+def test_no_bank_conflicts(emulator, kernel, stride, columns, dtype, which):
     """ldmatrix and cp.async, from the addresses that the lanes use."""
-    stride = 2 if kernel == 3 else 1
     layer = Layer(
         16, 24, (4, 8, 8), kernel=(kernel, kernel), stride=(stride,) * 3, padding=(kernel // 2,) * 3,
         dtype=dtype, layout="channels_last",

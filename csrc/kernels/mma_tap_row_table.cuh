@@ -1,0 +1,182 @@
+// One row of taps per step (mma_tap_rows.cuh): which rows a block has, and where they read. Both are written
+// to shared memory once per block, so that a step only looks them up.
+//
+// A row is the taps of a view with one outer tap, which lie next to each other along its inner axis. A stride
+// of 2 makes the taps that share voxels those of one parity:
+//
+//   forward             odd and even taps of a row are steps of their own, of K / 2 and K / 2 + 1 taps
+//   gradient of input   a tile has result positions of one residue class modulo 2 on every axis, which either
+//                       the odd or the even taps reach. A view takes part where its middle tap reaches the
+//                       class of its thin axis.
+//
+// A voxel's place is the sum of two entries of a table, of its depth and height and of its width.
+#pragma once
+
+#include "mma_copy.cuh"
+
+namespace acsconv {
+
+// What decides which rows a block has: its view, or -1 for all, and in the gradient of the input of stride 2
+// the axes, as bits, on which the middle tap does not reach its class.
+struct TapRowBlock {
+  int view, beside;
+};
+__device__ __forceinline__ TapRowBlock tap_row_block(const MmaWork& work, const MmaPlace& place, int view) {
+  TapRowBlock block{view, 0};
+  if (work.halves) {
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis) {
+      block.beside |= ((place.residue[axis] + work.centre[axis]) & 1) << axis;
+    }
+  }
+  return block;
+}
+// Parity of the taps that reach the class of an axis.
+__device__ __forceinline__ int parity_of_class(const MmaWork& work, const TapRowBlock& block, int axis) {
+  return (work.kernel / 2 ^ block.beside >> axis) & 1;
+}
+__device__ __forceinline__ int taps_of_parity(const MmaWork& work, int parity) {
+  return work.kernel / 2 + 1 - parity;
+}
+
+// The rows of a view: so many outer taps, times one or two parities of the inner ones.
+struct ViewRows {
+  int outer, parities;
+};
+__device__ __forceinline__ ViewRows rows_of_view(const MmaWork& work, const TapRowBlock& block, int view) {
+  if ((block.view >= 0 && view != block.view) || (block.beside >> view & 1) != 0) return {0, 0};
+  const bool folded = soft_is_folded(work);
+  if (work.halves) {
+    // Folded, a view reads only what no earlier view does: positions beside the middle of their thin axes.
+    const int earlier = folded ? (1 << view) - 1 : 0;
+    if ((block.beside & earlier) != earlier) return {0, 0};
+    return {taps_of_parity(work, parity_of_class(work, block, view == 2 ? 0 : 2)), 1};
+  }
+  if (work.stride == 1) return {work.kernel, 1};
+  return {folded && view == 2 ? 2 : work.kernel, folded && view > 0 ? 1 : 2};
+}
+
+// A row, as every chunk of channels has it. `line` and `width`: entries of the tables for the first voxel
+// that it reads; `before`: taps that come before it in a step's packed weights.
+struct alignas(16) TapRow {
+  int line, width, taps, before;
+};
+__device__ __forceinline__ TapRow row_of_view(const MmaWork& work, const TapRowBlock& block, int view,
+                                              const ViewRows& rows, int row, int table_height) {
+  const int middle = work.kernel / 2;
+  int outer = rows.parities == 2 ? row / 2 : row;
+  int taps = work.kernel, place = 0, from_outer = outer, from_inner = 0, from_thin = middle;
+  if (work.halves || work.stride == 2) {
+    int parity;
+    if (work.halves) {
+      parity = parity_of_class(work, block, view == 1 ? 0 : 1);
+      outer = 2 * outer + parity_of_class(work, block, view == 2 ? 0 : 2);
+      from_thin = middle / 2;
+    } else {
+      parity = rows.parities == 2 ? 1 - row % 2 : 0;
+      if (rows.outer == 2) outer = from_outer = 2 * outer;
+      from_inner = parity;
+    }
+    taps = taps_of_parity(work, parity);
+    place = parity == 1 ? 0 : middle;
+  }
+  const int depth = view == 0 ? from_thin : view == 1 ? from_inner : from_outer;
+  const int height = view == 1 ? from_thin : from_inner;
+  return {depth * table_height + height, view == 2 ? from_thin : from_outer, taps,
+          outer * work.kernel + place};
+}
+
+// A step: a row, and which chunk of the view's channels.
+struct TapRowStep {
+  int view, chunk, before;  // chunks of earlier views among the packed weights
+  TapRow row;
+};
+
+// All rows of a block, in shared memory. Steps are numbered view by view, and in a view chunk by chunk, so
+// that the rows of a chunk, which read much of the same memory, follow each other.
+template <int kRows, int kHeight>
+struct TapRowTable {
+  struct alignas(16) View {
+    int rows, before;
+    uint32_t
+        reciprocal;  // 2^31 / rows, rounded up: the division of a step's number is exact up to 2^31 / rows
+  };
+  alignas(16) int first[kViews + 1];  // step of every view, and the number of all
+  View view[kViews];
+  TapRow row[kViews][kRows];
+
+  __device__ __forceinline__ void fill(const MmaWork& work, const TapRowBlock& block, int thread,
+                                       int threads) {
+    for (int i = thread; i < kViews * kRows; i += threads) {
+      const int of = i / kRows;
+      const ViewRows rows = rows_of_view(work, block, of);
+      if (i % kRows < rows.outer * rows.parities) {
+        row[of][i % kRows] = row_of_view(work, block, of, rows, i % kRows, kHeight);
+      }
+    }
+    if (thread == 0) {
+      int steps = 0, before = 0;
+#pragma unroll
+      for (int of = 0; of < kViews; ++of) {
+        const ViewRows rows = rows_of_view(work, block, of);
+        const int count = rows.outer * rows.parities;
+        first[of] = steps;
+        view[of].rows = count;
+        view[of].before = before;
+        view[of].reciprocal = count == 0 ? 0 : (uint32_t{1} << 31) / count + 1;
+        steps += count * work.view_steps[of];
+        before += work.view_per_block ? 0 : work.view_steps[of];
+      }
+      first[kViews] = steps;
+    }
+  }
+
+  __device__ __forceinline__ int steps() const { return first[kViews]; }
+  __device__ __forceinline__ TapRowStep step(int index) const {
+    TapRowStep result;
+    result.view = index < first[1] ? 0 : index < first[2] ? 1 : 2;
+    const View& of = view[result.view];
+    index -= first[result.view];
+    result.chunk = static_cast<int>(uint64_t{of.reciprocal} * static_cast<uint32_t>(index) >> 31);
+    result.before = of.before;
+    result.row = row[result.view][index - result.chunk * of.rows];
+    return result;
+  }
+};
+
+// Position of the source for entry `i` of an axis.
+__device__ __forceinline__ int tap_row_position(const MmaWork& work, const MmaPlace& place, int axis, int i) {
+  const int middle = work.kernel / 2;
+  if (work.halves)
+    return place.first[axis] + i + ((place.residue[axis] + work.centre[axis] - middle + 1) >> 1);
+  return source_position(work, place, work.stride, axis, middle, i);
+}
+__device__ __forceinline__ int tap_row_origin(const MmaWork& work, const MmaPlace& place, int axis) {
+  return moved_inside(work, axis, tap_row_position(work, place, axis, 0));
+}
+// Elements from the origin, or -1 outside the volume.
+__device__ __forceinline__ int64_t tap_row_offset(const MmaWork& work, const MmaPlace& place, int axis,
+                                                  int i) {
+  const int position = tap_row_position(work, place, axis, i);
+  if (position < 0 || position >= work.source_size[axis]) return -1;
+  return (position - tap_row_origin(work, place, axis)) * work.source.axis[axis];
+}
+
+// The tables of voxels: `lines` entries, of every depth and `height` heights, and then the widths.
+__device__ __forceinline__ void fill_voxel_tables(const MmaWork& work, const MmaPlace& place, int* table,
+                                                  int lines, int height, int entries, int thread,
+                                                  int threads) {
+  for (int i = thread; i < entries; i += threads) {
+    int64_t offset;
+    if (i < lines) {
+      const int64_t along_depth = tap_row_offset(work, place, 0, i / height);
+      const int64_t along_height = tap_row_offset(work, place, 1, i % height);
+      offset = along_depth < 0 || along_height < 0 ? -1 : along_depth + along_height;
+    } else {
+      offset = tap_row_offset(work, place, 2, i - lines);
+    }
+    table[i] = static_cast<int>(offset);
+  }
+}
+
+}  // namespace acsconv
