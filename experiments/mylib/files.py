@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -16,8 +17,10 @@ _DAMAGED = (
     EOFError,
     OSError,
     RuntimeError,
+    SyntaxError,
     ValueError,
     pickle.UnpicklingError,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )
