@@ -42,6 +42,13 @@ __device__ __forceinline__ void tap_of_unit(bool soft, int view, int unit, int* 
   *outer = -1;  // Soft ACS reads fewer taps of the later views
 }
 
+// One row of taps per step: the inner tap in place `place` of a row's packed weights, where a stride of 2
+// reads odd and even taps in steps of their own.
+__device__ __forceinline__ int inner_tap_of_place(int place, int kernel, bool by_parity) {
+  const int odd = kernel / 2;
+  return !by_parity ? place : place < odd ? 2 * place + 1 : 2 * (place - odd);
+}
+
 template <class T, class Weight>
 __global__ void __launch_bounds__(kThreads)
     pack_kernel(PackWork pack, const Weight* weight, const Weight* bias, uint32_t* packed,

@@ -157,12 +157,6 @@ ACSCONV_HD constexpr int tap_index(bool soft, int view, int outer, int inner) {
 }
 // Soft ACS with kernels of 3x3: taps that lie in an earlier view's plane are not read again (fold_soft.h).
 ACSCONV_HD inline bool soft_is_folded(const MmaWork& work) { return work.soft && work.kernel == 3; }
-// One row of taps per step: the inner tap in place `place` of a row's packed weights, where a stride of 2
-// reads odd and even taps in steps of their own.
-ACSCONV_HD constexpr int inner_tap_of_place(int place, int kernel, bool by_parity) {
-  const int odd = kernel / 2;
-  return !by_parity ? place : place < odd ? 2 * place + 1 : 2 * (place - odd);
-}
 // The inner axis of a view's walk is its row axis, or its column axis for the sagittal view: H, D, H.
 ACSCONV_HD constexpr int tap_of_kernel(int view, int outer, int inner, int kernel) {
   return view == 2 ? outer * kernel + inner : inner * kernel + outer;

@@ -19,6 +19,10 @@ GATHERED = replace(COPIED, in_channels=37, layout="contiguous")
 BACKWARD = replace(COPIED, in_channels=20, out_channels=44, split=(5, 20, 19))  # five steps
 STRIDED = replace(BACKWARD, stride=(2, 2, 2), padding=(0, 0, 0))
 FIVE = replace(COPIED, kernel=(5, 5), padding=(2, 2, 2))
+FIVE_STRIDED = replace(FIVE, stride=(2, 2, 2))
+BACKWARD_FIVE = replace(
+    BACKWARD, kernel=(5, 5), padding=(2, 2, 2), stride=(2, 2, 2)
+)  # several chunks of a view
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Bug:
 
 WARP, STEP, COPY = "mma_view_per_warp.cuh", "mma_view_per_step.cuh", "mma_copy.cuh"
 VIEW, STORE, WORK, PACK = "mma_view.cuh", "mma_store.cuh", "mma_work.cuh", "mma_pack.cu"
-FOLD, ROWS = "fold_soft.cuh", "mma_tap_rows.cuh"
+FOLD, ROWS, TABLE = "fold_soft.cuh", "mma_tap_rows.cuh", "mma_tap_row_table.cuh"
 WAIT = "  ptx::cp_async_wait<kMmaStages - 2>();\n  __syncthreads();\n"
 EPILOGUE = "  ptx::cp_async_wait<0>();\n  __syncthreads();\n"
 BUGS = [
@@ -83,19 +87,26 @@ BUGS = [
     Bug("taps not turned round", PACK, "? taps - 1 - forward_tap :", "? forward_tap :", WRONG, "backward_input",
         BACKWARD),
     Bug("weights not folded", FOLD, "if (view == 1 && column == 1) sum += at(2, row, 1);", "", WRONG, "soft_forward"),
-    Bug("wrong class of stride 2", ROWS, "(place.residue[axis] + work.centre[axis]) & 1", "place.residue[axis] & 1",
+    Bug("wrong class of stride 2", TABLE, "(place.residue[axis] + work.centre[axis]) & 1", "place.residue[axis] & 1",
         WRONG, "backward_input", STRIDED),
-    Bug("outer tap of another class", ROWS, "rows == 2 ? 2 * from_outer : 1;", "rows == 2 ? 2 * from_outer : 0;", WRONG,
-        "backward_input", STRIDED),
-    Bug("inner taps of another class", WORK, "by_parity && place < 2 ? 1 - place : place", "place", WRONG,
-        "backward_input", STRIDED),
-    Bug("folded taps read again at stride 2", ROWS, "earlier = folded ? (1 << view) - 1 : 0;", "earlier = 0;", WRONG,
+    Bug("outer tap of another class", TABLE, "outer = 2 * outer + parity_of_class(work, block, view == 2 ? 0 : 2);",
+        "outer = 2 * outer;", WRONG, "backward_input", STRIDED),
+    Bug("inner taps of another class", PACK, "!by_parity ? place :", "", WRONG, layer=FIVE),
+    Bug("folded taps read again at stride 2", TABLE, "earlier = folded ? (1 << view) - 1 : 0;", "earlier = 0;", WRONG,
         "soft_backward_input", STRIDED),
+    Bug("middle tap of 5x5 taken for that of 3x3", TABLE, "from_thin = middle / 2;", "from_thin = 0;", WRONG,
+        "backward_input", FIVE_STRIDED),
+    Bug("rows of another chunk", TABLE, "(uint32_t{1} << 31) / count + 1", "(uint32_t{1} << 31) / count",
+        "RACE|uninitialised|" + WRONG, "backward_input", BACKWARD_FIVE),
+    Bug("taps of a short row", ROWS, "step.row.taps * Config::kTapBytes", "Config::kLeastTaps * Config::kTapBytes",
+        "uninitialised|" + WRONG, layer=FIVE_STRIDED),
+    Bug("tap beyond a short row", ROWS, "tap >= Config::kLeastTaps && tap >= taps", "tap > taps",
+        "RACE|uninitialised|" + WRONG, layer=FIVE_STRIDED),
     Bug("halo of a row too small along H", ROWS, "kShape.height + (kAlongDepth ? 0 : kTaps - 1)",
         "kShape.height + (kAlongDepth ? 0 : kTaps - 2)", "RACE|uninitialised|" + WRONG, layer=FIVE),
     Bug("halo of a row too small along D", ROWS, "kShape.depth + (kAlongDepth ? kTaps - 1 : 0)",
         "kShape.depth + (kAlongDepth ? kTaps - 2 : 0)", "RACE|uninitialised|" + WRONG, layer=FIVE),
-    Bug("border of a row not tested", ROWS, "position < 0 || position >= work.source_size[axis]", "position < 0",
+    Bug("border of a row not tested", TABLE, "position < 0 || position >= work.source_size[axis]", "position < 0",
         "device read|" + WRONG, layer=FIVE),
     Bug("barrier after the table removed (rows)", ROWS, "  __syncthreads();\n  const auto load", "  const auto load",
         "RACE|uninitialised", layer=FIVE),
@@ -111,7 +122,10 @@ def build_variant(emulator_builder, root, bug: Bug):
     )
     text = re.sub(r"(kViewPerStepShapes\[\] = )\{.*?\};", r"\1{{4, 4, 4, 8, 1, 2}};", text, flags=re.S)
     text = re.sub(
-        r"(kTapRowShapes\[\] = )\{.*?\};", r"\1{{4, 4, 4, 8, 2, 3}, {4, 4, 4, 8, 1, 3, 5}};", text, flags=re.S
+        r"(kTapRowShapes\[\] = )\{.*?\};",
+        r"\1{{4, 4, 4, 8, 2, 3}, {4, 4, 4, 8, 1, 3, 5}, {4, 4, 4, 8, 2, 3, 7}};",
+        text,
+        flags=re.S,
     )
     plan.write_text(re.sub(r"static_assert\([^;]*Shapes\[[^;]*;\n", "", text))
     wide_taps = bug.layer.stride != (1, 1, 1) or bug.layer.kernel != (3, 3)
