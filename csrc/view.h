@@ -32,4 +32,10 @@ ACSCONV_HD constexpr int64_t kernel_extent(int view, int axis, int64_t kernel_h,
   return axis == row_axis(view) ? kernel_h : axis == column_axis(view) ? kernel_w : 1;
 }
 
+// First output channel of a view.
+template <class Channels>
+ACSCONV_HD constexpr Channels view_channels_begin(const Channels (&split)[kViews], int view) {
+  return view == 0 ? 0 : view == 1 ? split[0] : split[0] + split[1];
+}
+
 }  // namespace acsconv

@@ -110,5 +110,12 @@ auto with_scalar(ScalarType type, Function&& function) {
       return function(BFloat16{});
   }
 }
+// The same for the types that tensor cores multiply; float is TF32.
+template <class Function>
+auto with_mma_scalar(ScalarType type, Function&& function) {
+  return type == ScalarType::Float32   ? function(float{})
+         : type == ScalarType::Float16 ? function(Float16{})
+                                       : function(BFloat16{});
+}
 
 }  // namespace acsconv

@@ -16,11 +16,6 @@ struct ChannelTile {
 
 ACSCONV_HD inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// First output channel of a view.
-ACSCONV_HD inline int64_t view_channels_begin(const Problem& p, int view) {
-  return view == 0 ? 0 : view == 1 ? p.split[0] : p.split[0] + p.split[1];
-}
-
 // Tiles that `width` channels cut each group into, within one view.
 ACSCONV_HD inline int64_t channel_tiles_per_group(const Problem& p, int view, int64_t width) {
   const int64_t per_group = p.out_channels / p.groups;
@@ -30,7 +25,7 @@ ACSCONV_HD inline int64_t channel_tiles_per_group(const Problem& p, int view, in
 ACSCONV_HD inline int64_t channel_tiles_of_view(const Problem& p, int view, int64_t width) {
   if (p.split[view] == 0) return 0;
   const int64_t per_group = p.out_channels / p.groups;
-  const int64_t begin = view_channels_begin(p, view);
+  const int64_t begin = view_channels_begin(p.split, view);
   const int64_t groups = (begin + p.split[view] - 1) / per_group - begin / per_group + 1;
   return groups * channel_tiles_per_group(p, view, width);
 }
@@ -79,8 +74,8 @@ ACSCONV_HD inline ViewChannels depthwise_channels(const Problem& p, int64_t inde
     if (index < tiles) break;
     index -= tiles;
   }
-  const int64_t begin = view_channels_begin(p, view) + index * width;
-  const int64_t limit = view_channels_begin(p, view) + p.split[view];
+  const int64_t begin = view_channels_begin(p.split, view) + index * width;
+  const int64_t limit = view_channels_begin(p.split, view) + p.split[view];
   return {view, begin, begin + width < limit ? begin + width : limit};
 }
 

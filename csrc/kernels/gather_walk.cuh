@@ -182,7 +182,7 @@ __device__ inline Segment gather_segment(const GatherWork& work, const GatherTil
   } else {
     int64_t begin = tile.group * channels_out, end = begin + channels_out;
     if (!work.soft) {
-      const int64_t view_begin = view_channels_begin(p, view), view_end = view_begin + p.split[view];
+      const int64_t view_begin = view_channels_begin(p.split, view), view_end = view_begin + p.split[view];
       if (begin < view_begin) begin = view_begin;
       if (end > view_end) end = view_end;
     }

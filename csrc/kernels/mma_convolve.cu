@@ -77,9 +77,8 @@ const char* mma_convolve(const Problem& problem, const MmaPlan& plan, Pass pass,
   call.result = result;
   call.partials = memory + plan.packed_bytes + plan.bias_bytes;
   call.stream = stream;
-  const MmaLauncher run = problem.type == ScalarType::Float32   ? instance<float>(plan, soft)
-                          : problem.type == ScalarType::Float16 ? instance<Float16>(plan, soft)
-                                                                : instance<BFloat16>(plan, soft);
+  const MmaLauncher run =
+      with_mma_scalar(problem.type, [&](auto scalar) { return instance<decltype(scalar)>(plan, soft); });
   if (plan.parts == 1) return run(call);
   call.work.phase = 1;
   call.blocks.z = static_cast<unsigned>(plan.parts);

@@ -27,4 +27,13 @@ __device__ __forceinline__ uint32_t pack_register(int first, ChannelRange valid,
   return word;
 }
 
+// Calls function(T{}, Weight{}) with the type that is multiplied and that of weight and bias: the same, or
+// float.
+template <class Function>
+const char* with_pack_types(ScalarType type, ScalarType weight_type, Function&& function) {
+  return with_mma_scalar(type, [&](auto scalar) {
+    return weight_type == ScalarType::Float32 ? function(scalar, float{}) : function(scalar, scalar);
+  });
+}
+
 }  // namespace acsconv

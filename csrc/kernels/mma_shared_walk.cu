@@ -92,17 +92,12 @@ const char* mma_shared_walk(const Problem& problem, const SharedWalkPlan& plan, 
 
   const PackSharedWalk pack{call.work, shape.full, shape.mixed,
                             static_cast<int64_t>(plan.tiles.packed_bytes / 4)};
-  const bool wide = weight_type == ScalarType::Float32;
-  const auto launch_as = problem.type == ScalarType::Float32 ? launch_pack<float, float>
-                         : problem.type == ScalarType::BFloat16
-                             ? (wide ? launch_pack<BFloat16, float> : launch_pack<BFloat16, BFloat16>)
-                             : (wide ? launch_pack<Float16, float> : launch_pack<Float16, Float16>);
-  if (const char* error = launch_as(pack, weight, bias, workspace, columns, stream)) return error;
-  const SharedWalkLauncher run = problem.type == ScalarType::Float32 ? shared_walk_instance<float>(plan.shape)
-                                 : problem.type == ScalarType::Float16
-                                     ? shared_walk_instance<Float16>(plan.shape)
-                                     : shared_walk_instance<BFloat16>(plan.shape);
-  return run(call);
+  const char* error = with_pack_types(problem.type, weight_type, [&](auto scalar, auto parameter) {
+    return launch_pack<decltype(scalar), decltype(parameter)>(pack, weight, bias, workspace, columns, stream);
+  });
+  if (error != nullptr) return error;
+  return with_mma_scalar(
+      problem.type, [&](auto scalar) { return shared_walk_instance<decltype(scalar)>(plan.shape)(call); });
 }
 
 }  // namespace acsconv

@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(Config::kThreads)
     const int64_t begin = shared.tile.begin, end = shared.tile.end, item = begin + channel;
     typename Config::Sum sum[Config::kRows] = {};
     for (int view = 0; view < kViews; ++view) {
-      const int64_t view_begin = view_channels_begin(p, view), view_end = view_begin + p.split[view];
+      const int64_t view_begin = view_channels_begin(p.split, view), view_end = view_begin + p.split[view];
       if (end * terms <= view_begin || begin * terms >= view_end) continue;
       __syncthreads();  // the voxels are described, and the view before has been added
       if (thread == 0) segment_loop(work, shared.tile, segment_taps(work, shared.tile, view), shared.segment);

@@ -91,7 +91,7 @@ __device__ inline void describe_view(const FewWork& work, int view, int slab, ty
   const int slab_end = slab_first + work.slab_octets < octets ? slab_first + work.slab_octets : octets;
   to.pass = 0;
   for (int earlier = 0; earlier <= view; ++earlier) {
-    const int64_t begin = view_channels_begin(p, earlier), end = begin + p.split[earlier];
+    const int64_t begin = view_channels_begin(p.split, earlier), end = begin + p.split[earlier];
     const int first = static_cast<int>(begin / Config::kOctet);
     const int last = begin == end ? first : static_cast<int>(ceil_div(end, Config::kOctet));
     to.pass += earlier == 0 ? 0 : to.end - to.first;
@@ -135,7 +135,7 @@ __device__ inline void prepare_slab(const FewWork& work, int slab, const typenam
       shared.tap[view * reduction + r] = r / taps * v.channel + at[0] * v.plane + at[1] * v.row +
                                          at[2] % v.phases * v.length + at[2] / v.phases;
     }
-    const int64_t begin = view_channels_begin(p, view), end = begin + p.split[view];
+    const int64_t begin = view_channels_begin(p.split, view), end = begin + p.split[view];
     Sum* to = shared.weight + v.pass * reduction * Config::kOctet;
     for (int i = threadIdx.x; i < (v.end - v.first) * reduction * Config::kOctet; i += Config::kThreads) {
       const int r = i / Config::kOctet % reduction, octet = v.first + i / Config::kOctet / reduction;
