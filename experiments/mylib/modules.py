@@ -105,7 +105,8 @@ class TrainedModule(lightning.LightningModule):
         x, target = batch
         output = self(x)
         self.log(f"{stage}_loss", self.loss(output, target), batch_size=len(x), sync_dist=True)
-        self.metrics[stage].update(output.float(), target)
+        # Of a batch whose logits all lie between 0 and 1 torchmetrics would think that they are probabilities.
+        self.metrics[stage].update(output.float().softmax(1), target)
 
     def _summarise(self, stage: str) -> None:
         summary = self.summary(self.metrics[stage].compute())
