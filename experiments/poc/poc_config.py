@@ -7,9 +7,11 @@ it (``--n-epochs 10``). Folders are relative to the current one.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+
+from experiments.mylib.networks import CONVS
+from experiments.mylib.options import setting
 
 #: Names of the labels in the targets, background first; the files' ``segs`` have it last.
 SHAPE_CLASSES = ("background", "square", "circle")
@@ -19,99 +21,108 @@ VOXEL_CLASSES = ("background", "cone", "pyramid", "cube", "cylinder", "ball")
 NEWEST = "newest"
 
 
-def _setting(default: object, meaning: str):
-    return field(default=default, metadata={"help": meaning})
-
-
 @dataclass
 class POCShapeEnv:
     """Where the images are."""
 
-    data_train: str = _setting("data/poc/shape/train", "folder of the training images")
-    data_valid: str = _setting("data/poc/shape/valid", "folder of the images that choose the checkpoint")
-    data_test: str = _setting("data/poc/shape/test", "folder of the test images")
+    data_train: str = setting("data/poc/shape/train", "folder of the training images")
+    data_valid: str = setting("data/poc/shape/valid", "folder of the images that choose the checkpoint")
+    data_test: str = setting("data/poc/shape/test", "folder of the test images")
 
 
 @dataclass
 class POCVoxelEnv:
     """Where the volumes and the pretrained 2D network are."""
 
-    data_train: str = _setting("data/poc/voxel/train", "folder of the training volumes")
-    data_valid: str = _setting("data/poc/voxel/valid", "folder of the volumes that choose the checkpoint")
-    data_test: str = _setting("data/poc/voxel/test", "folder of the test volumes")
-    shape_checkpoint: str = _setting(NEWEST, "model.dat of the 2D network, or 'newest': the last one trained")
+    data_train: str = setting("data/poc/voxel/train", "folder of the training volumes")
+    data_valid: str = setting("data/poc/voxel/valid", "folder of the volumes that choose the checkpoint")
+    data_test: str = setting("data/poc/voxel/test", "folder of the test volumes")
+    shape_checkpoint: str = setting(NEWEST, "model.dat of the 2D network, or 'newest': the last one trained")
 
 
 @dataclass
 class POCDataConfig:
     """What ``generate_poc_data.py`` makes, into the folders of the two classes above."""
 
-    shape_train: int = _setting(10000, "training images")
-    shape_valid: int = _setting(500, "validation images")
-    shape_test: int = _setting(2000, "test images")
-    voxel_train: int = _setting(100, "training volumes")
-    voxel_valid: int = _setting(20, "validation volumes")
-    voxel_test: int = _setting(200, "test volumes")
-    size: int = _setting(
+    shape_train: int = setting(10000, "training images")
+    shape_valid: int = setting(500, "validation images")
+    shape_test: int = setting(2000, "test images")
+    voxel_train: int = setting(100, "training volumes")
+    voxel_valid: int = setting(20, "validation volumes")
+    voxel_test: int = setting(200, "test volumes")
+    size: int = setting(
         48, "pixels or voxels along every edge, at least 10; the networks need a multiple of 4"
     )
-    noise: float = _setting(0.5, "standard deviation of the noise; shapes are 1, background is 0")
-    seed: int = _setting(0, "the same seed gives the same files")
-    root: str = _setting(".", "folder in which data/poc is made")
+    noise: float = setting(0.5, "standard deviation of the noise; shapes are 1, background is 0")
+    seed: int = setting(0, "the same seed gives the same files")
+    root: str = setting(".", "folder in which data/poc is made")
 
 
 @dataclass
 class POCShapeConfig(POCShapeEnv):
     """Training of the 2D network; the optimiser is SGD."""
 
-    batch_size: int = _setting(64, "images per step")
-    n_epochs: int = _setting(50, "passes over the training images")
-    seed: int = _setting(0, "of the weights and of the order")
-    num_workers: int = _setting(0, "processes that load images")
+    batch_size: int = setting(64, "images per step")
+    n_epochs: int = setting(50, "passes over the training images")
+    seed: int = setting(0, "of the weights and of the order")
+    num_workers: int = setting(0, "processes that load images")
 
-    lr: float = _setting(0.01, "learning rate")
-    wd: float = _setting(0.0001, "weight decay")
-    momentum: float = _setting(0.9, "momentum")
-    milestones: tuple[float, ...] = _setting(
+    lr: float = setting(0.01, "learning rate")
+    wd: float = setting(0.0001, "weight decay")
+    momentum: float = setting(0.9, "momentum")
+    milestones: tuple[float, ...] = setting(
         (0.5, 0.75), "parts of n_epochs after which the rate falls by gamma"
     )
-    gamma: float = _setting(0.1, "factor of the learning rate at each milestone")
+    gamma: float = setting(0.1, "factor of the learning rate at each milestone")
 
-    accelerator: str = _setting("auto", "auto | cpu | gpu")
-    devices: int = _setting(1, "how many of them")
-    precision: str = _setting("32-true", "32-true | bf16-mixed | 16-mixed")
+    accelerator: str = setting("auto", "auto | cpu | gpu")
+    devices: int = setting(1, "how many of them")
+    precision: str = setting("32-true", "32-true | bf16-mixed | 16-mixed")
 
-    train_samples: int = _setting(10000, "training images to use")
-    noise: float = _setting(0.5, "of the data; part of the folder's name")
-    save: str = _setting("tmp/poc", "folder of all checkpoints")
-    run: str = _setting("", "folder of this one; by default date, time and samples")
+    train_samples: int = setting(10000, "training images to use")
+    noise: float = setting(0.5, "of the data; part of the folder's name")
+    save: str = setting("tmp/poc", "folder of all checkpoints")
+    run: str = setting("", "folder of this one; by default date, time and samples")
 
 
 @dataclass
 class POCVoxelConfig(POCVoxelEnv):
     """Training of the 3D network; the optimiser is Adam."""
 
-    train_batch_size: int = _setting(4, "volumes per step")
-    n_epochs: int = _setting(50, "passes over the training volumes")
-    seed: int = _setting(0, "of the weights and of the order")
-    num_workers: int = _setting(0, "processes that load volumes")
+    train_batch_size: int = setting(4, "volumes per step")
+    n_epochs: int = setting(50, "passes over the training volumes")
+    seed: int = setting(0, "of the weights and of the order")
+    num_workers: int = setting(0, "processes that load volumes")
 
-    lr: float = _setting(0.001, "learning rate")
-    wd: float = _setting(0.0, "weight decay")
-    milestones: tuple[float, ...] = _setting((), "parts of n_epochs after which the rate falls by gamma")
-    gamma: float = _setting(0.1, "factor of the learning rate at each milestone")
+    lr: float = setting(0.001, "learning rate")
+    wd: float = setting(0.0, "weight decay")
+    milestones: tuple[float, ...] = setting((), "parts of n_epochs after which the rate falls by gamma")
+    gamma: float = setting(0.1, "factor of the learning rate at each milestone")
 
-    conv: Literal["ACSConv", "SoftACSConv", "Conv2_5d", "Conv3d"] = _setting("ACSConv", "the convolutions")
-    pretrained: bool = _setting(True, "begin with the weights of shape_checkpoint")
+    conv: str = setting("ACSConv", "the convolutions", CONVS)
+    pretrained: bool = setting(True, "begin with the weights of shape_checkpoint")
 
-    accelerator: str = _setting("auto", "auto | cpu | gpu")
-    devices: int = _setting(1, "how many of them")
-    precision: str = _setting("32-true", "32-true | bf16-mixed | 16-mixed")
+    accelerator: str = setting("auto", "auto | cpu | gpu")
+    devices: int = setting(1, "how many of them")
+    precision: str = setting("32-true", "32-true | bf16-mixed | 16-mixed")
 
-    train_samples: int = _setting(100, "training volumes to use")
-    noise: float = _setting(0.5, "of the data; part of the folder's name")
-    save: str = _setting("tmp/poc", "folder of all checkpoints")
-    run: str = _setting("", "folder of this one; by default date, time and samples")
+    train_samples: int = setting(100, "training volumes to use")
+    noise: float = setting(0.5, "of the data; part of the folder's name")
+    save: str = setting("tmp/poc", "folder of all checkpoints")
+    run: str = setting("", "folder of this one; by default date, time and samples")
+
+
+@dataclass
+class POCFeaturesConfig(POCVoxelEnv):
+    """What ``measure_features.py`` measures."""
+
+    convs: tuple[str, ...] = setting(("ACSConv", "SoftACSConv", "Conv2_5d"), "the convolutions", CONVS)
+    seeds: int = setting(3, "random networks of each convolution")
+    test_samples: int = setting(200, "test volumes to use")
+    batch_size: int = setting(4, "volumes that go through a network at a time")
+    noise: float = setting(0.5, "of the data; part of the folder's name")
+    save: str = setting("tmp/poc", "folder of all checkpoints, and of single measurements")
+    result: str = setting("tmp/poc/features.json", "the result file")
 
 
 def run_folder(config: POCShapeConfig | POCVoxelConfig) -> Path:
@@ -121,7 +132,7 @@ def run_folder(config: POCShapeConfig | POCVoxelConfig) -> Path:
     return Path(config.save) / f"noise{config.noise}" / kind / run
 
 
-def find_shape_checkpoint(config: POCVoxelConfig) -> Path:
+def find_shape_checkpoint(config: POCVoxelConfig | POCFeaturesConfig) -> Path:
     """The 2D network that ``config.shape_checkpoint`` means.
 
     Raises:
