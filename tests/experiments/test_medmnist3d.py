@@ -1,16 +1,19 @@
 """The MedMNIST3D experiments on small files in the published format."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from experiments.medmnist3d import models, train_and_eval
+from experiments.medmnist3d import experiment, models
 from experiments.medmnist3d.dataset import INFO, SPLITS, MedMNIST3D, file_name
 from experiments.medmnist3d.evaluation import accuracy, auc
-from experiments.medmnist3d.train_and_eval import MedMNIST3DConfig, main
+from experiments.medmnist3d.experiment import MedMNIST3DConfig, run
 from experiments.mylib.networks import CONVS
 from experiments.mylib.options import parse
 
@@ -107,11 +110,13 @@ def test_other_files_are_refused(tmp_path, content, message) -> None:
         MedMNIST3D(tmp_path, "nodulemnist3d", "test")
 
 
-def test_a_missing_file_says_where_it_comes_from(tmp_path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"vesselmnist3d_64.npz is missing.*zenodo.org/.*vesselmnist3d_64.npz"
-    ):
-        main(MedMNIST3DConfig(root=str(tmp_path), data_flag="vesselmnist3d", size=64))
+def test_a_script_without_data_says_where_to_get_it(tmp_path) -> None:
+    script = Path(__file__).parents[2] / "experiments" / "medmnist3d" / "train_and_eval.py"
+    command = [sys.executable, str(script), "--data_flag", "vesselmnist3d", "--size", "64"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    last = done.stderr.splitlines()[-1]
+    assert "vesselmnist3d_64.npz is missing" in last and "zenodo.org/records" in last
 
 
 def area(truth: np.ndarray, score: np.ndarray) -> float:
@@ -184,7 +189,7 @@ def test_trains_and_evaluates(tmp_path, monkeypatch, conv) -> None:
         data_flag=flag, root=str(tmp_path), output_root=str(tmp_path / "out"), conv=conv, num_epochs=1, batch_size=3,
         progress=False, shape_transform=classes == 2, memory_efficient=conv == "Conv2_5d",
     )  # fmt: skip
-    result = main(config)
+    result = run(config)
     test = result["evaluation"]["test"]
     assert test["AUC"] == pytest.approx(result["metrics"]["test_auc"])
     assert test["ACC"] == pytest.approx(result["metrics"]["test_accuracy"])
@@ -193,12 +198,12 @@ def test_trains_and_evaluates(tmp_path, monkeypatch, conv) -> None:
     predictions = np.loadtxt(config.folder / name, delimiter=",")
     assert predictions.shape == (5, 1 + classes) and (predictions[:, 0] == range(5)).all()
     assert predictions[:, 1:].sum(1) == pytest.approx(np.ones(5))
-    monkeypatch.setattr(train_and_eval, "evaluate", None)
-    assert main(config) == json.loads(json.dumps(result))  # at once, from its files
+    monkeypatch.setattr(experiment, "evaluate", None)
+    assert run(config) == json.loads(json.dumps(result))  # at once, from its files
     monkeypatch.undo()
     monkeypatch.setitem(models.MODELS, "resnet18", Toy)
     weights = str(config.folder / "model.dat")
-    again = main(MedMNIST3DConfig(**{**vars(config), "run": "again", "num_epochs": 0, "model_path": weights}))
+    again = run(MedMNIST3DConfig(**{**vars(config), "run": "again", "num_epochs": 0, "model_path": weights}))
     assert again == {"evaluation": result["evaluation"]}
 
 
