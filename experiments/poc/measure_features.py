@@ -22,7 +22,6 @@ from pathlib import Path
 if not __package__:
     import _init_paths  # noqa: F401
 
-import lightning
 import numpy as np
 import torch
 from torch import nn
@@ -127,7 +126,7 @@ def measured(
     name = f"{_digest(json.dumps(settings).encode())[:16]}.json"
     done = Path(config.save) / f"noise{config.noise}" / "features" / name
     if not done.exists():
-        lightning.seed_everything(seed or 0, verbose=False)
+        torch.manual_seed(seed or 0)
         network = build(conv, checkpoint)
         title = f"{conv}, {'pretrained' if seed is None else f'random {seed}'}" if progress else None
         aucs = channel_aucs(network, volumes, batch_size=config.batch_size, bar=title)
