@@ -76,8 +76,9 @@ class _Nodules(Dataset):
                     f"{file}: {name} must be {list(voxel.shape)} numbers, got {list(volume.shape)} {volume.dtype}"
                 )
             crop = torch.from_numpy(volume[window].astype(np.float32))
-            if not crop.isfinite().all():
-                raise ValueError(f"{file}: {name} has values that are no numbers")
+            if not ((crop >= 0) & (crop <= 255)).all():  # nor is NaN
+                low, high = crop.min().item(), crop.max().item()
+                raise ValueError(f"{file}: {name} must be 0 to 255, got {low} to {high}")
             if self.augment:
                 for count, axes in zip(turns, ((0, 1), (0, 2), (1, 2))):
                     crop = crop.rot90(count, axes)

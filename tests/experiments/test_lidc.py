@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -117,7 +118,8 @@ NAN = np.where(MASK, np.nan, 1.0)
         ("nodule/test0.npz", {"voxel": VOXEL[0], "answer1": MASK[0]}, r"voxel must be \[D, H, W\].*got \[16, 16\]"),
         ("nodule/test0.npz", {"voxel": VOXEL[:6], "answer1": MASK[:6]}, "each at least 8, got"),
         ("nodule/test0.npz", {"voxel": VOXEL, "answer1": MASK[1:]}, r"answer1 must be \[16, 16, 16\] numbers"),
-        ("nodule/test0.npz", {"voxel": NAN, "answer1": MASK}, "voxel has values that are no numbers"),
+        ("nodule/test0.npz", {"voxel": NAN, "answer1": MASK}, "voxel must be 0 to 255, got nan"),
+        ("nodule/test0.npz", {"voxel": VOXEL - 1000.0, "answer1": MASK}, "voxel must be 0 to 255, got -"),
         ("nodule/test0.npz", {"voxel": VOXEL, "answer1": MASK * 255}, "answer1 must be a mask of 0 and 1"),
         ("train_test_split.csv", b"train,valid\na.npz,b.npz\n", "lacks the column test"),
         ("train_test_split.csv", b"train,test\na.npz,\n", "column test is empty"),
@@ -221,6 +223,17 @@ def test_published_3d_weights(weights, kind, channels, shortcut) -> None:
         assert torch.equal(found[key], file[f"module.{key}"]), key
     assert any("downsample" in key for key in found) == (shortcut == "B")
     assert network(torch.rand(1, channels, 8, 8, 8)).shape == (1, 2)
+
+
+def test_weights_that_cannot_be_downloaded(monkeypatch) -> None:
+    def fail(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fail)
+    with pytest.raises(
+        OSError, match=r"could not download ImageNet weights .*no network.*--imagenet-pretrain-path"
+    ):
+        networks.build(settings(), networks.CLASSIFICATION)
 
 
 def test_other_files_of_weights_are_refused(weights, tmp_path) -> None:
