@@ -2,7 +2,7 @@
 #include "dispatch.h"
 
 #include <cstdlib>
-#include <cstring>
+#include <string>
 
 #include "../mma_tma_plan.h"
 #include "machine.cuh"
@@ -17,19 +17,25 @@
 namespace acsconv {
 namespace {
 
-TensorCorePlan plan_on_tensor_cores(const Convolution& c) {
-  static const char* const wanted = std::getenv("ACSCONV_FORWARD_WALK");
-  static const ForwardWalk walk = wanted == nullptr                    ? ForwardWalk::Cheaper
-                                  : std::strcmp(wanted, "shared") == 0 ? ForwardWalk::Shared
-                                  : std::strcmp(wanted, "view") == 0   ? ForwardWalk::PerView
-                                                                       : ForwardWalk::Cheaper;
-  return plan_on_tensor_cores(c.problem, c.pass, c.soft, c.allow_tf32, this_machine(), walk);
+// An environment variable, empty where it is not set. Read in every call: tests compare values in one
+// process.
+std::string setting(const char* variable) {
+  const char* const value = std::getenv(variable);
+  return value == nullptr ? "" : value;
+}
+// Why a variable that is set is neither `one` nor `other`, or nothing.
+std::string wrong_setting(const std::string& variable, const std::string& one, const std::string& other) {
+  const std::string value = setting(variable.c_str());
+  if (value.empty() || value == one || value == other) return {};
+  return variable + ": expected '" + one + "' or '" + other + "', got '" + value + "'";
 }
 
-// Read in every call: tests compare both ways in one process.
-bool tma_is_wanted() {
-  const char* const wanted = std::getenv("ACSCONV_TMA");
-  return wanted != nullptr && std::strcmp(wanted, "1") == 0;
+TensorCorePlan plan_on_tensor_cores(const Convolution& c) {
+  const std::string wanted = setting("ACSCONV_FORWARD_WALK");
+  const ForwardWalk walk = wanted == "shared" ? ForwardWalk::Shared
+                           : wanted == "view" ? ForwardWalk::PerView
+                                              : ForwardWalk::Cheaper;
+  return plan_on_tensor_cores(c.problem, c.pass, c.soft, c.allow_tf32, this_machine(), walk);
 }
 
 MmaWeightPlan plan_on_tensor_cores(const WeightGradient& g) {
@@ -48,8 +54,13 @@ size_t convolve_workspace(const Convolution& c) {
 
 const char* convolve(const Convolution& c, const void* source, const void* weight, const void* bias,
                      void* result, void* workspace, void* stream) {
+  static thread_local std::string error;  // lives until the thread's next call
+  error = wrong_setting("ACSCONV_FORWARD_WALK", "shared", "view");
+  if (error.empty()) error = wrong_setting("ACSCONV_TMA", "0", "1");
+  if (!error.empty()) return error.c_str();
+
   TensorCorePlan both = plan_on_tensor_cores(c);
-  if (tma_is_wanted() && !both.takes_shared()) {
+  if (setting("ACSCONV_TMA") == "1" && !both.takes_shared()) {
     const std::string rejection = tma_rejection(c.problem, both.plan, source, this_machine());
     both.plan.tma = rejection.empty();
     if (!both.plan.tma) print_line("not by TMA: " + rejection);

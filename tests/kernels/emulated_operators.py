@@ -349,6 +349,16 @@ def refusals() -> None:
             assert text in str(error), str(error)
         else:
             raise AssertionError(f"not refused: {text}")
+    for setting, values in (("ACSCONV_FORWARD_WALK", "'shared' or 'view'"), ("ACSCONV_TMA", "'0' or '1'")):
+        os.environ[setting] = "yes"
+        try:
+            operators.fused_forward(input, weight, None, *tail, (4, 4, 4), 1)
+        except RuntimeError as error:
+            assert f"{setting}: expected {values}, got 'yes'" in str(error), str(error)
+        else:
+            raise AssertionError(f"{setting}=yes is not refused")
+        os.environ[setting] = ""
+    operators.fused_forward(input, weight, None, *tail, (4, 4, 4), 1)
 
 
 if __name__ == "__main__":
