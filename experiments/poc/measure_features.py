@@ -154,7 +154,8 @@ def section(result: Mapping) -> str:
         f"network (Dice {settings['shape_dice']:.3f} on its test images, after {settings['shape_epochs']} epochs on "
         f"{settings['shape_samples']:,} images), else random ones, with mean and standard deviation over seeds. The "
         f"original's notebook has {NOTEBOOK['pretrained']:.3f} and {NOTEBOOK['random']:.3f} for ACS, with one random "
-        f"network.\n\n{lines}"
+        "network (and nearest-neighbour interpolation inside it, where the network itself has trilinear).\n\n"
+        f"{lines}"
     )
 
 

@@ -41,6 +41,8 @@ x = torch.randn(2, 4, 5, 6, 7, generator=torch.Generator().manual_seed(0))
 w = torch.randn(7, 4, 3, 3, generator=torch.Generator().manual_seed(1))
 reference = acsconv_cuda.acs_conv3d(x, w, padding=1, backend="torch")
 fused = acsconv_cuda.acs_conv3d(x, w, padding=1, backend="auto")
+from acsconv.models import ACSUNet
+ACSUNet(2, pretrained="poc-2d")
 print(json.dumps({
     "files": [acsconv.__file__, acsconv_cuda.__file__],
     "loaded": _loader.loaded(),
@@ -161,14 +163,15 @@ def test_pure_wheel(pure_wheel):
     assert not {name for name in names(pure_wheel) if name.endswith(".so")}
 
 
-def test_wheel_holds_every_module_and_nothing_else(pure_wheel):
+def test_wheel_holds_every_module_the_weights_and_nothing_else(pure_wheel):
     packaged = {name for name in names(pure_wheel) if ".dist-info/" not in name} - {
         "acsconv_cuda/_build.json"
     }
     expected = {
         str(path.relative_to(folder))
         for folder, package in ((ROOT, "acsconv_cuda"), (ROOT / "python", "acsconv"))
-        for path in (folder / package).rglob("*.py")
+        for path in (folder / package).rglob("*")
+        if path.suffix in (".py", ".safetensors") or path.name == "index.json"
     }
     assert packaged == expected
     assert any(name.endswith("licenses/LICENSE") for name in names(pure_wheel))
@@ -188,7 +191,7 @@ def test_source_distribution(checkout, tmp_path):
     with tarfile.open(archive) as sdist:
         packed = {name.partition("/")[2] for name in sdist.getnames()}
         sdist.extractall(tmp_path / "unpacked", filter="data")
-    kinds = (".py", ".h", ".cuh", ".cpp", ".cu", ".txt", ".md")
+    kinds = (".py", ".h", ".cuh", ".cpp", ".cu", ".txt", ".md", ".json", ".safetensors")
     needed = {
         str(path.relative_to(checkout))
         for name in SOURCES

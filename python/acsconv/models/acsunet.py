@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor, nn
 
+from .. import weights
 from ..memory import make_memory_efficient
 from ._layers import Conv, convolution
+from .pretrained import Pretrained, load_pretrained
+
+_HEAD = "final."
 
 
 class _EncoderBlock(nn.Module):
@@ -42,18 +48,27 @@ class ACSUNet(nn.Module):
         in_channels: channels of the input.
         conv: ``'acs'``, ``'soft'``, ``'mean'``, ``'2.5d'``, ``'3d'``, or a class to build the convolutions of.
         memory_efficient: see :func:`acsconv.memory.make_memory_efficient`.
+        pretrained: weights to begin with. ``'poc'``: those of a network that tells six shapes apart, for
+            ``num_classes=6``. ``'poc-2d'``: those of its 2D twin, all but the last layer's, for any ``num_classes``.
+            Both come with this package (``docs/pretrained.md``). Or a file or a state_dict, as in
+            :func:`~acsconv.models.pretrained.load_pretrained`.
 
     Shape:
         input [N, in_channels, D, H, W] with D, H, W divisible by 4; output [N, num_classes, D, H, W].
 
     Raises:
-        ValueError: an input that is not of that shape.
+        ValueError: an input that is not of that shape; ``pretrained`` is unknown, damaged or of other classes.
 
     Parameters, their names and outputs are those of acsconv 0.1.1's ``models/acsunet.py``, so its checkpoints load.
     """
 
     def __init__(
-        self, num_classes: int, in_channels: int = 1, conv: Conv = "acs", memory_efficient: bool = False
+        self,
+        num_classes: int,
+        in_channels: int = 1,
+        conv: Conv = "acs",
+        memory_efficient: bool = False,
+        pretrained: Pretrained = None,
     ) -> None:
         super().__init__()
         self.enc1 = _EncoderBlock(in_channels, 64, conv)
@@ -61,6 +76,9 @@ class ACSUNet(nn.Module):
         self.dec1 = _DecoderBlock(192, 64, 32, conv)
         self.interpolate = nn.Upsample(scale_factor=2, mode="trilinear")
         self.final = convolution(conv)(32, num_classes, kernel_size=1)
+        if isinstance(pretrained, str) and not os.path.isfile(pretrained):
+            pretrained = _published(pretrained, num_classes)
+        load_pretrained(self, pretrained, "acsunet", heads=(_HEAD,))
         if memory_efficient:
             make_memory_efficient(self)
 
@@ -75,6 +93,22 @@ class ACSUNet(nn.Module):
         quarter = self.enc2(half)
         half = self.dec1(torch.cat([half, self.interpolate(quarter)], 1))
         return self.final(self.interpolate(half))
+
+
+def _published(name: str, num_classes: int) -> dict[str, Tensor]:
+    """The state_dict of one of our own weights; without the head if it is a 2D network's."""
+    try:
+        state = weights.load(name)
+    except ValueError as error:
+        raise ValueError(f"pretrained: {error}") from error
+    if name.endswith("-2d"):
+        return {key: value for key, value in state.items() if not key.startswith(_HEAD)}
+    classes = weights.entries()[name]["classes"]
+    if num_classes != len(classes):
+        raise ValueError(
+            f"pretrained: {name!r} has {len(classes)} classes ({', '.join(classes)}), num_classes is {num_classes}"
+        )
+    return state
 
 
 def _convolutions(in_channels: int, middle_channels: int, out_channels: int, conv: Conv) -> list[nn.Module]:
