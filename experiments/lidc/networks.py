@@ -23,13 +23,14 @@ IMAGENET = (
 )
 
 
-def build(config: LIDCSegConfig, networks: dict[str, type[nn.Module]], num_classes: int = 2) -> nn.Module:
+def build(config: LIDCSegConfig, networks: dict[str, type[nn.Module]]) -> nn.Module:
     """The network of ``networks`` (:data:`SEGMENTATION` or :data:`CLASSIFICATION`) that ``config`` describes.
 
-    Input [N, 3, D, H, W], or [N, 1, D, H, W] with the weights of MedicalNet.
+    Input [N, 3, D, H, W], or [N, 1, D, H, W] with the weights of MedicalNet; two classes.
 
     Raises:
-        FileNotFoundError, ValueError: a file of weights is missing, damaged, or does not fit.
+        FileNotFoundError, ValueError: a file of weights is missing, damaged, or does not fit; the message names it.
+        OSError: weights could not be downloaded.
     """
     options = {
         "conv": LAYERS[config.conv],
@@ -43,7 +44,7 @@ def build(config: LIDCSegConfig, networks: dict[str, type[nn.Module]], num_class
     if imagenet and file:
         imagenet = read_checkpoint(file, IMAGENET)
     try:
-        network = networks[config.backbone](imagenet, num_classes, config.backbone, **options)
+        network = networks[config.backbone](imagenet, 2, config.backbone, **options)
     except ValueError as error:
         raise ValueError(f"{file or 'ImageNet'}: {error}") from error
     except OSError as error:
