@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+
+from .saving import read_curve
 
 PLANES = ("axial", "coronal", "sagittal")
 #: Of labels 1, 2, ...: Okabe and Ito's, which colour-blind people can tell apart.
@@ -87,36 +88,40 @@ def learning_curves(
 
     Args:
         path: of the PNG file; its folder is made.
-        logs: name -> the ``metrics.csv`` of a training, or of several seeds: their mean, and a band from least to most.
+        logs: name -> the ``metrics.csv`` of a training, or of several seeds.
         metric: a column of the logs.
 
     Raises:
-        ValueError: a log without that column; the message names those it has.
+        ValueError: a log without that column.
+    """
+    several = {
+        name: [files] if isinstance(files, (str, os.PathLike)) else files for name, files in logs.items()
+    }
+    draw_curves(
+        path, {name: [read_curve(file, metric) for file in files] for name, files in several.items()}, metric
+    )
+
+
+def draw_curves(
+    path: str | os.PathLike, curves: Mapping[str, Sequence[Mapping[int, float]]], metric: str
+) -> None:
+    """Draws values over the epochs: name -> a mapping from epoch to value for each seed.
+
+    Several seeds are a line at their mean over the epochs that all have, and a band from the least to the most.
     """
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
-    for name, files in logs.items():
-        files = [files] if isinstance(files, (str, os.PathLike)) else files
-        curves = [_column(Path(file), metric) for file in files]
-        epochs = sorted(set.intersection(*(set(curve) for curve in curves)))
-        values = np.array([[curve[epoch] for epoch in epochs] for curve in curves])
+    for name, seeds in curves.items():
+        epochs = sorted(set.intersection(*map(set, seeds)))
+        values = np.array([[seed[epoch] for epoch in epochs] for seed in seeds])
         (line,) = axes.plot(epochs, values.mean(0), label=name)
-        if len(curves) > 1:
+        if len(seeds) > 1:
             axes.fill_between(
                 epochs, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0
             )
     axes.set(xlabel="epoch", ylabel=metric)
     axes.legend(fontsize="small", frameon=False)
     _save(figure, path)
-
-
-def _column(path: Path, metric: str) -> dict[int, float]:
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or metric not in rows[0]:
-        has = ", ".join(rows[0]) if rows else "nothing"
-        raise ValueError(f"{path} has no column {metric!r}; it has {has}")
-    return {int(row["epoch"]): float(row[metric]) for row in rows if row[metric]}
 
 
 def _save(figure: Figure, path: str | os.PathLike) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Iterator
@@ -38,3 +39,18 @@ def read_json(path: Path) -> dict:
     if not isinstance(found, dict):
         raise ValueError(f"{path} is damaged: no JSON object")
     return found
+
+
+def read_curve(path: str | os.PathLike, metric: str) -> dict[int, float]:
+    """A column of a training's ``metrics.csv``: epoch -> value.
+
+    Raises:
+        ValueError: the log has no such column; the message names those it has.
+    """
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or metric not in rows[0]:
+        raise ValueError(
+            f"{path} has no column {metric!r}; it has {', '.join(rows[0]) if rows else 'nothing'}"
+        )
+    return {int(row["epoch"]): float(row[metric]) for row in rows if row[metric]}
