@@ -28,7 +28,11 @@ def run_on_tensor_cores() -> None:
     layers = [
         *mma_layers(18, seed=4),
         *mma_layers(6, seed=5, stride=(2, 2, 2), dilation=(1, 1, 1)),
-        *(mma_layers(1, seed=6, kernel=(taps, taps), stride=(1, 1, 1))[0] for taps in (5, 7)),
+        *(
+            mma_layers(1, seed=6, kernel=(taps, taps), stride=(stride,) * 3, dilation=(1, 1, 1))[0]
+            for taps in (5, 7)
+            for stride in (1, 2)
+        ),
     ]
     for index, layer in enumerate(layers):
         dtype = getattr(torch, layer.dtype)
