@@ -15,6 +15,7 @@ import torch
 # What numpy, zipfile and torch raise for files that end early or hold something else.
 _DAMAGED = (
     EOFError,
+    LookupError,
     OSError,
     RuntimeError,
     SyntaxError,
