@@ -11,16 +11,16 @@
 
 namespace acsconv {
 
-// A tile of voxels of grad_output: `inner` along the inner axis of the view, 4 along the pair axis, 8 along
-// W.
-inline constexpr int kWeightTilePair = 4, kWeightTileW = 8;
+// A tile of voxels of grad_output: `inner` along the inner axis of the view, `pair` along the pair axis, 8
+// along W.
+inline constexpr int kWeightTileW = 8;
 inline constexpr int kWeightStages = 2, kWeightGeometryBytes = 256;
 // What a block computes, for tensors of so many `bytes` per element (4: float32 as TF32): `taps` x `taps`
 // kernels of one stride, 16 x m_tiles x m_groups input channels, 8 x n_tiles columns, which are output
 // channels of one view. A warp has one outer tap, all inner ones, one of the m_groups and one of the `shares`
 // of every tile of voxels. `blocks` of them fit a multiprocessor.
 struct MmaWeightShape {
-  int bytes, taps, stride, inner, m_tiles, m_groups, shares, n_tiles, blocks;
+  int bytes, taps, stride, inner, pair, m_tiles, m_groups, shares, n_tiles, blocks;
 
   bool takes(const Problem& p) const {
     return (p.type == ScalarType::Float32) == (bytes == 4) && taps == p.kernel_h && stride == p.stride[0];
@@ -38,11 +38,10 @@ struct MmaWeightShape {
   constexpr int voxel_bytes() const { return 8 * bytes; }
   static constexpr int up_to(int bytes, int residue) { return (bytes - residue + 127) / 128 * 128 + residue; }
   constexpr int x_planes() const { return channels() / 8; }
-  constexpr int voxels() const { return inner * kWeightTilePair * kWeightTileW; }
+  constexpr int voxels() const { return inner * pair * kWeightTileW; }
   constexpr int reach(int length) const { return (length - 1) * stride + taps; }
   constexpr int halo() const {
-    const int in_s = reach(kWeightTilePair) * kWeightTileW,
-              in_a_and_c = kWeightTilePair * reach(kWeightTileW);
+    const int in_s = reach(pair) * kWeightTileW, in_a_and_c = pair * reach(kWeightTileW);
     return reach(inner) * (in_s > in_a_and_c ? in_s : in_a_and_c);
   }
   constexpr int x_plane() const {
@@ -63,12 +62,16 @@ struct MmaWeightShape {
 // Two columns of tiles for layers of about 32 channels, three for views of 17 to 24 channels (64 in all),
 // four for views of 32 (96, 192). Kernels of 5 and 7 leave registers for fewer input channels; of stride 2,
 // the halo leaves shared memory for fewer. 2 x 2 kernels of stride 2 halve a volume. float32 takes twice the
-// shared memory, hence tiles half as long, of which four shares make up for the second block.
+// shared memory, hence tiles half as long, of which more shares make up for the second block. A tile is 2
+// instead of 4 voxels along the pair axis where it would be 1 or 2 along the inner one: the halo is as large,
+// and a fragment of x serves more taps.
 inline constexpr MmaWeightShape kMmaWeightShapes[] = {
-    {2, 3, 1, 8, 2, 1, 2, 2, 2}, {2, 3, 1, 8, 2, 2, 2, 3, 1}, {2, 3, 1, 8, 2, 2, 2, 4, 1},
-    {2, 5, 1, 8, 1, 1, 2, 3, 1}, {2, 7, 1, 8, 1, 1, 2, 2, 1}, {2, 3, 2, 4, 2, 1, 2, 2, 2},
-    {2, 3, 2, 4, 2, 1, 2, 3, 2}, {2, 2, 2, 4, 2, 1, 2, 3, 2}, {4, 3, 1, 4, 2, 1, 4, 2, 1},
-    {4, 3, 1, 4, 2, 1, 4, 3, 1}, {4, 3, 2, 2, 2, 1, 4, 3, 1}};
+    {2, 3, 1, 8, 4, 2, 1, 2, 2, 2}, {2, 3, 1, 8, 4, 2, 2, 2, 3, 1}, {2, 3, 1, 8, 4, 2, 2, 2, 4, 1},
+    {2, 5, 1, 8, 4, 1, 1, 2, 3, 1}, {2, 7, 1, 8, 4, 1, 1, 2, 2, 1}, {2, 3, 2, 4, 4, 2, 1, 2, 2, 2},
+    {2, 3, 2, 4, 4, 2, 1, 2, 3, 2}, {2, 2, 2, 4, 4, 2, 1, 2, 3, 2}, {4, 3, 1, 4, 4, 2, 1, 4, 2, 1},
+    {4, 3, 1, 4, 4, 2, 1, 4, 3, 1}, {4, 3, 2, 2, 4, 2, 1, 4, 3, 1}, {2, 5, 2, 4, 2, 1, 2, 1, 3, 1},
+    {2, 7, 2, 2, 2, 1, 2, 1, 2, 1}, {4, 2, 2, 2, 4, 2, 1, 4, 3, 2}, {4, 5, 1, 4, 4, 1, 1, 2, 3, 1},
+    {4, 7, 1, 4, 2, 1, 1, 2, 2, 1}, {4, 5, 2, 4, 2, 1, 1, 2, 3, 1}, {4, 7, 2, 2, 2, 1, 1, 2, 2, 1}};
 inline constexpr int kMmaWeightShapeCount = sizeof(kMmaWeightShapes) / sizeof(MmaWeightShape);
 
 // Columns of a block start at a multiple of this channel, so that grad_output is copied in pieces of 8 bytes,
@@ -87,7 +90,7 @@ struct ViewColumns {
 };
 ACSCONV_HD inline ViewColumns view_columns(const Problem& p, bool soft, int view, int columns) {
   ViewColumns v{};
-  for (int i = 0; i < view && !soft; ++i) v.first += p.split[i];
+  if (!soft) v.first = view_channels_begin(p.split, view);
   v.width = soft ? p.out_channels : p.split[view];
   v.base = v.first / kColumnAlignment * kColumnAlignment;
   v.units = v.width == 0 ? 0 : (v.first - v.base + v.width + columns - 1) / columns;
@@ -95,12 +98,13 @@ ACSCONV_HD inline ViewColumns view_columns(const Problem& p, bool soft, int view
 }
 
 struct MmaWeightPlan {
-  std::string rejection;  // why the kernel cannot compute the problem; empty: it can
-  int shape = 0;          // index into kMmaWeightShapes
-  int64_t units = 0;      // of all views
+  std::string rejection;      // why the kernel cannot compute the problem; empty: it can
+  int shape = 0;              // index into kMmaWeightShapes
+  int64_t units = 0;          // of all views
+  int64_t units_at_once = 0;  // whose sums the workspace holds; a launch each
   int64_t channel_blocks = 0;
   int64_t parts = 1;        // the tiles of voxels of a unit, cut into parts
-  int64_t weight_sums = 0;  // float32 sums of one part
+  int64_t weight_sums = 0;  // float32 sums of one part of the units at once
   int64_t bias_sums = 0;
   size_t workspace_bytes = 0;
 
@@ -132,8 +136,7 @@ inline std::string mma_weight_rejection(const Problem& p, bool allow_tf32, const
   for (const MmaWeightShape& s : kMmaWeightShapes) exists |= s.takes(p);
   if (!exists) {
     return "no block takes kernels of " + std::to_string(p.kernel_h) + " x " + std::to_string(p.kernel_h) +
-           " and stride " + std::to_string(p.stride[0]) +
-           (p.type == ScalarType::Float32 ? " in float32" : "");
+           " and stride " + std::to_string(p.stride[0]);
   }
   for (int axis = 0; axis < 3; ++axis) {
     if (p.stride[axis] != p.stride[0]) return "the strides differ";
@@ -145,10 +148,10 @@ inline std::string mma_weight_rejection(const Problem& p, bool allow_tf32, const
   return gather_rejection(p);
 }
 
-// `inner`: length of a tile along the inner axis.
-ACSCONV_HD inline int64_t weight_tiles(const Problem& p, int view, int inner) {
+// `inner` and `pair`: extents of a tile.
+ACSCONV_HD inline int64_t weight_tiles(const Problem& p, int view, int inner, int pair) {
   const auto tiles = [&](int axis, int64_t length) { return (p.out_size[axis] + length - 1) / length; };
-  return p.batch * tiles(weight_inner_axis(view), inner) * tiles(weight_pair_axis(view), kWeightTilePair) *
+  return p.batch * tiles(weight_inner_axis(view), inner) * tiles(weight_pair_axis(view), pair) *
          tiles(2, kWeightTileW);
 }
 
@@ -187,15 +190,25 @@ inline MmaWeightPlan plan_mma_backward_weight(const Problem& p, bool soft, bool 
     return plan;
   }
   const MmaWeightShape& s = kMmaWeightShapes[plan.shape];
-  plan.weight_sums = plan.units * plan.channel_blocks * s.taps * s.taps * s.channels() * s.columns();
-  plan.bias_sums = plan.units * s.warps() * s.columns();
+  // The sums of a part that the workspace does not hold are computed some units after the others.
+  const int64_t unit_weights = plan.channel_blocks * s.taps * s.taps * s.channels() * s.columns();
+  const int64_t unit_biases = s.warps() * s.columns(), unit_bytes = 4 * (unit_weights + unit_biases);
+  if (unit_bytes > kLargestWorkspace) {
+    plan.rejection = "the sums of " + std::to_string(s.columns()) + " output channels exceed 64 MiB";
+    return plan;
+  }
+  const int64_t most_units = kLargestWorkspace / unit_bytes;
+  const int64_t launches = std::max<int64_t>(1, (plan.units + most_units - 1) / most_units);
+  plan.units_at_once = (plan.units + launches - 1) / launches;
+  plan.weight_sums = plan.units_at_once * unit_weights;
+  plan.bias_sums = plan.units_at_once * unit_biases;
 
   // As many parts as fill the machine once; more where a part would be so long that its float32 sums lose
   // accuracy, and as few as the workspace holds.
   constexpr int64_t kMostTiles = 64;
   int64_t tiles = 1;
-  for (int view = 0; view < kViews; ++view) tiles = std::max(tiles, weight_tiles(p, view, s.inner));
-  const int64_t blocks = std::max<int64_t>(1, plan.units * plan.channel_blocks);
+  for (int view = 0; view < kViews; ++view) tiles = std::max(tiles, weight_tiles(p, view, s.inner, s.pair));
+  const int64_t blocks = std::max<int64_t>(1, plan.units_at_once * plan.channel_blocks);
   constexpr int64_t reserved = 1024;  // of a multiprocessor's shared memory, for each block
   const auto fitting =
       static_cast<int64_t>((machine.block_shared_bytes + reserved) / (s.shared_bytes() + reserved));
@@ -203,10 +216,6 @@ inline MmaWeightPlan plan_mma_backward_weight(const Problem& p, bool soft, bool 
   const int64_t wave = std::max<int64_t>(1, resident * machine.multiprocessors / blocks);
   const int64_t waves = (tiles + kMostTiles * wave - 1) / (kMostTiles * wave);
   const int64_t part_bytes = 4 * (plan.weight_sums + plan.bias_sums);
-  if (part_bytes > kLargestWorkspace) {
-    plan.rejection = "the sums of one part exceed 64 MiB";
-    return plan;
-  }
   plan.parts = std::min({wave * waves, tiles, kLargestWorkspace / std::max<int64_t>(1, part_bytes)});
   plan.workspace_bytes = static_cast<size_t>(plan.parts * part_bytes);
   return plan;
@@ -217,7 +226,8 @@ inline std::string MmaWeightPlan::describe() const {
   const MmaWeightShape& s = kMmaWeightShapes[shape];
   return "gradient of the weight on tensor cores: " + std::to_string(s.channels()) + " x " +
          std::to_string(s.columns()) + " channels, " + std::to_string(32 * s.warps()) + " threads, " +
-         std::to_string(units) + " x " + std::to_string(channel_blocks) + " blocks, " +
+         std::to_string(units) + " x " + std::to_string(channel_blocks) + " blocks" +
+         (units_at_once < units ? " (" + std::to_string(units_at_once) + " at once), " : ", ") +
          std::to_string(parts) + " parts, workspace " + std::to_string(workspace_bytes) + " bytes";
 }
 

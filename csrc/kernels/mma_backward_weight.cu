@@ -39,25 +39,31 @@ const char* mma_backward_weight(const Problem& problem, const MmaWeightPlan& pla
                                 void* grad_bias, ScalarType gradient_type, void* workspace, void* stream) {
   if (plan.units * plan.channel_blocks == 0) return nullptr;
   float* sums = static_cast<float*>(workspace);
-  const MmaWeightWork work{problem,
-                           soft,
-                           grad_weight != nullptr,
-                           grad_bias != nullptr,
-                           kMmaWeightShapes[plan.shape],
-                           plan.units,
-                           plan.channel_blocks,
-                           plan.parts,
-                           sums,
-                           sums + plan.parts * plan.weight_sums};
-  const auto multiply = problem.type == ScalarType::Float32   ? launch_mma_backward_weight<float>
-                        : problem.type == ScalarType::Float16 ? launch_mma_backward_weight<Float16>
-                                                              : launch_mma_backward_weight<BFloat16>;
+  MmaWeightWork work{problem,
+                     soft,
+                     grad_weight != nullptr,
+                     grad_bias != nullptr,
+                     kMmaWeightShapes[plan.shape],
+                     /*first_unit=*/0,
+                     plan.units_at_once,
+                     plan.channel_blocks,
+                     plan.parts,
+                     sums,
+                     sums + plan.parts * plan.weight_sums};
   const bool copies = can_copy(problem, grad_output, input);
-  if (const char* error = multiply(plan.shape, copies, {work, grad_output, input, stream})) return error;
-  const auto add = gradient_type == ScalarType::Float32   ? add_weight_parts<float>
-                   : gradient_type == ScalarType::Float16 ? add_weight_parts<Float16>
-                                                          : add_weight_parts<BFloat16>;
-  return add(work, grad_weight, grad_bias, stream);
+  const auto multiply = [&](auto scalar) {
+    return launch_mma_backward_weight<decltype(scalar)>(plan.shape, copies,
+                                                        {work, grad_output, input, stream});
+  };
+  const auto add = [&](auto scalar) {
+    return add_weight_parts<decltype(scalar)>(work, grad_weight, grad_bias, stream);
+  };
+  for (; work.first_unit < plan.units; work.first_unit += work.units) {
+    work.units = std::min(plan.units_at_once, plan.units - work.first_unit);
+    if (const char* error = with_mma_scalar(problem.type, multiply)) return error;
+    if (const char* error = with_mma_scalar(gradient_type, add)) return error;
+  }
+  return nullptr;
 }
 
 }  // namespace acsconv

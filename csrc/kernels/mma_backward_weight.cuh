@@ -11,7 +11,7 @@
 //
 // A block takes one unit (8 n_tiles columns of a view), one block of input channels and one part of the
 // view's tiles of voxels. Its halo lies only in the view's plane and its tiles along the view's own axes:
-//     view  inner axis (8, 4, 2)  pair axis (4)  outer tap
+//     view  inner axis (8, 4, 2)  pair axis (4, 2)  outer tap
 //      a          H                    D          along W
 //      c          D                    H          along W
 //      s          H                    D          along D, the pair axis
@@ -38,16 +38,17 @@ struct MmaBackwardWeight {
   static constexpr int kTaps = kS.taps, kM = kS.m_tiles, kGroups = kS.m_groups, kShares = kS.shares,
                        kN = kS.n_tiles, kBlocks = kS.blocks;
   static constexpr int kThreads = 32 * kS.warps();
-  static constexpr int kStride = kS.stride, kInner = kS.inner, kW = kWeightTileW, kVoxels = kS.voxels();
+  static constexpr int kStride = kS.stride, kInner = kS.inner, kPair = kS.pair, kW = kWeightTileW,
+                       kVoxels = kS.voxels();
   static constexpr int kVoxelBytes = kS.voxel_bytes();
   static constexpr bool kTf32 = sizeof(Scalar) == 4;
-  static constexpr int kDepth = kS.rows_of_product(), kStacks = kWeightTilePair / kDepth;
+  static constexpr int kDepth = kS.rows_of_product(), kStacks = kPair / kDepth;
   static constexpr int kRows = kS.reach(kInner);  // of x, that a stack reads
-  static_assert(sizeof(Scalar) == kS.bytes && kW == 8 && kWeightTilePair % kDepth == 0);
+  static_assert(sizeof(Scalar) == kS.bytes && kW == 8 && kPair % kDepth == 0);
   static_assert(kStacks % kShares == 0);
   static_assert(kStride == 1 || kStride == 2);
-  static_assert(kS.reach(kInner) + kS.reach(kW) + kWeightTilePair <= 32 &&
-                    kS.reach(kInner) + kW + kS.reach(kWeightTilePair) <= 32,
+  static_assert(kS.reach(kInner) + kS.reach(kW) + kPair <= 32 &&
+                    kS.reach(kInner) + kW + kS.reach(kPair) <= 32,
                 "a bit per coordinate of the halo");
 
   // Shared memory: the geometry, the tables of voxels, and the stages, each x and then grad_output.
@@ -72,7 +73,7 @@ __device__ __forceinline__ void load_stage(const MmaWeightWork& work, const Weig
                                            unsigned char* stage) {
   using Scalar = typename Config::Scalar;
   const Problem& p = work.problem;
-  constexpr int kTile[kWeightAxes] = {Config::kW, Config::kInner, kWeightTilePair}, kShift[kWeightAxes] = {};
+  constexpr int kTile[kWeightAxes] = {Config::kW, Config::kInner, Config::kPair}, kShift[kWeightAxes] = {};
   const Scalar *x = input + tile.sample * p.input.batch, *g = grad_output + tile.sample * p.output.batch;
   int read[kWeightAxes];
 #pragma unroll
@@ -127,7 +128,9 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
   const int64_t unit = index % work.units;
   index /= work.units;
   const int64_t channel_block = index % work.channel_blocks, part = index / work.channel_blocks;
-  if (threadIdx.x == 0) describe_block(work.problem, work.soft, work.shape, unit, geometry);
+  if (threadIdx.x == 0) {
+    describe_block(work.problem, work.soft, work.shape, work.first_unit + unit, geometry);
+  }
   __syncthreads();
   const int view = geometry.view;
   for (int i = threadIdx.x; i < geometry.halo_voxels; i += Config::kThreads) {
@@ -145,7 +148,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int outer = warp % kTaps, group = warp / kTaps % Config::kGroups;
   const int share = warp / (kTaps * Config::kGroups);
-  const int64_t tiles = weight_tiles(work.problem, view, Config::kInner);
+  const int64_t tiles = weight_tiles(work.problem, view, Config::kInner, Config::kPair);
   const int64_t first_tile = tiles * part / work.parts, last_tile = tiles * (part + 1) / work.parts;
   const int first_channel = static_cast<int>(channel_block) * Config::kS.channels();
   const bool sums_bias = work.bias && channel_block == 0;

@@ -11,7 +11,8 @@ struct MmaWeightWork {
   Problem problem;
   bool soft, weight, bias;  // Soft ACS; which gradients are wanted
   MmaWeightShape shape;
-  int64_t units, channel_blocks, parts;
+  int64_t first_unit, units;  // those of this launch
+  int64_t channel_blocks, parts;
   float *weight_sums, *bias_sums;
 };
 

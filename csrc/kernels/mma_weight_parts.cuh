@@ -3,7 +3,7 @@
 //
 // The first weight_blocks() blocks take 32 fragments' quadruples of the weight's sums each, one per lane, the
 // others 32 columns of the bias. The warps of a block share the parts, each a run of them; their totals are
-// added in order. Everything is counted in 32 bits, since the workspace has at most 2^24 sums.
+// added in order. Sums are counted in 32 bits, since the workspace has at most 2^24 of them.
 #pragma once
 
 #include "mma_weight_launch.h"
@@ -21,7 +21,7 @@ ACSCONV_HD inline int bias_blocks(const MmaWeightWork& work) {
   return work.bias ? static_cast<int>(work.units * work.shape.columns() + 31) / 32 : 0;
 }
 
-// A unit's view, and its first column.
+// The view of a unit of this launch, and its first column.
 struct UnitColumns {
   int view, first;
   ViewColumns of_view;
@@ -32,6 +32,7 @@ struct UnitColumns {
 };
 __device__ inline UnitColumns unit_columns(const MmaWeightWork& work, int unit) {
   const int columns = work.shape.columns();
+  unit += static_cast<int>(work.first_unit);
   UnitColumns u{0, 0, view_columns(work.problem, work.soft, 0, columns)};
   while (unit >= u.of_view.units) {
     unit -= static_cast<int>(u.of_view.units);
@@ -60,7 +61,7 @@ __device__ inline void write_weight(const MmaWeightWork& work, int fragment, int
   const int first_row = work.soft ? unit.view * static_cast<int>(work.problem.out_channels) : 0;
   const auto write = [&](float value, int at_column, int at_channel) {
     if (!unit.contain(at_column) || at_channel >= in_channels) return;
-    narrow(value, grad_weight[((first_row + at_column) * in_channels + at_channel) * taps + tap]);
+    narrow(value, grad_weight[(int64_t{first_row + at_column} * in_channels + at_channel) * taps + tap]);
   };
   write(sum.x, column, channel);
   write(sum.y, column + 1, channel);

@@ -2,7 +2,7 @@
 // block's lie, which of their voxels exist, and how they get into shared memory, as [plane of 8
 // channels][voxel][8 channels].
 //
-// A tile of grad_output is a box of inner x 4 x 8 voxels; that of x, what they read in the view.
+// A tile of grad_output is a box of inner x pair x 8 voxels; that of x, what they read in the view.
 // With stride 2 and along W, in its plane, the even positions lie before the odd ones, so that 8 outputs side
 // by side still read neighbours; along the thin axis the box has the positions that are read and no others. A
 // table has the offset of every voxel of x from the box's corner, and one bit for each of its coordinates;
@@ -54,7 +54,7 @@ __device__ inline void describe_block(const Problem& p, bool soft, const MmaWeig
     to.input_end[i] = static_cast<int>(read < p.in_size[axis] ? read : p.in_size[axis]);
     to.output_size[i] = static_cast<int>(p.out_size[axis]);
     const bool is_thin = axis == thin_axis(view);
-    to.tile[i] = i == kAlongW ? kWeightTileW : i == kAlongInner ? shape.inner : kWeightTilePair;
+    to.tile[i] = i == kAlongW ? kWeightTileW : i == kAlongInner ? shape.inner : shape.pair;
     to.halo[i] = is_thin ? to.tile[i] : (to.tile[i] - 1) * shape.stride + extent;
     to.shift[i] = is_thin ? shape.stride - 1 : 0;
   }
@@ -178,7 +178,7 @@ template <class Config, bool kRows, int kPlanes, int kPlane>
 __device__ __forceinline__ void gather_box(const Box<typename Config::Scalar>& box) {
   using Scalar = typename Config::Scalar;
   constexpr int kHalves = Config::kVoxelBytes / 16;
-  const int items = kHalves * box.voxels;  // a multiple of 8 in float32, as every box has an axis of 4 or 8
+  const int items = kHalves == 1 ? box.voxels : (box.voxels + 3) / 4 * 8;
   const int rounds = (kPlanes * items + Config::kThreads - 1) / Config::kThreads;
   int item = ptx::thread_x(), plane = 0;
 #pragma unroll 1
@@ -186,6 +186,7 @@ __device__ __forceinline__ void gather_box(const Box<typename Config::Scalar>& b
     while (item >= items) item -= items, ++plane;
     if (plane >= kPlanes) return;
     const int half = kHalves == 1 ? 0 : item / 4 % 2, voxel = kHalves == 1 ? item : item / 8 * 4 + item % 4;
+    if (kHalves == 2 && Config::kPair < 4 && voxel >= box.voxels) continue;  // else a multiple of 4
     const uint2 entry = voxel_entry<Config, kRows>(box, voxel);
     const int channel = box.first_channel + plane * 8 + half * 4;
     const int channels = (entry.y & box.outside) == 0 ? box.channels - channel : 0;

@@ -21,6 +21,7 @@ HALVED, HALVED_SHAPE = (
     Layer(24, 20, (7, 9, 35), stride=(2, 2, 2), dtype="bfloat16", layout="channels_last"),
     5,
 )
+SEVEN, SEVEN_SHAPE = replace(HALVED, kernel=(7, 7), padding=(3, 3, 3), dtype="float32"), 17
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ BUGS = [
     Bug("third share forgotten", KERNEL, "other < Config::kShares - 1", "other < 1", WRONG, TF32, shape=TF32_SHAPE),
     Bug("shares meet in one place", KERNEL, "? 0 : (share - 1) * Config::kExchange;", "? 0 : 0;",
         "RACE|uninitialised", TF32, shape=TF32_SHAPE),
+    Bug("next tile along the pair axis", TILES, "shape.inner : shape.pair;", "shape.inner : 2 * shape.pair;",
+        "RACE|shared byte|" + WRONG, SEVEN, shape=SEVEN_SHAPE),
     Bug("half of a voxel gathered twice", TILES, "plane * 8 + half * 4;", "plane * 8;", WRONG, TF32_GATHERED,
         shape=TF32_SHAPE),
 ]  # fmt: skip
