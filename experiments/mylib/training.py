@@ -129,8 +129,6 @@ def train(
         )
         lightning.seed_everything(seed, workers=True, verbose=False)
         peak = _fit(trainer, module, data, folder / "last.ckpt")
-        if trainer.interrupted:
-            raise KeyboardInterrupt
         if trainer.is_global_zero:
             _write_history(folder)
         checkpoint = _read(folder / "best.ckpt")
