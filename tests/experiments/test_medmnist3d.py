@@ -148,6 +148,8 @@ def test_networks_are_the_published_ones(flag, parameters, tmp_path) -> None:
     network = models.build(flag, "ACSConv", in_channels=3, num_classes=10)
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters  # of ResNets for CIFAR
     state = network.state_dict()
+    stem = state["conv1.weight"]
+    assert 0.9 * 27**-0.5 < stem.abs().max() <= 27**-0.5  # PyTorch's initial weights, not torchvision's
     theirs = {
         name.replace("downsample.", "shortcut.").replace("fc.", "linear."): value + 1
         for name, value in state.items()
@@ -159,7 +161,10 @@ def test_networks_are_the_published_ones(flag, parameters, tmp_path) -> None:
     assert torch.equal(
         network.state_dict()["layer2.0.downsample.0.weight"], theirs["layer2.0.shortcut.0.weight"]
     )
-    assert network.eval()(torch.rand(1, 3, 8, 8, 8)).shape == (1, 10)
+    sizes = []
+    network.layer4.register_forward_hook(lambda module, args, output: sizes.append(output.shape[2:]))
+    assert network.eval()(torch.rand(1, 3, 16, 16, 16)).shape == (1, 10)
+    assert sizes == [(2, 2, 2)]  # three strides, and no pooling
     other = models.build(flag, "ACSConv", in_channels=1, num_classes=10)
     with pytest.raises(ValueError, match=r"best_model.pth does not fit the network"):
         models.load_published(other, tmp_path / "best_model.pth")
@@ -205,6 +210,8 @@ def test_trains_and_evaluates(tmp_path, monkeypatch, conv) -> None:
     weights = str(config.folder / "model.dat")
     again = run(MedMNIST3DConfig(**{**vars(config), "run": "again", "num_epochs": 0, "model_path": weights}))
     assert again == {"evaluation": result["evaluation"]}
+    of_training = [np.loadtxt(path, delimiter=",") for path in tmp_path.glob(f"out/**/{flag}_train_*.csv")]
+    assert len(of_training) == 2 and np.array_equal(*of_training)
 
 
 def test_the_settings_are_the_published_ones() -> None:
