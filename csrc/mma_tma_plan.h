@@ -62,7 +62,7 @@ inline TensorMapShape tma_source(const Problem& p, const MmaShape& shape, const 
   return map;
 }
 
-// Why the TMA does not load the source of a planned pass; empty: it can.
+// Why the TMA does not load the source of a planned pass, which the driver is asked as well; empty: it can.
 inline std::string tma_rejection(const Problem& p, const MmaPlan& plan, const void* source,
                                  const Machine& machine) {
   if (!plan.rejection.empty()) return plan.rejection;
@@ -73,7 +73,8 @@ inline std::string tma_rejection(const Problem& p, const MmaPlan& plan, const vo
     if (p.dilation[(axis + 1) % 3][axis] != 1) return "a dilation";
   }
   if (p.input.channel != 1) return "the channels of a voxel are not neighbours in memory";
-  const char* reason = tensor_map_rejection(tma_source(p, plan.chosen(), source));
+  TensorMap map;
+  const char* reason = make_tensor_map(tma_source(p, plan.chosen(), source), map);
   return reason == nullptr ? "" : reason;
 }
 

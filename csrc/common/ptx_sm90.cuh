@@ -53,10 +53,9 @@ inline const char* tensor_map_rejection(const TensorMapShape& s) {
 
 using TensorMap = CUtensorMap;
 
-// Returns nullptr, or why the map could not be made.
-inline const char* make_tensor_map(const TensorMapShape& s, TensorMap& map) {
-  if (const char* rejection = tensor_map_rejection(s)) return rejection;
-  // From the driver that is there, so that nothing is linked to it.
+// The driver's function, from the driver that is there, so that nothing is linked to it; or nullptr.
+using TensorMapEncoder = decltype(&cuTensorMapEncodeTiled);
+inline TensorMapEncoder find_tensor_map_encoder() {
   void* symbol = nullptr;
   cudaDriverEntryPointQueryResult found;
 #if CUDART_VERSION >= 12050
@@ -66,8 +65,15 @@ inline const char* make_tensor_map(const TensorMapShape& s, TensorMap& map) {
   const cudaError_t error =
       cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &symbol, cudaEnableDefault, &found);
 #endif
-  if (error != cudaSuccess || found != cudaDriverEntryPointSuccess)
-    return "TMA: the driver has no tensor maps";
+  if (error != cudaSuccess || found != cudaDriverEntryPointSuccess) return nullptr;
+  return reinterpret_cast<TensorMapEncoder>(symbol);
+}
+
+// Returns nullptr, or why the map could not be made.
+inline const char* make_tensor_map(const TensorMapShape& s, TensorMap& map) {
+  if (const char* rejection = tensor_map_rejection(s)) return rejection;
+  static const TensorMapEncoder encode = find_tensor_map_encoder();
+  if (encode == nullptr) return "TMA: the driver has no tensor maps";
   cuuint64_t size[kTensorMapRank], stride[kTensorMapRank - 1];
   cuuint32_t box[kTensorMapRank], step[kTensorMapRank];
   for (int i = 0; i < kTensorMapRank; ++i) {
@@ -76,7 +82,6 @@ inline const char* make_tensor_map(const TensorMapShape& s, TensorMap& map) {
     box[i] = static_cast<cuuint32_t>(s.box[i]);
     step[i] = 1;
   }
-  const auto encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(symbol);
   const CUresult result = encode(
       &map, s.element_bytes == 2 ? CU_TENSOR_MAP_DATA_TYPE_UINT16 : CU_TENSOR_MAP_DATA_TYPE_UINT32,
       kTensorMapRank, const_cast<void*>(s.base), size, stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
@@ -148,7 +153,8 @@ using TensorMap = TensorMapShape;
 
 inline const char* make_tensor_map(const TensorMapShape& s, TensorMap& map) {
   map = s;
-  return tensor_map_rejection(s);
+  if (const char* rejection = tensor_map_rejection(s)) return rejection;
+  return emulator_refuses_tensor_maps ? "TMA: the driver refused the tensor map" : nullptr;
 }
 
 namespace ptx {

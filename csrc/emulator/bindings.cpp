@@ -10,6 +10,7 @@
 #include <map>
 #include <stdexcept>
 
+#include "../kernels/dispatch.h"
 #include "../kernels/machine.cuh"
 #include "../kernels/mma_backward_weight.h"
 #include "../kernels/mma_convolve.h"
@@ -176,11 +177,22 @@ const char* shared_walk(const Problem& p, const std::vector<void*>& t) {
   return error;
 }
 
+// The forward pass by the kernel that the dispatcher chooses, float32 as TF32.
+const char* forward(const Problem& p, const std::vector<void*>& t) {
+  const acsconv::Convolution c{p, acsconv::Pass::Forward, /*soft=*/false, /*allow_tf32=*/true, p.type};
+  const size_t bytes = acsconv::convolve_workspace(c);
+  void* workspace = bytes > 0 ? emulator::allocate_device(bytes) : nullptr;
+  const char* error = acsconv::convolve(c, t.at(0), t.at(1), t.at(2), t.at(3), workspace, nullptr);
+  emulator::release_device(workspace);
+  return error;
+}
+
 using Launcher = const char* (*)(const Problem&, const std::vector<void*>&);
 
 const std::map<std::string, Launcher>& launchers() {
   static const std::map<std::string, Launcher> table = {
-      {"simt_forward",  // input, weight, bias, output
+      {"forward", forward},  // input, weight, bias, output
+      {"simt_forward",       // the same
        [](const Problem& p, const std::vector<void*>& t) {
          return acsconv::simt_forward(p, t.at(0), t.at(1), t.at(2), t.at(3), nullptr);
        }},

@@ -7,6 +7,8 @@
 #include "ptx_sm90.h"
 #include "runtime.h"
 
+bool emulator_refuses_tensor_maps = false;
+
 namespace emulator {
 namespace {
 

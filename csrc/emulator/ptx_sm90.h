@@ -8,6 +8,9 @@
 
 #include "cuda.h"
 
+// Set through ctypes by tests of what happens when the driver refuses a tensor map.
+extern "C" __attribute__((visibility("default"))) bool emulator_refuses_tensor_maps;
+
 namespace emulator {
 
 // A box of a tensor of 5 dimensions, the contiguous one first, at the coordinates `at`.
