@@ -337,7 +337,7 @@ REJECTED = [
     (replace(LAYER, stride=(3, 3, 3)), "no block takes kernels of 3 x 3 and stride 3"),
     (replace(LAYER, stride=(1, 2, 1)), "the strides differ"),
     (replace(LAYER, dilation=(1, 1, 2), padding=(1, 1, 2)), "dilation > 1"),
-    (replace(LAYER, in_channels=2**17), "the sums of 24 output channels exceed 64 MiB"),
+    (replace(LAYER, in_channels=2**17, size=(4, 4, 4)), "the sums of 24 output channels exceed 64 MiB"),
 ]
 
 
