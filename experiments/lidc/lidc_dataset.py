@@ -65,10 +65,12 @@ class _Nodules(Dataset):
             raise ValueError(
                 f"{file}: voxel must be [D, H, W], each at least {needed}, got {list(voxel.shape)}"
             )
-        offset = torch.randint(-self.move, self.move + 1, (3,)).tolist() if self.augment else [0, 0, 0]
+        offset, turns, axis = [0, 0, 0], [0, 0, 0], -1
+        if self.augment:
+            offset = torch.randint(-self.move, self.move + 1, (3,)).tolist()
+            turns, axis = torch.randint(4, (3,)).tolist(), int(torch.randint(4, ())) - 1
         starts = [size // 2 + by - self.crop_size // 2 for size, by in zip(voxel.shape, offset)]
         window = tuple(slice(start, start + self.crop_size) for start in starts)
-        turns, axis = torch.randint(4, (3,)).tolist(), int(torch.randint(4, ())) - 1
         found = []
         for name, volume in volumes.items():
             if volume.shape != voxel.shape or volume.dtype.kind not in "biuf":
@@ -79,11 +81,9 @@ class _Nodules(Dataset):
             if not ((crop >= 0) & (crop <= 255)).all():  # nor is NaN
                 low, high = crop.min().item(), crop.max().item()
                 raise ValueError(f"{file}: {name} must be 0 to 255, got {low} to {high}")
-            if self.augment:
-                for count, axes in zip(turns, ((0, 1), (0, 2), (1, 2))):
-                    crop = crop.rot90(count, axes)
-                crop = crop.flip(axis) if axis >= 0 else crop
-            found.append(crop)
+            for count, axes in zip(turns, ((0, 1), (0, 2), (1, 2))):
+                crop = crop.rot90(count, axes)
+            found.append(crop.flip(axis) if axis >= 0 else crop)
         return found
 
     def image(self, voxel: Tensor) -> Tensor:
