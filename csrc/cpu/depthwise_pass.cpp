@@ -14,6 +14,14 @@ namespace {
 
 constexpr int64_t kTasks = 16;  // of the gradient of the weight: what is worth parts of the volume
 
+// Where each of a channel's numbers lies in its kernel, in the order in which the walk takes them: rows of
+// one column after the other.
+std::vector<int64_t> kernel_places(const DepthwisePlan& plan, int64_t side) {
+  std::vector<int64_t> places(side * side);
+  for (int64_t i = 0; i < side * side; ++i) places[i] = plan.kernel_index(i % side, i / side);
+  return places;
+}
+
 template <class T>
 void gather(const Problem& p, bool mirrored, const void* source, const void* weight, const void* bias,
             void* target, const Threads& threads) {
@@ -25,13 +33,13 @@ void gather(const Problem& p, bool mirrored, const void* source, const void* wei
   advise_huge_pages(target,
                     p.batch * p.groups * volume(mirrored ? p.in_size : p.out_size) * convert.stored_size);
 
-  const int64_t side = p.kernel_h, taps = side * side;
+  const std::vector<int64_t> places = kernel_places(plan, p.kernel_h);
+  const auto taps = static_cast<int64_t>(places.size());
   std::vector<T> wide(p.groups * taps), packed(p.groups * taps), wide_bias(p.groups, T(0));
   convert.widen(weight, wide.data(), p.groups * taps);
   if (bias != nullptr) convert.widen(bias, wide_bias.data(), p.groups);
-  for (int64_t i = 0; i < p.groups * taps; ++i) {
-    const int64_t column = i % taps / side, row = i % side;
-    packed[i] = wide[i / taps * taps + plan.kernel_index(row, column)];
+  for (int64_t c = 0; c < p.groups * taps; c += taps) {
+    for (int64_t i = 0; i < taps; ++i) packed[c + i] = wide[c + places[i]];
   }
   parallel(threads, static_cast<int64_t>(plan.tasks().size()), [&](int64_t i) {
     thread_local Buffer slab, stage;
@@ -72,17 +80,13 @@ void backward_weight(const Problem& p, const void* grad_output, const void* inpu
     kernel.add_lanes(vectors, count, &sums[(part * p.groups + first) * sums_per_channel]);
   });
 
+  const std::vector<int64_t> places = kernel_places(plan, p.kernel_h);
   std::vector<T> weight(p.groups * taps), bias(p.groups);
   for (int64_t c = 0; c < p.groups; ++c) {
     for (int64_t i = 0; i < sums_per_channel; ++i) {
       T sum = 0;
       for (int64_t part = 0; part < parts; ++part) sum += sums[(part * p.groups + c) * sums_per_channel + i];
-      if (i == 0) {
-        bias[c] = sum;
-      } else {
-        const int64_t column = (i - 1) / p.kernel_h, row = (i - 1) % p.kernel_h;
-        weight[c * taps + plan.kernel_index(row, column)] = sum;
-      }
+      (i == 0 ? bias[c] : weight[c * taps + places[i - 1]]) = sum;
     }
   }
   convert.narrow(weight.data(), grad_weight, p.groups * taps);
