@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kThreads)
     };
     for (int tap = 0; tap < kViews * 9; ++tap) {
       const int view = tap / 9, row = tap % 9 / 3, column = tap % 3;
-      folded[(view * pairs + pair) * 9 + tap % 9] = folded_kernel(at, view, row, column);
+      folded[(view * pairs + pair) * 9 + tap % 9] = folded_kernel(at, view, row, column, 1);
     }
   }
 }

@@ -29,7 +29,8 @@ struct Kernels {
     return widen(data[view * view_elements + (pair * kernel + row) * kernel + column]);
   }
   __device__ float folded(int view, int64_t pair, int row, int column) const {
-    return folded_kernel([&](int v, int r, int c) { return at(v, pair, r, c); }, view, row, column);
+    return folded_kernel([&](int v, int r, int c) { return at(v, pair, r, c); }, view, row, column,
+                         kernel / 2);
   }
 };
 
@@ -108,8 +109,8 @@ __global__ void __launch_bounds__(kThreads)
     packed[index] = pack_register<T>(reduced.channel, reduced.valid, half, lane, [&](int channel) {
       const int64_t pair =
           pack.backward ? channel * pack.in_channels + column : column * pack.in_channels + channel;
-      return soft_is_folded(work) ? kernels.folded(view, pair, tap / kernel, tap % kernel)
-                                  : kernels.at(work.soft ? view : 0, pair, tap / kernel, tap % kernel);
+      return work.soft ? kernels.folded(view, pair, tap / kernel, tap % kernel)
+                       : kernels.at(0, pair, tap / kernel, tap % kernel);
     });
   }
 }

@@ -9,6 +9,10 @@
 //                       the odd or the even taps reach. A view takes part where its middle tap reaches the
 //                       class of its thin axis.
 //
+// Soft ACS adds up what several views read of one voxel in the first one's weights (fold_soft.h). So the
+// coronal view leaves out the middle inner taps, and the sagittal one those and the row of the middle outer
+// one: 61 of 75 taps with 5x5 kernels.
+//
 // A voxel's place is the sum of two entries of a table, of its depth and height and of its width.
 #pragma once
 
@@ -39,51 +43,64 @@ __device__ __forceinline__ int taps_of_parity(const MmaWork& work, int parity) {
   return work.kernel / 2 + 1 - parity;
 }
 
+// Axes of a view's walk.
+ACSCONV_HD constexpr int inner_axis(int view) { return view == 1 ? 0 : 1; }
+ACSCONV_HD constexpr int outer_axis(int view) { return view == 2 ? 0 : 2; }
+// Soft ACS: whether the middle tap of an axis would be read, but lies in an earlier view's plane.
+__device__ __forceinline__ bool leaves_middle_inner(const MmaWork& work, const TapRowBlock& block, int view) {
+  return work.soft && view > 0 && (block.beside >> inner_axis(view) & 1) == 0;
+}
+__device__ __forceinline__ bool leaves_middle_outer(const MmaWork& work, const TapRowBlock& block, int view) {
+  return work.soft && view == 2 && (block.beside >> outer_axis(view) & 1) == 0;
+}
+
 // The rows of a view: so many outer taps, times one or two parities of the inner ones.
 struct ViewRows {
   int outer, parities;
 };
 __device__ __forceinline__ ViewRows rows_of_view(const MmaWork& work, const TapRowBlock& block, int view) {
   if ((block.view >= 0 && view != block.view) || (block.beside >> view & 1) != 0) return {0, 0};
-  const bool folded = soft_is_folded(work);
+  const bool less_inner = leaves_middle_inner(work, block, view),
+             less_outer = leaves_middle_outer(work, block, view);
   if (work.halves) {
-    // Folded, a view reads only what no earlier view does: positions beside the middle of their thin axes.
-    const int earlier = folded ? (1 << view) - 1 : 0;
-    if ((block.beside & earlier) != earlier) return {0, 0};
-    return {taps_of_parity(work, parity_of_class(work, block, view == 2 ? 0 : 2)), 1};
+    const int parity = parity_of_class(work, block, inner_axis(view));
+    return {taps_of_parity(work, parity_of_class(work, block, outer_axis(view))) - less_outer,
+            less_inner && taps_of_parity(work, parity) == 1 ? 0 : 1};
   }
-  if (work.stride == 1) return {work.kernel, 1};
-  return {folded && view == 2 ? 2 : work.kernel, folded && view > 0 ? 1 : 2};
+  const bool odd_taps = work.stride == 2 && !(less_inner && taps_of_parity(work, 1) == 1);
+  return {work.kernel - less_outer, odd_taps ? 2 : 1};
 }
 
 // A row, as every chunk of channels has it. `line` and `width`: entries of the tables for the first voxel
-// that it reads; `before`: taps that come before it in a step's packed weights.
+// that it reads; `before`: taps that come before it in the packed weights of the view's chunk.
 struct alignas(16) TapRow {
-  int line, width, taps, before;
+  int line, width, before;
+  int16_t taps;
+  bool without_middle;  // the middle tap, which is among them, counts for an earlier view
 };
 __device__ __forceinline__ TapRow row_of_view(const MmaWork& work, const TapRowBlock& block, int view,
                                               const ViewRows& rows, int row, int table_height) {
   const int middle = work.kernel / 2;
-  int outer = rows.parities == 2 ? row / 2 : row;
-  int taps = work.kernel, place = 0, from_outer = outer, from_inner = 0, from_thin = middle;
-  if (work.halves || work.stride == 2) {
-    int parity;
-    if (work.halves) {
-      parity = parity_of_class(work, block, view == 1 ? 0 : 1);
-      outer = 2 * outer + parity_of_class(work, block, view == 2 ? 0 : 2);
-      from_thin = middle / 2;
-    } else {
-      parity = rows.parities == 2 ? 1 - row % 2 : 0;
-      if (rows.outer == 2) outer = from_outer = 2 * outer;
-      from_inner = parity;
-    }
-    taps = taps_of_parity(work, parity);
-    place = parity == 1 ? 0 : middle;
+  const int among = work.halves ? middle / 2 : middle;  // place of the middle tap among all of a class
+  int index = rows.parities == 2 ? row / 2 : row;
+  if (leaves_middle_outer(work, block, view) && index >= among) ++index;
+  int outer = index, parity = -1;  // of the inner taps, where they are not all
+  if (work.halves) {
+    outer = 2 * index + parity_of_class(work, block, outer_axis(view));
+    parity = parity_of_class(work, block, inner_axis(view));
+  } else if (work.stride == 2) {
+    parity = rows.parities == 2 ? 1 - row % 2 : 0;
   }
-  const int depth = view == 0 ? from_thin : view == 1 ? from_inner : from_outer;
-  const int height = view == 1 ? from_thin : from_inner;
-  return {depth * table_height + height, view == 2 ? from_thin : from_outer, taps,
-          outer * work.kernel + place};
+  const int from_inner = work.stride == 2 ? parity : 0;
+  const int depth = view == 0 ? among : view == 1 ? from_inner : index;
+  const int height = view == 1 ? among : from_inner;
+  TapRow result;
+  result.line = depth * table_height + height;
+  result.width = view == 2 ? among : index;
+  result.before = outer * work.kernel + (parity == 0 ? middle : 0);
+  result.taps = static_cast<int16_t>(parity < 0 ? work.kernel : taps_of_parity(work, parity));
+  result.without_middle = leaves_middle_inner(work, block, view) && (parity < 0 || parity == (middle & 1));
+  return result;
 }
 
 // A step: a row, and which chunk of the view's channels.
@@ -98,8 +115,7 @@ template <int kRows, int kHeight>
 struct TapRowTable {
   struct alignas(16) View {
     int rows, before;
-    uint32_t
-        reciprocal;  // 2^31 / rows, rounded up: the division of a step's number is exact up to 2^31 / rows
+    uint32_t reciprocal;  // 2^31 / rows, rounded up, which divides numbers of steps exactly
   };
   alignas(16) int first[kViews + 1];  // step of every view, and the number of all
   View view[kViews];

@@ -24,6 +24,8 @@ struct TapRows {
                        kThreads = view_per_step_threads(kShape);
   static constexpr int kTaps = tap_row_taps(kShape), kLeastTaps = tap_row_least_taps(kShape),
                        kTapBytes = kColumns * kMmaUnitBytes;
+  // Place of the middle tap in the rows of 5x5 and 7x7 kernels that have it.
+  static constexpr int kMiddle = kShape.stride == 1 ? kTaps / 2 : 1;
   static constexpr MmaShared kShared = tap_row_shared(kShape);
   // Shared memory begins with the rows, then the tables of voxels: lines, then widths.
   static constexpr int kTableHeight = tap_row_reach(kShape, kShape.height);
@@ -151,16 +153,20 @@ __device__ __forceinline__ void load_tap_row(const MmaWork& work, const typename
 }
 
 // sum += a row of taps. Tiles of a warp are neighbours along H: there a fragment serves all taps of the row.
+// The middle tap of a 3x3 kernel has a row of its own, so that a row is read whole or not at all.
 template <class Config, bool kAlongDepth>
 __device__ __forceinline__ void multiply_row(float (&sum)[Config::kRows][Config::kColumns][4], uint32_t stage,
-                                             const unsigned char* weights, int taps, int warp, int lane) {
+                                             const unsigned char* weights, const TapRow& row, int warp,
+                                             int lane) {
   using T = typename Config::Scalar;
   using Walk = typename Config::template Walk<kAlongDepth>;
   const uint32_t a = stage + Walk::lane_byte(warp, lane);
   uint32_t fragments[Config::kRows + (kAlongDepth ? 0 : Config::kTaps - 1)][4];
 #pragma unroll
   for (int tap = 0; tap < Config::kTaps; ++tap) {
-    if (tap >= Config::kLeastTaps && tap >= taps) break;
+    if (tap >= Config::kLeastTaps && tap >= row.taps) break;
+    const bool counts = Config::kShape.kernel == 3 || tap != Config::kMiddle || !row.without_middle;
+    if (kAlongDepth && !counts) continue;
     const int held = kAlongDepth ? 0 : tap;  // of the first tile
 #pragma unroll
     for (int m = kAlongDepth || tap == 0 ? 0 : Config::kRows - 1; m < Config::kRows; ++m) {
@@ -168,9 +174,11 @@ __device__ __forceinline__ void multiply_row(float (&sum)[Config::kRows][Config:
           fragments[held + m],
           a + (kAlongDepth ? tap * Walk::kPlaneStep : tap * Walk::kRowStep) + m * Walk::kRowStep);
     }
-    uint32_t b[Config::kColumns][2];
-    load_weights<Config::kColumns>(b, weights + tap * Config::kTapBytes, lane);
-    ptx::mma_tiles<T, Config::kRows, Config::kColumns>(sum, fragments, held, b);
+    if (counts) {
+      uint32_t b[Config::kColumns][2];
+      load_weights<Config::kColumns>(b, weights + tap * Config::kTapBytes, lane);
+      ptx::mma_tiles<T, Config::kRows, Config::kColumns>(sum, fragments, held, b);
+    }
   }
 }
 
@@ -208,11 +216,9 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
     const unsigned char* data = shared + Config::kShared.table + stage * Config::kShared.stage;
     const unsigned char* weights = data + Config::kShared.stage - Config::kShared.weights;
     if (now.view == 1) {
-      multiply_row<Config, true>(sum, ptx::shared_address(data), weights, now.row.taps, thread / 32,
-                                 thread % 32);
+      multiply_row<Config, true>(sum, ptx::shared_address(data), weights, now.row, thread / 32, thread % 32);
     } else {
-      multiply_row<Config, false>(sum, ptx::shared_address(data), weights, now.row.taps, thread / 32,
-                                  thread % 32);
+      multiply_row<Config, false>(sum, ptx::shared_address(data), weights, now.row, thread / 32, thread % 32);
     }
     if (++stage == kMmaStages) stage = 0;
   }

@@ -155,8 +155,6 @@ ACSCONV_HD constexpr int tap_index(bool soft, int view, int outer, int inner) {
   }
   return index;
 }
-// Soft ACS with kernels of 3x3: taps that lie in an earlier view's plane are not read again (fold_soft.h).
-ACSCONV_HD inline bool soft_is_folded(const MmaWork& work) { return work.soft && work.kernel == 3; }
 // The inner axis of a view's walk is its row axis, or its column axis for the sagittal view: H, D, H.
 ACSCONV_HD constexpr int tap_of_kernel(int view, int outer, int inner, int kernel) {
   return view == 2 ? outer * kernel + inner : inner * kernel + outer;

@@ -181,6 +181,25 @@ def test_unaligned_storage(emulator, kernel, stride, layout):
     check_integers(emulator, "backward_input", layer, grad_output=grad_output)
 
 
+@pytest.mark.parametrize("kernel, taps", [(5, 61), (7, 127)])
+def test_soft_reads_every_voxel_once(emulator, kernel, taps):
+    """Of 75 (147) taps so many are left: per chunk of channels and warp, fragments of 16 voxels for those that count.
+
+    Along H the taps of a row share fragments, K + 3 for 4 tiles, whether all count or not; along D each has its own.
+    """
+    layer = Layer(
+        16, 20, (4, 8, 8), kernel=(kernel, kernel), padding=(kernel // 2,) * 3, dtype="bfloat16",
+        layout="channels_last",
+    )  # fmt: skip
+    emulator.configure(detect_races=False, count_banks=True)
+    emulator.take_bank_report()
+    check_integers(emulator, "soft_forward", layer)
+    along_depth = kernel * (kernel - 1)
+    assert taps == kernel**2 + along_depth + (kernel - 1) ** 2
+    fragments = (kernel + 3) * (kernel + kernel - 1) + 4 * along_depth
+    assert emulator.take_bank_report()["ldmatrix"][0] == 4 * fragments
+
+
 def test_forward_of_stride_2_keeps_the_whole_halo_where_it_fits(emulator):
     layer = Layer(32, 48, (8, 8, 8), stride=(2, 2, 2), dtype="bfloat16")
     assert "one view per warp" in plan(emulator, "forward", layer)
