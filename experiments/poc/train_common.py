@@ -32,7 +32,12 @@ def train_on(
 
     Returns:
         As :func:`experiments.mylib.training.train`, and ``folder``, where everything about the training is.
+
+    Raises:
+        ValueError: several devices, and no ``run``: each process would name the folder by its own clock.
     """
+    if config.devices != 1 and not config.run:
+        raise ValueError("run: on several devices give it a name, so that all processes have one folder")
     data = VolumeDataModule(
         dataset(config.data_train, config.train_samples),
         _all(dataset, config.data_valid),

@@ -8,8 +8,9 @@ import torch
 from experiments.mylib.networks import CONVS
 from experiments.mylib.results import read_results
 from experiments.poc import report
-from experiments.poc.poc_config import SHAPE_CLASSES, VOXEL_CLASSES
+from experiments.poc.poc_config import SHAPE_CLASSES, VOXEL_CLASSES, POCShapeConfig
 from experiments.poc.run import RunConfig, run
+from experiments.poc.train_poc_shape import train_shape
 from experiments.poc.train_poc_voxel import build
 from experiments.poc.unet import UNet
 
@@ -69,7 +70,10 @@ def test_figures_and_page_are_made_from_the_result_file(finished, monkeypatch):
     monkeypatch.setattr(report, "FOLDER", folder)
     page = report.page()
     row = next(row for row in of(result, "voxel") if (row["conv"], row["pretrained"]) == ("ACSConv", True))
-    assert f"| ACSConv | yes | {row['test_dice']:.3f} | {row['test_iou']:.3f} | 1 |" in page
+    assert (
+        f"| ACSConv | yes | {row['test_dice']:.3f} | {row['test_iou']:.3f} | {row['val_dice'][0]:.3f} | 1 |"
+        in page
+    )
     assert (
         "## Results, small size\n" in page
         and "Not run yet: `python experiments/poc/run.py --size full`" in page
@@ -100,6 +104,11 @@ def test_another_setting_is_refused(finished):
     folder, _ = finished
     with pytest.raises(RuntimeError, match="epochs is 1 there and 2 now"):
         run(toy(folder, voxel_epochs=2), progress=False)
+
+
+def test_several_devices_need_a_name():
+    with pytest.raises(ValueError, match="run: on several devices give it a name"):
+        train_shape(POCShapeConfig(devices=2))
 
 
 @pytest.mark.parametrize("conv", CONVS)
