@@ -29,6 +29,7 @@ from .tasks import TASKS, head
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN_IT = "Train one: python -m experiments.brain run --tasks extraction --models 'ACS, ImageNet'"
+SMALLEST_WINDOW = 16  # voxels: what the network's deepest level needs
 
 
 class Predictor:
@@ -60,13 +61,16 @@ class Predictor:
     def __call__(self, volume: volumes.Volume, progress: bool = False) -> Tensor:
         """Labels uint8 [D, H, W] on the grid of ``volume.values``, by MONAI's sliding windows."""
         image = volumes.normalise(volume.at(self.spacing))
+        # Nothing is added around a volume that a window holds, as nothing was in training.
+        window = [max(SMALLEST_WINDOW, min(self.window, size)) for size in image.shape]
         logits = sliding_window_inference(
             image[None, None],
-            (self.window,) * 3,
+            window,
             1,
             self.network,
             overlap=0.5,
             mode="gaussian",
+            padding_mode="replicate",
             sw_device=self.device,
             device="cpu",
             progress=progress,

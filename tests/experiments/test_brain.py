@@ -334,16 +334,22 @@ def test_predict_gives_back_what_the_network_says(checkpoint):
     predictor = predict.Predictor(checkpoint)
     volume, truth = tasks.head("robex")
 
+    seen = []
+
     class Bright(torch.nn.Module):
         """Says brain where the image is brighter than the head's mean."""
 
         def forward(self, x):
+            seen.append(x.shape[2:])
             return torch.cat([-x, x], 1)
 
     predictor.network, predictor.spacing = Bright(), 8.0  # the file's own: windows alone are between
-    labels = predictor(volume)
-    assert labels.shape == truth.shape and labels.dtype == torch.uint8
-    assert torch.equal(labels, (tasks.volumes.normalise(volume.values) > 0).to(torch.uint8))
+    for predictor.window, windows in ((32, {(20, 26, 22)}), (16, {(16, 16, 16)})):
+        seen.clear()
+        labels = predictor(volume)
+        assert labels.shape == truth.shape and labels.dtype == torch.uint8
+        assert torch.equal(labels, (tasks.volumes.normalise(volume.values) > 0).to(torch.uint8))
+        assert set(map(tuple, seen)) == windows
 
 
 def test_predict_refuses_before_it_writes(tmp_path, checkpoint, capsys):
