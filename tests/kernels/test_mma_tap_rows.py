@@ -23,14 +23,8 @@ from kernels.mma_layers import MMA_DTYPES, PASSES, STEPS, check_integers, expect
 
 #: A block of these GPUs has too little shared memory for the halo of the forward kernel of stride 2.
 SMALL_BLOCKS = 99 << 10
-TILES = [
-    (3, 2, 32),
-    (3, 2, 64),
-    (5, 1, 32),
-    (7, 1, 32),
-    (5, 2, 32),
-    (7, 2, 32),
-]  # kernel, stride, channels of a block
+#: Kernel, stride, channels of a block.
+TILES = [(3, 2, 32), (3, 2, 64), (5, 1, 32), (7, 1, 32), (5, 2, 32), (7, 2, 32)]
 
 
 def plan(emulator, which: str, layer: Layer) -> str:
