@@ -19,6 +19,7 @@ VOXEL_CLASSES = ("background", "cone", "pyramid", "cube", "cylinder", "ball")
 
 #: What ``shape_checkpoint`` says for the newest checkpoint there is.
 NEWEST = "newest"
+_CHECKPOINT = f"model.dat of the 2D network, or {NEWEST!r}: the last one trained"
 
 
 @dataclass
@@ -37,7 +38,7 @@ class POCVoxelEnv:
     data_train: str = setting("data/poc/voxel/train", "folder of the training volumes")
     data_valid: str = setting("data/poc/voxel/valid", "folder of the volumes that choose the checkpoint")
     data_test: str = setting("data/poc/voxel/test", "folder of the test volumes")
-    shape_checkpoint: str = setting(NEWEST, "model.dat of the 2D network, or 'newest': the last one trained")
+    shape_checkpoint: str = setting(NEWEST, _CHECKPOINT)
 
 
 @dataclass
@@ -113,9 +114,11 @@ class POCVoxelConfig(POCVoxelEnv):
 
 
 @dataclass
-class POCFeaturesConfig(POCVoxelEnv):
+class POCFeaturesConfig:
     """What ``measure_features.py`` measures."""
 
+    data_test: str = setting(POCVoxelEnv.data_test, "folder of the volumes")
+    shape_checkpoint: str = setting(NEWEST, _CHECKPOINT)
     convs: tuple[str, ...] = setting(("ACSConv", "SoftACSConv", "Conv2_5d"), "the convolutions", CONVS)
     seeds: int = setting(3, "random networks of each convolution")
     test_samples: int = setting(200, "test volumes to use")
