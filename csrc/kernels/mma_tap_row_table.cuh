@@ -163,8 +163,9 @@ struct TapRowTable {
 // Position of the source for entry `i` of an axis.
 __device__ __forceinline__ int tap_row_position(const MmaWork& work, const MmaPlace& place, int axis, int i) {
   const int middle = work.kernel / 2;
-  if (work.halves)
+  if (work.halves) {  // half of what is even with the first tap of the class's parity, 0 or 1
     return place.first[axis] + i + ((place.residue[axis] + work.centre[axis] - middle + 1) >> 1);
+  }
   return source_position(work, place, work.stride, axis, middle, i);
 }
 __device__ __forceinline__ int tap_row_origin(const MmaWork& work, const MmaPlace& place, int axis) {
