@@ -139,6 +139,12 @@ template <class S, int First>
     store<T>(to + i, every_other<T, First>(load_wide(from + 2 * i), load_wide(from + 2 * i + lanes),
                                            typename MakeIndices<lanes>::Type{}));
   }
+  if (i + lanes / 2 <= n && 2 * i + lanes <= available) {
+    const Vec<T> half =
+        every_other<T, First>(load_wide(from + 2 * i), Vec<T>{}, typename MakeIndices<lanes>::Type{});
+    __builtin_memcpy(to + i, &half, sizeof(half) / 2);
+    i += lanes / 2;
+  }
   for (; i < n; ++i) to[i] = widen(from[2 * i + First]);
 }
 

@@ -26,7 +26,15 @@ inline Columns columns_of_phase(const Packing& p, const Phase& phase) {
 
 template <class T>
 [[gnu::always_inline]] inline void fill_zero(T* to, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) to[i] = 0;
+  // Mostly one or two: the call that compilers make of such a loop would cost more.
+  if (n < kLanes<T>) {
+    for (int64_t i = 0; i < n; ++i) {
+      to[i] = 0;
+      asm volatile("");
+    }
+  } else {
+    for (int64_t i = 0; i < n; ++i) to[i] = 0;
+  }
 }
 
 // One row of every channel, channels adjacent in memory: squares of lanes x lanes numbers are transposed.
