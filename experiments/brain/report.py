@@ -99,14 +99,13 @@ def page(result: Mapping, link: str) -> str:
     """The text of docs/brain.md. ``link``: to the result file."""
     environment, plans = result["environment"], result["settings"]["plans"]
     text = HEAD.format(link=link)
-    text += (
-        f"\n{environment['machine']}, {environment['threads']} thread(s), torch {environment['torch']}, size "
-        f"`{result['settings']['size']}`.\n"
-    )
-    for name, task in TASKS.items():
+    machine = f"{environment['machine']}, {environment['threads']} thread(s), torch {environment['torch']}"
+    text += f"\n{machine}, size `{result['settings']['size']}`.\n\n## In short\n\n"
+    text += f"By how much `{OURS}` is better than the others: the mean of the differences, turn by turn, and in how\n"
+    text += f"many turns it is better.\n\n{_summary(result)}"
+    for name in _trained(result["rows"]):
         rows = [row for row in result["rows"] if row["task"] == name]
-        if rows:
-            text += _section(name, task, rows, plans[name], result["settings"]["neighbour_grid"])
+        text += _section(name, TASKS[name], rows, plans[name], result["settings"]["neighbour_grid"])
     text += f"\n{TAIL}"
     for source in SOURCES.values():
         text += f"| {source.title} | {source.package} | {source.terms} |\n"
@@ -115,7 +114,7 @@ def page(result: Mapping, link: str) -> str:
 
 
 def _section(name: str, task: Task, rows: Sequence[Mapping], plan: Mapping, grid: Sequence[float]) -> str:
-    titles = {metric: metric.removeprefix("test_").replace("_", ", ") for metric in task.metrics}
+    titles = {metric: _title(metric) for metric in task.metrics}
     title = task.title[0].upper() + task.title[1:]
     text = f"\n## {title}\n\n{NOTES[name].format(**plan, grid=grid)}\n\n"
     text += (
@@ -123,11 +122,11 @@ def _section(name: str, task: Task, rows: Sequence[Mapping], plan: Mapping, grid
         f"learning rate {plan['lr']:g}; 2D pretraining on slices: {plan['slice_epochs']} epochs of three times as "
         "many.\n\n"
     )
-    text += results.table(rows, {"model": "model"}, titles) + "\n"
+    text += results.table(_complete(rows), {"model": "model"}, titles) + "\n"
     turns = {turn: f"tests: {turn}" for turn in task.turns}
     by_turn = [{**row, row["turn"]: row[task.metrics[0]]} for row in rows]
     text += f"The same, turn by turn ({titles[task.metrics[0]]}):\n\n"
-    text += results.table(by_turn, {"model": "model"}, turns) + f"\n{_duels(task, rows)}\n\n"
+    text += results.table(by_turn, {"model": "model"}, turns) + "\n"
     costs = [
         {**row, "thousands": row["parameters"] / 1e3, "mebibytes": _mebibytes(row["peak_memory"])}
         for row in rows
@@ -146,20 +145,62 @@ def _mebibytes(value: int | None) -> float | None:
     return None if value is None else value / 2**20
 
 
-def _duels(task: Task, rows: Sequence[Mapping]) -> str:
-    """In how many turns and seeds our model is better than each of the others."""
-    metric = task.metrics[0]
-    ours = {(row["turn"], row["seed"]): row[metric] for row in rows if row["model"] == OURS}
-    words = []
-    for model in dict.fromkeys(row["model"] for row in rows):
-        pairs = []
-        for row in rows:
-            seeds = [row["seed"]] if row["seed"] is not None else {seed for _, seed in ours}
-            pairs += [(ours.get((row["turn"], seed)), row[metric]) for seed in seeds if row["model"] == model]
-        pairs = [pair for pair in pairs if None not in pair]
-        if model != OURS and pairs:
-            words.append(f"{model} in {sum(a > b for a, b in pairs)} of {len(pairs)}")
-    return f"`{OURS}` is better than {'; '.join(words)}." if words else ""
+def _trained(rows: Sequence[Mapping]) -> list[str]:
+    """The tasks of which there is more than the baseline."""
+    found = {row["task"] for row in rows if row["model"] != NEIGHBOUR}
+    return [name for name in TASKS if name in found]
+
+
+def _complete(rows: Sequence[Mapping]) -> list[Mapping]:
+    """The rows of turns and seeds that all networks have, and the baseline's of these turns: means of equal things."""
+    models: dict[tuple, set[str]] = {}
+    for row in rows:
+        if row["seed"] is not None:
+            models.setdefault((row["turn"], row["seed"]), set()).add(row["model"])
+    networks = set().union(*models.values())
+    whole_turns = {key for key, found in models.items() if found == networks}
+    turns = {turn for turn, _ in whole_turns}
+    return [
+        row
+        for row in rows
+        if (row["turn"], row["seed"]) in whole_turns or (row["seed"] is None and row["turn"] in turns)
+    ]
+
+
+def _summary(result: Mapping) -> str:
+    """By how much our model is better than each of the others: the mean over turns and seeds, and how often."""
+    rows = result["rows"]
+    tasks = _trained(rows)
+    lines = [
+        ["", *(f"{name}, {_title(TASKS[name].metrics[0])}" for name in tasks)],
+        ["---", *["--:"] * len(tasks)],
+    ]
+    for model in dict.fromkeys(
+        row["model"] for row in sorted(rows, key=lambda row: row["model"] == NEIGHBOUR)
+    ):
+        if model != OURS:
+            lines.append(
+                [model, *(_lead([row for row in rows if row["task"] == name], model, name) for name in tasks)]
+            )
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _lead(rows: Sequence[Mapping], model: str, task: str) -> str:
+    metric = TASKS[task].metrics[0]
+    others = {(row["turn"], row["seed"]): row[metric] for row in rows if row["model"] == model}
+    leads = [
+        row[metric] - others.get((row["turn"], row["seed"]), others.get((row["turn"], None)))
+        for row in rows
+        if row["model"] == OURS and {(row["turn"], row["seed"]), (row["turn"], None)} & others.keys()
+    ]
+    if not leads:
+        return "-"
+    return f"{sum(leads) / len(leads):+.3f}, {sum(lead > 0 for lead in leads)} of {len(leads)}"
+
+
+def _title(metric: str) -> str:
+    """Of a column: ``test_dice_CSF`` is ``Dice, CSF``."""
+    return metric.removeprefix("test_").replace("dice", "Dice").replace("_", ", ")
 
 
 def main(arguments: Sequence[str]) -> None:

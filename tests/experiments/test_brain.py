@@ -287,20 +287,25 @@ def test_the_page_has_every_model_and_turn():
     baseline = {"task": "regions", "turn": "9861", "seed": None, "model": run.NEIGHBOUR, "test_accuracy": 0.5}
     network = {**rows[0], "task": "regions", "turn": "9861", "test_accuracy": 0.25}
     plans = {name: {**vars(plan)} for name, plan in run.SIZES["toy"].items()}
-    text = report.page(
-        {
-            "settings": {"plans": plans, "size": "toy", "neighbour_grid": (16, 4.0)},
-            "environment": {"machine": "a machine", "threads": 1, "torch": "2"},
-            "rows": [*rows, baseline, network],
-        },
-        "result.json",
-    )
+    result = {
+        "settings": {"plans": plans, "size": "toy", "neighbour_grid": (16, 4.0)},
+        "environment": {"machine": "a machine", "threads": 1, "torch": "2"},
+        "rows": [*rows, baseline, network],
+    }
+    text = report.page(result, "result.json")
     assert "| ACS, ImageNet | 0.800 ± 0.100 | 3 |" in text
     assert "| Conv3d, random | 0.600 | 0.850 | 0.650 | 3 |" in text
     assert "| ACS, ImageNet | 630 | 12 ± 0 | - | 256 ± 0 | 3 |" in text.replace("630 ± 0", "630")
-    assert "is better than Conv3d, random in 2 of 3." in text
-    assert "is better than 1-NN in 0 of 1." in text
+    assert "| Conv3d, random | +0.100, 2 of 3 | - |" in text  # 0.3, -0.05 and 0.05
+    assert "| 1-NN | - | -0.250, 0 of 1 |" in text
     assert "Tissues" not in text and "{" not in text
+
+    # What is not finished is not averaged with what is.
+    del result["rows"][5]
+    text = report.page(result, "result.json")
+    assert (
+        "| ACS, ImageNet | 0.850 ± 0.071 | 2 |" in text and "| Conv3d, random | +0.125, 1 of 2 | - |" in text
+    )
     assert all(source.terms in text for source in sources.SOURCES.values())
 
 
