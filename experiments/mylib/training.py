@@ -135,8 +135,8 @@ def train(
         module.load_state_dict(checkpoint["state_dict"])
         tested = [{}] if data.test is None else trainer.test(module, data, verbose=False)
     result = {
-        "metrics": {name: value if math.isfinite(value) else None for name, value in tested[0].items()},
-        "validation": None if monitor is None else float(best.best_model_score),
+        "metrics": {name: _finite(value) for name, value in tested[0].items()},
+        "validation": None if monitor is None else _finite(best.best_model_score),
         "best_epoch": checkpoint["epoch"] + 1,
         "epochs": trainer.current_epoch,
         "parameters": record["parameters"],
@@ -151,6 +151,11 @@ def train(
         write_json(finished, result)
     trainer.strategy.barrier("result.json")
     return result
+
+
+def _finite(value: float | torch.Tensor | None) -> float | None:
+    """As a number for JSON, which knows neither NaN nor infinity."""
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def _fit(trainer: lightning.Trainer, module: TrainedModule, data: VolumeDataModule, last: Path) -> Peak:

@@ -22,6 +22,7 @@ from experiments.mylib.results import FOLDER, read_results, table
 from experiments.poc.measure_features import section
 from experiments.poc.poc_config import VOXEL_CLASSES, POCVoxelConfig, run_folder
 from experiments.poc.poc_dataset import BaseDatasetVoxel
+from experiments.poc.train_common import run_name
 from experiments.poc.train_poc_voxel import build
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,14 +58,9 @@ _TAIL = """## What differs from the original's scripts
 * `Conv3d` can be pretrained (inflated), and Soft ACS takes part; the original had neither.
 """
 
-_SMALL = """**This is small**: little volumes, few of them, few steps. It shows that all steps work and what a training at
-this size gains, not what the paper's sizes give.
+_SMALL = """**This is small**: little volumes, few of them, few steps. It shows that all steps work and what a training
+at this size gains, not what the paper's sizes give.
 """
-
-
-def run_name(pretrained: bool, seed: int) -> str:
-    """The folder of a training of ``run.py``."""
-    return f"{'pretrained' if pretrained else 'random'}-seed{seed}"
 
 
 def main_table(result: Mapping) -> str:

@@ -34,8 +34,8 @@ from experiments.poc.poc_config import (
     POCShapeConfig,
     POCVoxelConfig,
 )
-from experiments.poc.report import FIGURES, draw_predictions, draw_validation, main_table, run_name
-from experiments.poc.train_common import summary
+from experiments.poc.report import FIGURES, draw_predictions, draw_validation, main_table
+from experiments.poc.train_common import run_name, summary
 from experiments.poc.train_poc_shape import train_shape
 from experiments.poc.train_poc_voxel import train_voxel
 

@@ -77,6 +77,11 @@ def _all(dataset: type[BaseDatasetShape | BaseDatasetVoxel], folder: str) -> Dat
     return dataset(folder, max(1, len(list(Path(folder).glob(f"{dataset.name}_*.npz")))))
 
 
+def run_name(pretrained: bool, seed: int) -> str:
+    """How ``run.py`` names a training of the 3D network."""
+    return f"{'pretrained' if pretrained else 'random'}-seed{seed}"
+
+
 def summary(result: dict) -> str:
     """A line for people."""
     metrics = result["metrics"]

@@ -31,6 +31,10 @@ def weights(folder):
     return torch.load(folder / "model.dat", weights_only=True)
 
 
+def timeless(result):
+    return {name: value for name, value in result.items() if name not in ("seconds", "peak_memory")}
+
+
 def test_a_result(finished):
     folder, result = finished
     assert result == json.loads((folder / "result.json").read_text())
@@ -89,14 +93,27 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(finished, tmp_path
     resumed = run(tmp_path)
     repeated = (tmp_path / "logs" / "version_1" / "metrics.csv").read_text()
     assert "train_loss" in repeated and "\n0," not in repeated, "it began at the first epoch"
-    timing = {"seconds", "peak_memory"}
-    assert {k: v for k, v in resumed.items() if k not in timing} == {
-        k: v for k, v in result.items() if k not in timing
-    }
+    assert timeless(resumed) == timeless(result)
     for name, value in weights(folder).items():
         assert torch.equal(value, weights(tmp_path)[name])
     with (tmp_path / "metrics.csv").open() as ours, (folder / "metrics.csv").open() as theirs:
         assert ours.read() == theirs.read()
+
+
+def test_a_kill_between_training_and_result(tmp_path):
+    result = run(tmp_path, epochs=1)
+    (tmp_path / "result.json").unlink()
+    assert timeless(run(tmp_path, epochs=1)) == timeless(result)
+
+
+def test_a_metric_that_is_no_number_is_none(tmp_path):
+    def nothing(self, values):
+        return {"dice": torch.tensor(torch.nan)}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("experiments.mylib.segmentation.SegmentationModule.summary", nothing)
+        result = run(tmp_path, epochs=1)
+    assert result["validation"] is None and result["metrics"]["test_dice"] is None
 
 
 def test_two_processes_train_what_one_does(tmp_path):
