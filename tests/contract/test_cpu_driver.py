@@ -38,7 +38,7 @@ class Build(NamedTuple):
 NATIVE = (os.environ.get("CXX") or "g++", "c++")
 # No sanitizer sees what a processor's tiles load: in the first two they are loops.
 SANITIZED = ("-O1", "-g1", "-DACSCONV_TILES_EVERYWHERE")
-STRICT = ("-O1", "-Wall", "-Wextra", "-Werror", "-ffp-contract=fast")
+STRICT = ("-O2", "-Wall", "-Wextra", "-Werror", "-ffp-contract=fast")
 BUILDS = {
     "address": Build(
         NATIVE,
