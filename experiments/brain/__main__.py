@@ -16,9 +16,8 @@ from .volumes import VolumeError
 def _run(arguments: Sequence[str]) -> None:
     options = parse(run.Options, run.__doc__, arguments)
     run.run(options)
-    report.main(
-        ["--size", options.size, "--print", *(["--result", options.result] if options.result else [])]
-    )
+    result = run.result_file(options)
+    report.main(["--result", str(result), "--print"])
 
 
 def _volumes(_: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from experiments.mylib import results
 from experiments.mylib.saving import whole
 
 from . import predict
-from .run import NEIGHBOUR, SIZES, Run, training_root
+from .run import NEIGHBOUR, SIZES, Run, saved_result, training_root
 from .sources import SOURCES
 from .tasks import TASKS, Task
 
@@ -34,7 +34,8 @@ layers down to 1/16 of the resolution, and around them a U-Net where voxels are 
 whole. This page is made by `python -m experiments.brain report` from [one result file]({link}).
 
     make volumes                                  # the volumes, into .peers: nothing of them is in this repository
-    python -m experiments.brain run               # all of this page; --size full for more of everything
+    python -m experiments.brain run --save        # all of this page; --size full for more of everything
+    python -m experiments.brain report            # this page
     python -m experiments.brain predict IN.nii.gz OUT.nii.gz
 
 | model | convolution | begins with |
@@ -209,7 +210,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--result", type=Path, help="file; default: the repository's, for this size")
     parser.add_argument("--print", action="store_true", help="to the terminal instead of docs/brain.md")
     options = parser.parse_args(arguments)
-    path = options.result or results.FOLDER / f"brain-{options.size}.json"
+    path = options.result or saved_result(options.size)
     text = page(results.read_results(path), os.path.relpath(path, PAGE.parent))
     if options.print:
         print(text)

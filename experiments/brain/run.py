@@ -1,6 +1,6 @@
 """Trains every model on every turn of the tasks, and writes one result file.
 
-    python -m experiments.brain run                              # the small size
+    python -m experiments.brain run --save                       # the small size; docs/brain.md is made from its result
     python -m experiments.brain run --tasks extraction --models "ACS, ImageNet"
     python -m experiments.brain run --size full
 
@@ -81,7 +81,9 @@ class Options:
     turns: tuple[str, ...] = field(default=(), metadata={"help": "of the tasks; none named: all"})
     seeds: tuple[int, ...] = field(default=(0,), metadata={"help": "a training for each"})
     folder: str = field(default="", metadata={"help": "of the trainings; empty: tmp/brain/<size>"})
-    result: str = field(default="", metadata={"help": "file; empty: the repository's, for this size"})
+    save: bool = field(
+        default=False, metadata={"help": "the result among the repository's, not in the trainings' folder"}
+    )
     accelerator: str = field(default="auto", metadata={"help": "as Lightning's"})
     progress: bool = field(default=True, metadata={"help": "bars"})
 
@@ -105,14 +107,27 @@ def training_root(size: str) -> Path:
     return ROOT / "tmp" / "brain" / size
 
 
+def result_file(options: Options) -> Path:
+    """The repository's, of a run of everything that is meant to be kept, or one beside the trainings."""
+    return saved_result(options.size) if options.save else _root(options) / "result.json"
+
+
+def saved_result(size: str) -> Path:
+    """The repository's result file of a size."""
+    return results.FOLDER / f"brain-{size}.json"
+
+
+def _root(options: Options) -> Path:
+    return Path(options.folder) if options.folder else training_root(options.size)
+
+
 def run(options: Options) -> list[dict]:
     """The rows of the result file; see :func:`experiments.mylib.results.write_results`.
 
     Raises:
         VolumeMissing, PeerMissing: volumes or ImageNet weights are not installed.
     """
-    root = Path(options.folder) if options.folder else training_root(options.size)
-    file = Path(options.result) if options.result else results.FOLDER / f"brain-{options.size}.json"
+    root, file = _root(options), result_file(options)
     settings = {
         "size": options.size,
         "plans": {task: asdict(SIZES[options.size][task]) for task in options.tasks},

@@ -2,7 +2,7 @@
 
 Volumes are on one grid of cubic voxels, [D, H, W] from inferior, posterior and left (see volumes.py), and a dataset's
 items are (image float32 [1, *size], target). The 2D pretraining takes the same datasets with ``planes=True``: slices
-[1, edge, edge] of the training volumes, across each axis in turn.
+[1, edge, edge] of the training volumes, across all three axes.
 """
 
 from __future__ import annotations
@@ -156,10 +156,6 @@ def _regions(donor: str, edge: int, spacing: float) -> Tensor:
     return torch.stack(crops)
 
 
-def region_names() -> tuple[str, ...]:
-    return tuple(f"region {number}" for number in range(1, REGIONS + 1))
-
-
 @cache
 def donor_shapes(donors: tuple[str, ...], edge: int, spacing: float) -> tuple[Tensor, Tensor]:
     """Shapes [82 * donors, edge, edge, edge] and their classes, donor after donor."""
@@ -205,7 +201,7 @@ TASKS = {
     ),
     "regions": Task(
         "82 regions by their shape, six donors in turns",
-        region_names(),
+        tuple(f"region {number}" for number in range(1, REGIONS + 1)),
         DONORS,
         _split_donors,
         ("test_accuracy",),

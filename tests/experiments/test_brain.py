@@ -215,7 +215,7 @@ def finished(tmp_path_factory) -> Path:
 
 
 def toy(folder: Path, **changes) -> list[dict]:
-    options = {"size": "toy", "turns": TURNS, "folder": str(folder), "result": str(folder / "result.json")}
+    options = {"size": "toy", "turns": TURNS, "folder": str(folder)}
     return run.run(run.Options(**{**options, "progress": False, "accelerator": "cpu", **changes}))
 
 
@@ -256,8 +256,7 @@ def test_a_network_begins_with_that_of_the_slices(finished, monkeypatch):
         return real(model, segmentation, classes, slices)
 
     monkeypatch.setattr(run, "build", noted)
-    result = str(finished / "regions.json")
-    rows = toy(finished, tasks=("regions",), models=("ACS, slices",), result=result)
+    rows = toy(finished, tasks=("regions",), models=("ACS, slices",))
     assert [(row["model"], row["turn"]) for row in rows] == [(run.NEIGHBOUR, "9861"), ("ACS, slices", "9861")]
     assert rows[1]["slice_seconds"] > 0
     trained = torch.load(run.Run("regions", "9861", 0, "2D").folder(finished) / "model.dat")
@@ -314,7 +313,7 @@ def test_the_page_has_every_model_and_turn():
 
 @pytest.fixture
 def checkpoint(finished) -> Path:
-    toy(finished, tasks=("extraction",), models=("ACS, random",), result=str(finished / "one.json"))
+    toy(finished, tasks=("extraction",), models=("ACS, random",))
     return run.Run("extraction", "colin27", 0, "ACS, random").folder(finished) / "model.dat"
 
 
