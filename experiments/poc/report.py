@@ -8,8 +8,9 @@ The figure of predictions needs the trained networks: ``run.py`` draws it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import sqrt
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, variance
 
 if not __package__:
     import _init_paths  # noqa: F401
@@ -164,19 +165,18 @@ def _voxel(result: Mapping) -> list[dict]:
 
 
 def _gains(rows: list[dict]) -> str:
-    """What pretraining changes, in words."""
-    means = {
-        (conv, pretrained): fmean(dice)
-        for conv in dict.fromkeys(row["conv"] for row in rows)
-        for pretrained in (True, False)
-        if (dice := [r["test_dice"] for r in rows if (r["conv"], r["pretrained"]) == (conv, pretrained)])
-    }
-    gains = [
-        f"{conv} {means[conv, True] - means[conv, False]:+.3f}"
-        for conv in dict.fromkeys(conv for conv, _ in means)
-        if (conv, True) in means and (conv, False) in means
-    ]
-    return f"What pretraining changes in the mean Dice: {', '.join(gains)}.\n"
+    """What pretraining changes, in words, with the standard error of the difference."""
+    dice: dict[str, dict[bool, list[float]]] = {}
+    for row in rows:
+        dice.setdefault(row["conv"], {True: [], False: []})[row["pretrained"]].append(row["test_dice"])
+    gains = []
+    for conv, kinds in dice.items():
+        if all(kinds.values()):
+            gain = f"{conv} {fmean(kinds[True]) - fmean(kinds[False]):+.3f}"
+            if all(len(values) > 1 for values in kinds.values()):
+                gain += f" ± {sqrt(sum(variance(values) / len(values) for values in kinds.values())):.3f}"
+            gains.append(gain)
+    return f"What pretraining changes in the mean Dice (± standard error): {', '.join(gains)}.\n"
 
 
 def page() -> str:
