@@ -70,7 +70,7 @@ def collect(device: torch.device) -> dict:
         "commit": _command("git", "rev-parse", "HEAD"),
         "dirty": None,
     }
-    changes = _command("git", "status", "--porcelain")
+    changes = _command("git", "status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
     if changes is not None:
         record["dirty"] = bool(changes)
     if on_gpu:
