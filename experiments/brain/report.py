@@ -18,6 +18,7 @@ from experiments.mylib import results
 from experiments.mylib.saving import whole
 
 from . import predict
+from .networks import MODELS
 from .run import NEIGHBOUR, SIZES, Run, saved_result, training_root
 from .sources import SOURCES
 from .tasks import TASKS, Task
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "brain.md"
 FIGURE = ROOT / "docs" / "figures" / "brain-prediction.png"
 OURS = "ACS, ImageNet"  # what the others are compared with, turn by turn
+SHOWN = ("colin27", "ACS, slices")  # the figure's head, and the model that was trained on the two others
 
 HEAD = """# Brains: the library on real volumes
 
@@ -83,11 +85,11 @@ converged, and what learns fast is at an advantage. Times are of a machine that 
 ![Colin27 in three planes: the head, its mask, and the mask that a network which was trained on the two other heads \
 predicts](figures/brain-prediction.png)
 
-Made by `python -m experiments.brain figure`: a head that the network has not seen. `predict` takes any T1-weighted
-volume in NIfTI, of any orientation and spacing, runs the network (`--checkpoint`, else the newest that `run` has
-trained) over the whole of it with MONAI's sliding windows, and writes the mask on the input's own grid, affine
-kept, with a picture beside it. A file that is damaged, not one 3D volume, or has NaN is refused by name, and no
-output is left half-written.
+Made by `python -m experiments.brain figure`: Colin27, by `ACS, slices` of the turn that does not train on it.
+`predict` takes any T1-weighted volume in NIfTI, of any orientation and spacing, runs the network (`--checkpoint`,
+else the newest that `run` has trained) over the whole of it with MONAI's sliding windows, and writes the mask on
+the input's own grid, affine kept, with a picture beside it. A file that is damaged, not one 3D volume, or has NaN
+is refused by name, and no output is left half-written.
 
 ## Data and their terms
 
@@ -222,8 +224,8 @@ def main(arguments: Sequence[str]) -> None:
 def figure(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("python -m experiments.brain figure")
     parser.add_argument("--size", default="small", choices=tuple(SIZES))
-    parser.add_argument("--turn", default="colin27", choices=TASKS["extraction"].turns, help="the head")
-    parser.add_argument("--model", default=OURS)
+    parser.add_argument("--turn", default=SHOWN[0], choices=TASKS["extraction"].turns, help="the head")
+    parser.add_argument("--model", default=SHOWN[1], choices=tuple(MODELS))
     parser.add_argument("--seed", default=0, type=int)
     parser.add_argument("--output", default=FIGURE, type=Path)
     options = parser.parse_args(arguments)
