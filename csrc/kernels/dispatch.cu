@@ -17,25 +17,36 @@
 namespace acsconv {
 namespace {
 
-// An environment variable, empty where it is not set. Read in every call: tests compare values in one
-// process.
-std::string setting(const char* variable) {
-  const char* const value = std::getenv(variable);
-  return value == nullptr ? "" : value;
+// What the environment says. Read once, so that a workspace and the kernel that is given it follow the same
+// plan.
+struct Settings {
+  ForwardWalk walk = ForwardWalk::Cheaper;
+  bool tma = false;
+  std::string mistake;  // in a variable; empty: none
+};
+Settings read_settings() {
+  Settings s;
+  const auto read = [&s](const char* variable, const std::string& one, const std::string& other) {
+    const char* const set = std::getenv(variable);
+    const std::string value = set == nullptr ? "" : set;
+    if (!value.empty() && value != one && value != other) {
+      s.mistake = std::string(variable) + ": expected '" + one + "' or '" + other + "', got '" + value + "'";
+    }
+    return value;
+  };
+  const std::string walk = read("ACSCONV_FORWARD_WALK", "shared", "view");
+  if (walk == "shared") s.walk = ForwardWalk::Shared;
+  if (walk == "view") s.walk = ForwardWalk::PerView;
+  s.tma = read("ACSCONV_TMA", "0", "1") == "1";
+  return s;
 }
-// Why a variable that is set is neither `one` nor `other`, or nothing.
-std::string wrong_setting(const std::string& variable, const std::string& one, const std::string& other) {
-  const std::string value = setting(variable.c_str());
-  if (value.empty() || value == one || value == other) return {};
-  return variable + ": expected '" + one + "' or '" + other + "', got '" + value + "'";
+const Settings& settings() {
+  static const Settings once = read_settings();
+  return once;
 }
 
 TensorCorePlan plan_on_tensor_cores(const Convolution& c) {
-  const std::string wanted = setting("ACSCONV_FORWARD_WALK");
-  const ForwardWalk walk = wanted == "shared" ? ForwardWalk::Shared
-                           : wanted == "view" ? ForwardWalk::PerView
-                                              : ForwardWalk::Cheaper;
-  return plan_on_tensor_cores(c.problem, c.pass, c.soft, c.allow_tf32, this_machine(), walk);
+  return plan_on_tensor_cores(c.problem, c.pass, c.soft, c.allow_tf32, this_machine(), settings().walk);
 }
 
 MmaWeightPlan plan_on_tensor_cores(const WeightGradient& g) {
@@ -54,13 +65,10 @@ size_t convolve_workspace(const Convolution& c) {
 
 const char* convolve(const Convolution& c, const void* source, const void* weight, const void* bias,
                      void* result, void* workspace, void* stream) {
-  static thread_local std::string error;  // lives until the thread's next call
-  error = wrong_setting("ACSCONV_FORWARD_WALK", "shared", "view");
-  if (error.empty()) error = wrong_setting("ACSCONV_TMA", "0", "1");
-  if (!error.empty()) return error.c_str();
+  if (!settings().mistake.empty()) return settings().mistake.c_str();
 
   TensorCorePlan both = plan_on_tensor_cores(c);
-  if (setting("ACSCONV_TMA") == "1" && !both.takes_shared()) {
+  if (settings().tma && !both.takes_shared()) {
     const std::string rejection = tma_rejection(c.problem, both.plan, source, this_machine());
     both.plan.tma = rejection.empty();
     if (!both.plan.tma) print_line("not by TMA: " + rejection);

@@ -3,7 +3,8 @@
 // what was chosen, and why not what comes before it. ACSCONV_FORWARD_WALK=shared or view takes that walk in
 // the forward pass on tensor cores wherever it can be taken, to measure one against the other. On compute
 // capability 9.0 ACSCONV_TMA=1 has the Tensor Memory Accelerator load what one view per warp computes, where
-// mma_tma_plan.h allows it; results are the same to the bit. Any other value of the two is an error.
+// mma_tma_plan.h allows it and the driver takes the tensor map; results are the same to the bit. Both are
+// read once in a process, and any other value is an error.
 #pragma once
 
 #include <cstddef>

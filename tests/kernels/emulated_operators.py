@@ -97,23 +97,21 @@ def float32_weights() -> None:
 
 
 def tma() -> None:
-    """ACSCONV_TMA=1, read in every call, changes how a volume is loaded and no bit; what it cannot load is copied."""
-    os.environ |= {"ACSCONV_FORWARD_WALK": "view", "ACSCONV_PRINT_PLAN": "1"}
+    """ACSCONV_TMA=1 changes how a volume is loaded; what it cannot load is copied."""
+    os.environ |= {"ACSCONV_FORWARD_WALK": "view", "ACSCONV_PRINT_PLAN": "1", "ACSCONV_TMA": "1"}
     problem = Problem(16, 21, (3, 3), (4, 5, 9), (8, 7, 6), padding=1)
     input, weight, bias = problem.tensors(torch.bfloat16)
     for volume, words in (
         (input.contiguous(memory_format=torch.channels_last_3d), "loaded by TMA"),
         (input, "not by TMA: the channels of a voxel are not neighbours"),
     ):
-        outputs = []
-        for wanted in ("0", "1"):
-            os.environ["ACSCONV_TMA"] = wanted
-            with tempfile.TemporaryFile("w+") as said, standard_error_to(said):
-                outputs.append(
-                    acs_conv3d(volume, weight, bias, split=problem.split, padding=1, backend="cpu")
-                )
-                said.seek(0)
-                assert (words in said.read()) == (wanted == "1")
+        with tempfile.TemporaryFile("w+") as said, standard_error_to(said):
+            outputs = [
+                acs_conv3d(volume, weight, bias, split=problem.split, padding=1, backend=backend)
+                for backend in ("cpu", "torch")
+            ]
+            said.seek(0)
+            assert words in said.read()
         torch.testing.assert_close(*outputs, rtol=0, atol=0)
 
 
@@ -349,16 +347,33 @@ def refusals() -> None:
             assert text in str(error), str(error)
         else:
             raise AssertionError(f"not refused: {text}")
-    for setting, values in (("ACSCONV_FORWARD_WALK", "'shared' or 'view'"), ("ACSCONV_TMA", "'0' or '1'")):
-        os.environ[setting] = "yes"
-        try:
-            operators.fused_forward(input, weight, None, *tail, (4, 4, 4), 1)
-        except RuntimeError as error:
-            assert f"{setting}: expected {values}, got 'yes'" in str(error), str(error)
-        else:
-            raise AssertionError(f"{setting}=yes is not refused")
-        os.environ[setting] = ""
-    operators.fused_forward(input, weight, None, *tail, (4, 4, 4), 1)
+
+
+def settings() -> None:
+    """Read once: what a variable is set to later means nothing."""
+    os.environ |= {"ACSCONV_FORWARD_WALK": "", "ACSCONV_TMA": "0"}
+    tensors = Problem(16, 21, (3, 3), (4, 5, 9), (8, 7, 6), padding=1).tensors(torch.bfloat16)
+    for _ in range(2):
+        acs_conv3d(*tensors, padding=1, backend="cpu")
+        os.environ["ACSCONV_TMA"] = "yes"
+
+
+def unknown_walk() -> None:
+    refuses_setting("ACSCONV_FORWARD_WALK", "'shared' or 'view'")
+
+
+def unknown_tma() -> None:
+    refuses_setting("ACSCONV_TMA", "'0' or '1'")
+
+
+def refuses_setting(variable: str, values: str) -> None:
+    os.environ[variable] = "yes"
+    try:
+        acs_conv3d(torch.ones(1, 3, 4, 4, 4), torch.ones(3, 3, 3, 3), backend="cpu")
+    except RuntimeError as error:
+        assert f"{variable}: expected {values}, got 'yes'" in str(error), str(error)
+    else:
+        raise AssertionError(f"{variable}=yes is not refused")
 
 
 if __name__ == "__main__":
