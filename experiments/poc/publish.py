@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,23 +86,25 @@ def _card(root: Path, name: str, entry: dict) -> str:
         for label in entry["classes"]
     )
     size = (root / WEIGHTS / entry["file"]).stat().st_size
-    return f"""
-## `{name}`
+    falls = " and ".join(map(str, trained["milestones"]))
+    rate = f"rate {trained['lr']}" + (f", times {trained['gamma']} after {falls} epochs" if falls else "")
+    points = (
+        f"**Training**: `{settings['trained_by']}`: {row['epochs']} epochs over {trained['train_samples']:,} samples "
+        f"in batches of {trained['batch_size']}, {_OPTIMIZERS[trained['optimizer']]} with {rate}, precision "
+        f"{trained['precision']}, seed {trained['seed']}, torch {machine['torch']}. The weights are those of epoch "
+        f"{row['best_epoch']}, the best on {trained['validation_samples']} validation samples.",
+        f"**Test**, on {trained['test_samples']:,} other samples: Dice {metrics['test_dice']:.3f}, IoU "
+        f"{metrics['test_iou']:.3f}, means over the classes without the background "
+        f"([result file](../{_result(name).as_posix()})).",
+        f"**File**: {row['parameters']:,} parameters, {size / 1e6:.1f} MB, SHA-256 `{entry['sha256']}`.",
+    )
+    listed = "\n".join(_wrapped(f"* {point}", "  ") for point in points)
+    table = f"| class | Dice | IoU |\n|---|--:|--:|\n{scores}"
+    return f"\n## `{name}`\n\n{_wrapped(settings['what'])}\n\n{listed}\n\n{table}"
 
-{settings["what"]}
 
-* **Training**: `{settings["trained_by"]}`: {row["epochs"]} epochs over {trained["train_samples"]:,} samples in batches
-  of {trained["batch_size"]}, {_OPTIMIZERS[trained["optimizer"]]} with rate {trained["lr"]}, precision
-  {trained["precision"]}, seed {trained["seed"]}, torch {machine["torch"]}. The weights are those of epoch
-  {row["best_epoch"]}, the best on {trained["validation_samples"]} validation samples.
-* **Test**, on {trained["test_samples"]:,} others: Dice {metrics["test_dice"]:.3f}, IoU {metrics["test_iou"]:.3f},
-  means over the classes without the background ([result file](../{_result(name).as_posix()})).
-
-| class | Dice | IoU |
-|---|--:|--:|
-{scores}
-* **File**: {row["parameters"]:,} parameters, {size / 1e6:.1f} MB, SHA-256 `{entry["sha256"]}`.
-"""
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _result(name: str) -> Path:

@@ -118,13 +118,26 @@ def test_every_published_file(name):
     assert torch.equal(loaded["final.weight"], state["final.weight"]) == (not name.endswith("-2d"))
 
 
+def test_there_are_the_two_of_the_proof_of_concept():
+    assert {"poc", "poc-2d"} <= set(weights.entries())
+
+
+def test_other_classes():
+    with pytest.raises(ValueError, match=r"'poc' has 6 classes \(background, cone, .*\), num_classes is 2"):
+        ACSUNet(2, pretrained="poc")
+    torch.manual_seed(0)
+    network = ACSUNet(2, pretrained="poc-2d")
+    torch.manual_seed(0)
+    assert torch.equal(network.final.weight, ACSUNet(2).final.weight)
+
+
 def test_other_sources(tmp_path):
     torch.manual_seed(1)
     other = ACSUNet(3)
     torch.save(other.state_dict(), tmp_path / "other.pt")
     for source in (str(tmp_path / "other.pt"), tmp_path / "other.pt", other.state_dict()):
         same(ACSUNet(3, pretrained=source).state_dict(), other.state_dict())
-    with pytest.raises(ValueError, match=r"pretrained: expected one of 'poc-2d.*, got 'pox'"):
+    with pytest.raises(ValueError, match=r"pretrained: expected one of 'poc.*, got 'pox'"):
         ACSUNet(6, pretrained="pox")
 
 
