@@ -107,7 +107,7 @@ def predict(source: Path, target: Path, predictor: Predictor, *, progress: bool 
     picture = target.with_name(f"{target.name.removesuffix('.gz').removesuffix('.nii')}.png")
     partial = picture.with_name(f".{picture.stem}.{os.getpid()}.png")
     try:
-        three_planes(partial, volume.values, {"brain": labels}, predictor.class_names, _centre(labels))
+        draw(partial, volume, {"brain": labels})
         partial.replace(picture)
     finally:
         partial.unlink(missing_ok=True)
@@ -125,16 +125,17 @@ def figure(path: Path, checkpoint: Path) -> float:
     labels = Predictor(checkpoint)(volume)
     dice = 2 * float((labels * truth).sum()) / float(labels.sum() + truth.sum())
     overlays = {f"mask of {turn}": truth, f"prediction (Dice {dice:.3f})": labels}
-    three_planes(path, volume.values, overlays, TASKS["extraction"].class_names, _centre(truth))
+    draw(path, volume, overlays)
     return dice
 
 
-def _centre(labels: Tensor) -> list[int]:
-    """Of the labels' bounding box; of the volume if there are none."""
-    found = labels.nonzero()
-    if not len(found):
-        return [size // 2 for size in labels.shape]
-    return ((found.amin(0) + found.amax(0)) // 2).tolist()
+def draw(path: Path, volume: volumes.Volume, masks: dict[str, Tensor]) -> None:
+    """A volume and masks on its grid in three planes, in cubic voxels, through the middle of the first mask."""
+    image = volume.at(min(volume.spacing))
+    shown = {title: volumes.resample(mask.float(), image.shape) > 0.5 for title, mask in masks.items()}
+    found = next(iter(shown.values())).nonzero()
+    centre = ((found.amin(0) + found.amax(0)) // 2).tolist() if len(found) else None
+    three_planes(path, image, shown, TASKS["extraction"].class_names, centre)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -13,11 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-AXES = (
-    (0, 1, 2),
-    (1, 0, 2),
-    (2, 0, 1),
-)  # slices across D, H and W: the planes of ACS convolution, in its order
+# Slices across D, H and W: the planes of ACS convolution, in its order.
+AXES = ((0, 1, 2), (1, 0, 2), (2, 0, 1))
 
 
 @dataclass(frozen=True)

@@ -405,6 +405,21 @@ def test_the_figure_is_of_the_head_that_was_held_out(tmp_path, checkpoint):
     assert (tmp_path / "figure.png").is_file()
 
 
+def test_the_picture_has_cubic_voxels_and_shows_the_mask(tmp_path, monkeypatch):
+    values, mask = torch.randn(8, 40, 30), torch.zeros(8, 40, 30, dtype=torch.uint8)
+    mask[2:4, 10:20, 10:20] = 1
+    drawn = {}
+    monkeypatch.setattr(predict, "three_planes", lambda *arguments: drawn.update(enumerate(arguments)))
+    for shown, centre in ((mask, [11, 14, 14]), (0 * mask, None)):
+        predict.draw(
+            tmp_path / "a.png", tasks.volumes.Volume(values, (4.0, 1.0, 1.0), None), {"brain": shown}
+        )
+        assert drawn[1].shape == drawn[2]["brain"].shape == (32, 40, 30)
+        assert drawn[4] == centre
+    predict.draw(tmp_path / "a.png", tasks.volumes.Volume(values, (1.0, 1.0, 1.0), None), {"brain": mask})
+    assert torch.equal(drawn[1], values) and torch.equal(drawn[2]["brain"], mask.bool())
+
+
 # --- what is missing ----------------------------------------------------------------------------------------
 
 
