@@ -97,30 +97,31 @@ def learning_curves(
     several = {
         name: [files] if isinstance(files, (str, os.PathLike)) else files for name, files in logs.items()
     }
-    draw_curves(
-        path, {name: [read_curve(file, metric) for file in files] for name, files in several.items()}, metric
-    )
+    curves = {name: [read_curve(file, metric) for file in files] for name, files in several.items()}
+    draw_curves(path, {"": curves}, metric)
 
 
 def draw_curves(
-    path: str | os.PathLike, curves: Mapping[str, Sequence[Mapping[int, float]]], metric: str
+    path: str | os.PathLike, panels: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]], metric: str
 ) -> None:
-    """Draws values over the epochs: name -> a mapping from epoch to value for each seed.
+    """Draws values over the epochs: title of a panel -> name -> a mapping from epoch to value for each seed.
 
     Several seeds are a line at their mean over the epochs that all have, and a band from the least to the most.
     """
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
-    axes = figure.subplots()
-    for name, seeds in curves.items():
-        epochs = sorted(set.intersection(*map(set, seeds)))
-        values = np.array([[seed[epoch] for epoch in epochs] for seed in seeds])
-        (line,) = axes.plot(epochs, values.mean(0), label=name)
-        if len(seeds) > 1:
-            axes.fill_between(
-                epochs, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0
-            )
-    axes.set(xlabel="epoch", ylabel=metric)
-    axes.legend(fontsize="small", frameon=False)
+    figure = Figure(figsize=(6.4 if len(panels) == 1 else 3 * len(panels), 4), layout="constrained")
+    for axes, (title, curves) in zip(
+        figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items()
+    ):
+        for name, seeds in curves.items():
+            epochs = sorted(set.intersection(*map(set, seeds)))
+            values = np.array([[seed[epoch] for epoch in epochs] for seed in seeds])
+            (line,) = axes.plot(epochs, values.mean(0), label=name)
+            if len(seeds) > 1:
+                band = {"color": line.get_color(), "alpha": 0.15, "linewidth": 0}
+                axes.fill_between(epochs, values.min(0), values.max(0), **band)
+        axes.set(title=title, xlabel="epoch")
+        axes.legend(fontsize="small", frameon=False)
+    figure.axes[0].set_ylabel(metric)
     _save(figure, path)
 
 

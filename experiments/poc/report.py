@@ -73,11 +73,13 @@ def main_table(result: Mapping) -> str:
 
 def draw_validation(result: Mapping, folder: Path) -> None:
     """Validation Dice over the epochs: ``poc-<size>-curves.png``."""
-    curves: dict[str, list[dict[int, float]]] = {}
+    panels: dict[str, dict[str, list[dict[int, float]]]] = {}
     for row in _voxel(result):
-        name = f"{row['conv']}, {'pretrained' if row['pretrained'] else 'random'}"
-        curves.setdefault(name, []).append(dict(enumerate(row["val_dice"], 1)))
-    draw_curves(folder / f"poc-{result['settings']['size']}-curves.png", curves, "validation Dice")
+        seeds = panels.setdefault(row["conv"], {}).setdefault(
+            "pretrained" if row["pretrained"] else "random", []
+        )
+        seeds.append(dict(enumerate(row["val_dice"], 1)))
+    draw_curves(folder / f"poc-{result['settings']['size']}-curves.png", panels, "validation Dice")
 
 
 def draw_predictions(result: Mapping, folder: Path, root: Path) -> None:
@@ -169,14 +171,19 @@ def _gains(rows: list[dict]) -> str:
     dice: dict[str, dict[bool, list[float]]] = {}
     for row in rows:
         dice.setdefault(row["conv"], {True: [], False: []})[row["pretrained"]].append(row["test_dice"])
-    gains = []
+    gains, clear = [], []
     for conv, kinds in dice.items():
-        if all(kinds.values()):
-            gain = f"{conv} {fmean(kinds[True]) - fmean(kinds[False]):+.3f}"
-            if all(len(values) > 1 for values in kinds.values()):
-                gain += f" ± {sqrt(sum(variance(values) / len(values) for values in kinds.values())):.3f}"
-            gains.append(gain)
-    return f"What pretraining changes in the mean Dice (± standard error): {', '.join(gains)}.\n"
+        if all(len(values) > 1 for values in kinds.values()):
+            gain = fmean(kinds[True]) - fmean(kinds[False])
+            error = sqrt(sum(variance(values) / len(values) for values in kinds.values()))
+            gains.append(f"{conv} {gain:+.3f} ± {error:.3f}")
+            clear += [conv] if abs(gain) > 2 * error else []
+    if not gains:
+        return "What pretraining changes takes two seeds or more to tell.\n"
+    return (
+        f"What pretraining changes in the mean Dice, ± standard error: {', '.join(gains)}. More than twice the "
+        f"standard error: {', '.join(clear) or 'none'}.\n"
+    )
 
 
 def page() -> str:
