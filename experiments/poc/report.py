@@ -46,7 +46,7 @@ edges. The same 3D network with random weights is the comparison, for four kinds
 
 Each step is a script of its own too (`generate_poc_data.py`, `train_poc_shape.py`, `measure_features.py`,
 `train_poc_voxel.py`; `--help` lists every setting; `poc_config.py` has the defaults). On several GPUs:
-`torchrun --nproc-per-node 4 experiments/poc/train_poc_voxel.py --devices 4 --run mine`; steps are then of four times
+`torchrun --nproc-per-node 4 -- experiments/poc/train_poc_voxel.py --devices 4 --run mine`; steps are then of four times
 `--train-batch-size` volumes, and batch norm uses the statistics of all GPUs (`SyncBatchNorm`).
 """
 

@@ -2,7 +2,7 @@
 
     python experiments/poc/generate_poc_data.py
     python experiments/poc/train_poc_shape.py
-    torchrun --nproc-per-node 2 experiments/poc/train_poc_shape.py --devices 2 --run mine   # a run needs a name there
+    torchrun --nproc-per-node 2 -- experiments/poc/train_poc_shape.py --devices 2 --run mine   # it needs a name there
 
 Writes ``tmp/poc/noise0.5/shape/<run>/``: ``model.dat`` (the best epoch's weights), ``result.json``, logs. A run that
 was interrupted goes on when it is started again with its ``--run``.

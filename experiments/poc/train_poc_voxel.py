@@ -2,7 +2,7 @@
 
     python experiments/poc/train_poc_voxel.py --conv ACSConv                  # with the newest 2D network's weights
     python experiments/poc/train_poc_voxel.py --conv Conv3d --no-pretrained
-    torchrun --nproc-per-node 2 experiments/poc/train_poc_voxel.py --devices 2 --run mine   # a run needs a name there
+    torchrun --nproc-per-node 2 -- experiments/poc/train_poc_voxel.py --devices 2 --run mine   # it needs a name there
 
 The network is the 2D U-Net, converted. Pretrained, it begins with all of the 2D network's weights but the last layer's.
 Writes ``tmp/poc/noise0.5/voxel/<conv>/<run>/``: ``model.dat`` (the best epoch's weights), ``result.json``, logs. A run
