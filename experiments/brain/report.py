@@ -50,7 +50,8 @@ whole. This page is made by `python -m experiments.brain report` from [one resul
 | Conv3d, random | `nn.Conv3d` | random weights |
 | Conv3d, ImageNet (I3D) | `nn.Conv3d` | ImageNet kernels repeated along D and divided by their number |
 
-All have the same data, items, epochs and learning rate; nothing was tuned for one of them.
+All have the same data, items, epochs and learning rate; nothing was tuned for one of them. `ACS, slices` learns for
+longer by what its 2D network takes.
 """
 
 NOTES = {
@@ -103,7 +104,7 @@ def page(result: Mapping, link: str) -> str:
     environment, plans = result["environment"], result["settings"]["plans"]
     text = HEAD.format(link=link)
     machine = f"{environment['machine']}, {environment['threads']} thread(s), torch {environment['torch']}"
-    text += f"\n{machine}, size `{result['settings']['size']}`.\n\n## In short\n\n"
+    text += f"\n{machine}, size `{result['settings']['size']}`.{_unfinished(result)}\n\n## In short\n\n"
     text += f"By how much `{OURS}` is better than the others: the mean of the differences, turn by turn, and in how\n"
     text += f"many turns it is better.\n\n{_summary(result)}"
     for name in _trained(result["rows"]):
@@ -146,6 +147,16 @@ def _section(name: str, task: Task, rows: Sequence[Mapping], plan: Mapping, grid
 
 def _mebibytes(value: int | None) -> float | None:
     return None if value is None else value / 2**20
+
+
+def _unfinished(result: Mapping) -> str:
+    """A sentence on what is not there yet."""
+    settings = result["settings"]
+    trainings = (
+        sum(len(TASKS[name].turns) for name in settings["plans"]) * len(MODELS) * len(settings["seeds"])
+    )
+    there = sum(row["model"] != NEIGHBOUR for row in result["rows"])
+    return "" if there == trainings else f" Not finished: {there} of {trainings} trainings are there."
 
 
 def _trained(rows: Sequence[Mapping]) -> list[str]:

@@ -287,7 +287,7 @@ def test_the_page_has_every_model_and_turn():
     network = {**rows[0], "task": "regions", "turn": "9861", "test_accuracy": 0.25}
     plans = {name: {**vars(plan)} for name, plan in run.SIZES["toy"].items()}
     result = {
-        "settings": {"plans": plans, "size": "toy", "neighbour_grid": (16, 4.0)},
+        "settings": {"plans": plans, "size": "toy", "neighbour_grid": (16, 4.0), "seeds": (0,)},
         "environment": {"machine": "a machine", "threads": 1, "torch": "2"},
         "rows": [*rows, baseline, network],
     }
@@ -297,6 +297,7 @@ def test_the_page_has_every_model_and_turn():
     assert "| ACS, ImageNet | 630 | 12 ± 0 | - | 256 ± 0 | 3 |" in text.replace("630 ± 0", "630")
     assert "| Conv3d, random | +0.100, 2 of 3 | - |" in text  # 0.3, -0.05 and 0.05
     assert "| 1-NN | - | -0.250, 0 of 1 |" in text
+    assert "7 of 77 trainings are there" in text
     assert "Tissues" not in text and "{" not in text
 
     # What is not finished is not averaged with what is.
