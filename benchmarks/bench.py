@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -117,6 +118,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.fail_above is not None and options.compare is None:
         parser.error("--fail-above needs --compare")
+    if os.environ.get("ACSCONV_BACKEND"):
+        parser.error("ACSCONV_BACKEND is set, which would measure that backend under every name of ours")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
     if options.memory_limit is not None:
@@ -145,10 +148,11 @@ def chosen_cases(options: argparse.Namespace) -> list[tuple[str, Case]]:
 def choose_backends(wanted: list[str] | None, device: torch.device) -> tuple[list[str], list[str]]:
     """(backends of ours to measure on this device, one sentence for each that is not available)."""
     known = acsconv_cuda.backends()
-    unknown = [name for name in wanted or [] if name not in known]
+    of_device = [name for name in known if name in (device.type, "torch")]
+    unknown = [name for name in wanted or [] if name not in of_device]
     if unknown:
-        raise ValueError(f"--backend {' '.join(unknown)}: there are {', '.join(known)}")
-    names = wanted or [name for name in known if name in (device.type, "torch")]
+        raise ValueError(f"--backend {' '.join(unknown)}: on {device.type} there are {', '.join(of_device)}")
+    names = wanted or of_device
     notes = [
         f"Backend {name} is not available: {acsconv_cuda.why_unavailable(name)}"
         for name in names

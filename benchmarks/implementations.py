@@ -1,7 +1,7 @@
 """The implementations that are compared, each bound to one case by the same data.
 
 Ours appears once per backend; its ``torch`` backend is the unfused reference, and a fused one is measured as users
-get it, by ``auto``, which leaves 1x1 kernels to PyTorch. ``nn.Conv3d`` computes something else (a dense cubic kernel)
+get it: ``auto`` leaves 1x1 kernels to PyTorch. ``nn.Conv3d`` computes something else (a dense cubic kernel)
 and is held to its own float64 result."""
 
 from __future__ import annotations
@@ -95,17 +95,19 @@ def _named(**tensors: Tensor | None) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
-def as_asked_for(backend: str) -> str:
-    """What to ask for to get a backend of this device as users get it: a fused one where ``auto`` takes it."""
-    return "torch" if backend == "torch" else "auto"
+def _asked_for(backend: str, case: Case, dtype: torch.dtype) -> str:
+    """What to ask for to get a backend as users get it: ``auto`` only where it gives work to PyTorch on purpose (1x1
+    kernels; bfloat16 on CPUs with AMX), since it would as well for want of a kernel.
+    """
+    on_purpose = case.kernel_size == 1 or (backend == "cpu" and dtype == torch.bfloat16)
+    return "auto" if on_purpose and backend != "torch" else backend
 
 
-def _build_ours(backend: str) -> Callable[[Case, Data], Layer]:
-    backend = as_asked_for(backend)
-
+def _build_ours(name: str) -> Callable[[Case, Data], Layer]:
     def build(case: Case, data: Data) -> Layer:
         from acsconv_cuda import acs_conv3d, soft_acs_conv3d
 
+        backend = _asked_for(name, case, data.x.dtype)
         weight, bias, logits = _leaf(data.weight), _leaf(data.bias), _leaf(data.view_logits)
         options = {
             "stride": case.stride,

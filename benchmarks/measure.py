@@ -7,8 +7,11 @@ averaged."""
 from __future__ import annotations
 
 import gc
+import importlib
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -61,10 +64,20 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0]}"[:300] if text else type(error).__name__
 
 
+@contextmanager
+def no_fallback() -> Iterator[None]:
+    """Inside, what ``auto`` warns of is an error: that it takes PyTorch on a GPU for want of a kernel."""
+    importlib.import_module("acsconv_cuda.backends")._warned.clear()  # or it would warn once in a process
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="acsconv_cuda computes with plain PyTorch")
+        yield
+
+
 def _check(candidate: Candidate, oracle: dict[str, Tensor]) -> dict:
     """Status of one candidate by its error against float64."""
     try:
-        results = candidate.run()
+        with no_fallback():
+            results = candidate.run()
     except Exception as error:  # a peer that cannot do a case is a result, not the end of the run
         return {"status": "failed", "reason": first_line(error), "error": {}, "limit": {}}
     errors = {name: relative_error(value, oracle[name]) for name, value in results.items()}

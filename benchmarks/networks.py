@@ -18,7 +18,7 @@ from types import ModuleType
 
 import torch
 from harness import Ceiling
-from implementations import ACSCONV, CONV3D, LAYOUTS, as_asked_for, ours
+from implementations import ACSCONV, CONV3D, LAYOUTS, ours
 from measure import Candidate, Settings, first_line, measure
 from peers import VOLUME_NAME, VOLUME_TERMS, PeerMissing, load_volume, mobilenet_weights
 from torch import Tensor, nn
@@ -109,6 +109,11 @@ def forced_backend(backend: str) -> Iterator[None]:
             os.environ["ACSCONV_BACKEND"] = before
 
 
+def _asked_for(backend: str) -> str:
+    """What to force to get a backend as users get it: networks have 1x1 kernels, which ``auto`` leaves to PyTorch."""
+    return "torch" if backend == "torch" else "auto"
+
+
 #: name -> (network in float32 on the CPU, backend of ours to force or None)
 Built = dict[str, tuple[nn.Module, str | None]]
 
@@ -130,7 +135,7 @@ def build_acsunet(peer: ModuleType | None, backends: list[str], notes: list[str]
 
     torch.manual_seed(0)
     network = ACSUNet(CLASSES)
-    networks: Built = {ours(name): (network, as_asked_for(name)) for name in backends}
+    networks: Built = {ours(name): (network, _asked_for(name)) for name in backends}
     networks[CONV3D] = (with_conv3d(network), None)
     if peer is not None:
         twin = peer.models.acsunet.ACSUNet(CLASSES)
@@ -156,7 +161,7 @@ def build_mobilenet(peer: ModuleType | None, backends: list[str], notes: list[st
         return network
 
     network = ACSConverter(original())
-    networks: Built = {ours(name): (network, as_asked_for(name)) for name in backends}
+    networks: Built = {ours(name): (network, _asked_for(name)) for name in backends}
     networks[CONV3D] = (Conv3dConverter(original(), i3d_repeat_axis=-3), None)
     if peer is not None:
         try:

@@ -312,7 +312,11 @@ def test_patch_must_fit():
         (["--fail-above", "1.1"], "--fail-above needs --compare"),
         (["--repeats", "0"], "--repeats must be at least 1"),
         (["--case", "no such layer"], "no layer matches"),
-        (["--backend", "tpu", "--case", "smoke-narrow"], "--backend tpu: there are"),
+        (["--backend", "tpu", "--case", "smoke-narrow"], "--backend tpu: on cpu there are cpu, torch"),
+        (
+            ["--backend", "torch", "cuda", "--case", "smoke-narrow"],
+            "--backend cuda: on cpu there are cpu, torch",
+        ),
         (["--compare", "no_such_file.json"], "no_such_file.json"),
         (["--suite", "networks", "--patch", "10"], "multiple of 4"),
     ],
@@ -324,6 +328,13 @@ def test_bad_options(toy, capsys, arguments, text):
         code = stopped.code
     assert code != 0
     assert text in capsys.readouterr().err
+
+
+def test_a_forced_backend_is_refused(monkeypatch, capsys):
+    monkeypatch.setenv("ACSCONV_BACKEND", "torch")
+    with pytest.raises(SystemExit):
+        bench.main(["--case", "smoke-narrow", *FAST])
+    assert "ACSCONV_BACKEND is set" in capsys.readouterr().err
 
 
 def test_runs_as_a_script_from_any_folder(tmp_path):

@@ -1,8 +1,12 @@
 """Every geometry of the table, at toy size, in every implementation against float64; what they are given."""
 
+import importlib
 import os
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import implementations
+import measure
 import networks
 import peers
 import pytest
@@ -11,6 +15,9 @@ from cases import CASES
 from harness import error_limit, relative_error
 
 import acsconv_cuda
+from acsconv_cuda import _loader
+from acsconv_cuda.geometry import resolve
+from acsconv_cuda.ops import Arguments
 
 CPU = torch.device("cpu")
 
@@ -62,6 +69,30 @@ def test_implementations_are_ours_first_then_the_peers():
     on_gpu = implementations.available(torch.device("cuda"), object(), ["cuda", "torch"])
     assert on_gpu[-1].name == "torch.compile(acsconv 0.1.1)"
     assert implementations.available(CPU, None, ["torch"])[-1].name == "nn.Conv3d"
+
+
+def test_a_fused_backend_is_never_another_by_its_name():
+    """Only what ``auto`` leaves to PyTorch on purpose is left to it."""
+    implementation = implementations.available(CPU, None, ["cuda"])[0]
+    for kernel_size in (3, 1):
+        case = next(case.small() for case in CASES if case.kernel_size == kernel_size)
+        data = implementations.draw(case, CPU, torch.float32, "contiguous")
+        refused = pytest.raises(RuntimeError, match="the input is on cpu")
+        with refused if kernel_size == 3 else nullcontext():
+            implementations.run_forward(implementation.build(case, data), data)
+
+
+def test_a_fallback_is_a_failed_row(monkeypatch):
+    backends = importlib.import_module("acsconv_cuda.backends")
+    monkeypatch.setattr(_loader, "why_no_cuda", lambda device=None: "no kernel")
+    monkeypatch.setattr(backends, "_warned", set())
+    tensor = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32, shape=(1, 4, 8, 8, 8))
+    arguments = Arguments((2, 1, 1), resolve((3, 3), 1, 1, 1), 1, "auto")
+    candidate = measure.Candidate("ours", lambda: backends.choose("forward", tensor, arguments), dict, {})
+    for _ in range(2):
+        verdict = measure._check(candidate, {})
+        assert verdict["status"] == "failed"
+        assert "computes with plain PyTorch: no kernel" in verdict["reason"]
 
 
 @pytest.mark.parametrize("layout", implementations.LAYOUTS)

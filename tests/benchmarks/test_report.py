@@ -18,6 +18,7 @@ def row(
     status="ok",
     mebibytes=10.0,
     pass_name="forward",
+    description="8→8 k3, 4³",
 ):
     good = status == "ok"
     time = {
@@ -29,7 +30,7 @@ def row(
     }
     return {
         "case": case,
-        "description": "8→8 k3, 4³",
+        "description": description,
         "family": family,
         "pass": pass_name,
         "dtype": "float32",
@@ -168,6 +169,7 @@ def test_markdown_has_every_layer_and_the_conditions():
 def test_goals_take_each_peer_at_its_better_layout():
     def both(name, contiguous, channels_last, **options):
         last = {"layout": "channels_last"}
+        options.setdefault("description", cpu_goals.CASES[options["case"]].describe())
         return [row(name, contiguous, **options), row(name, channels_last, **options) | last]
 
     name = "nnunet-stage1"  # 64 channels, stride 1
@@ -178,6 +180,7 @@ def test_goals_take_each_peer_at_its_better_layout():
         *both("acsconv-cuda cpu", 2.0, 2.0, case="soft-32"),
         *both("nn.Conv3d", 8.0, 8.0, case="soft-32"),
         row("acsconv-cuda cpu", 1.0, case="soft-64"),  # in one layout alone: no statement
+        *both("acsconv-cuda cpu", 1.0, 9.0, case="kernel5-48", description="of another --scale"),
     ]
     (_, _, classes), (_, _, misses) = cpu_goals.tables(rows)
     forward = "float32 forward, stride 1, 32 input channels or more (1)"
