@@ -87,7 +87,10 @@ class MobileUNet(nn.Module):
             start = stop
         out = skips.pop()
         for level, skip in zip(self.decoder, reversed(skips)):
-            out = F.interpolate(out, size=skip.shape[2:], mode="bilinear", align_corners=False)
+            # Twice the size, and what is beyond the skip cut off: the centres of strided convolutions begin at the
+            # first voxel, so that stretching to an odd size would move what is predicted with a volume's size.
+            out = F.interpolate(out, scale_factor=2, mode="bilinear", align_corners=False)
+            out = out[(..., *map(slice, skip.shape[2:]))]
             out = level(torch.cat([out, skip], 1))
         return self.head(out)
 

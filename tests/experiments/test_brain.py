@@ -203,6 +203,21 @@ def test_every_model_is_built_of_the_same_network(tmp_path, monkeypatch, segment
     )
 
 
+@pytest.mark.parametrize("model", ["ACS, random", "Conv3d, random"])
+def test_what_a_network_answers_does_not_move_with_the_size_of_the_volume(model):
+    network = networks.build(networks.MODELS[model], True, 2, None).eval()
+    centres = []
+    for size in (40, 45, 46):
+        values = torch.zeros(1, 1, size, size, size)
+        values[..., 14:22, 14:22, 14:22] = 1
+        with torch.no_grad():
+            answer = (network(values) - network(0 * values)).abs().sum((0, 1))
+        found = [answer.sum(axes) / answer.sum() for axes in ((1, 2), (0, 2), (0, 1))]
+        centres.append(torch.stack([part @ torch.arange(size).float() for part in found]))
+    for centre in centres:
+        torch.testing.assert_close(centre, centres[0], atol=0.01, rtol=0)
+
+
 # --- a run --------------------------------------------------------------------------------------------------
 
 TURNS = ("anterior", "colin27", "robex", "9861")
