@@ -126,9 +126,12 @@ inline bool spans_fit(const VolumeStrides& s) {
 inline std::string mma_weight_rejection(const Problem& p, bool allow_tf32, const Machine& machine) {
   if (machine.capability < 80) return "tensor cores of compute capability 8.0 are needed";
   if (p.type == ScalarType::Float32 && !allow_tf32) return "float32 without TF32";
-  // CUDA cores have narrow tiles for 3 channels and 3 x 3 taps: half the time in float32 of a block mostly
-  // empty.
-  if (p.type == ScalarType::Float32 && p.in_channels < 4) return "float32 of 3 input channels or fewer";
+  // CUDA cores have narrow tiles for 3 channels: half the time of a block mostly empty in float32, and in 16
+  // bits where its channels are 32 and its tiles small.
+  const bool large_and_strided = p.kernel_h > 3 && p.stride[0] == 2;
+  if (p.in_channels < 4 && (p.type == ScalarType::Float32 || large_and_strided)) {
+    return "3 input channels or fewer";
+  }
   if (p.type == ScalarType::Float64) return "float64 has no tensor-core instruction of this shape";
   if (p.groups != 1) return "groups > 1";
   if (p.kernel_h != p.kernel_w) return "the kernel is not square";

@@ -65,7 +65,11 @@ inline TensorMapEncoder find_tensor_map_encoder() {
   const cudaError_t error =
       cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &symbol, cudaEnableDefault, &found);
 #endif
-  if (error != cudaSuccess || found != cudaDriverEntryPointSuccess) return nullptr;
+  if (error != cudaSuccess) {
+    cudaGetLastError();  // or the next launch would be blamed
+    return nullptr;
+  }
+  if (found != cudaDriverEntryPointSuccess) return nullptr;
   return reinterpret_cast<TensorMapEncoder>(symbol);
 }
 

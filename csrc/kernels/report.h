@@ -16,7 +16,10 @@ inline unsigned grid_size(int64_t tiles) {
 }
 
 inline bool plans_are_printed() {
-  static const bool print = std::getenv("ACSCONV_PRINT_PLAN") != nullptr;
+  static const bool print = [] {
+    const char* const set = std::getenv("ACSCONV_PRINT_PLAN");
+    return set != nullptr && set[0] != '\0' && std::string(set) != "0";
+  }();
   return print;
 }
 inline void print_line(const std::string& text) {

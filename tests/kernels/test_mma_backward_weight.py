@@ -85,7 +85,7 @@ def generated(count: int, seed: int) -> list[Layer]:
             second = draw.choice((0, out_channels - first, draw.randint(0, out_channels - first)))
             split = (first, second, out_channels - first - second)
         in_channels = draw.choice((1, 3, 8, 9, 16, 20, 32, 40, 64, 72))
-        if dtype == "float32" and in_channels < 4:
+        if in_channels < 4 and (dtype == "float32" or (kernel > 3 and stride == 2)):
             continue
         layer = Layer(
             in_channels,
@@ -329,7 +329,11 @@ def test_no_bank_conflicts(emulator, layer, layout):
 LAYER = Layer(64, 64, (32, 32, 32), dtype="bfloat16", layout="channels_last")
 FLOAT32 = replace(LAYER, dtype="float32")
 REJECTED = [
-    (replace(FLOAT32, in_channels=3), "float32 of 3 input channels or fewer"),
+    (replace(FLOAT32, in_channels=3), "3 input channels or fewer"),
+    (
+        replace(LAYER, in_channels=3, kernel=(5, 5), padding=(2, 2, 2), stride=(2, 2, 2)),
+        "3 input channels or fewer",
+    ),
     (replace(LAYER, dtype="float64"), "float64"),
     (replace(LAYER, groups=2), "groups > 1"),
     (replace(LAYER, kernel=(1, 1), padding=(0, 0, 0)), "no block takes kernels of 1 x 1 and stride 1"),

@@ -123,7 +123,7 @@ def test_plan_is_printed_on_request(emulator_module):
         "    input_strides=[2] * 5, output_strides=[2] * 5)\n"
         "module.run('simt_forward', fields, [zero, zero, None, zero])\n"
     )
-    for value, printed in (("1", True), (None, False)):
+    for value, printed in (("1", True), (None, False), ("", False), ("0", False)):
         environment = {k: v for k, v in os.environ.items() if k != "ACSCONV_PRINT_PLAN"}
         if value is not None:
             environment["ACSCONV_PRINT_PLAN"] = value
