@@ -8,6 +8,7 @@ every result with loops.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -27,7 +28,7 @@ CPU = ROOT / "csrc" / "cpu"
 class Build(NamedTuple):
     """A way to compile the driver, and to run it."""
 
-    compilers: tuple[str, ...]  # any of them
+    compilers: tuple[str, ...]  # any of them, with its arguments
     options: tuple[str, ...]
     vector_bytes: int
     accumulators: int
@@ -61,7 +62,7 @@ class Driver(NamedTuple):
 @pytest.fixture(scope="module", params=BUILDS)
 def driver(request, tmp_path_factory) -> Driver:
     build = BUILDS[request.param]
-    compiler = next(filter(None, map(shutil.which, build.compilers)), None)
+    compiler = next((words for words in map(shlex.split, build.compilers) if shutil.which(words[0])), None)
     if compiler is None:
         pytest.skip(f"not found: {' or '.join(build.compilers)}")
     folder = tmp_path_factory.mktemp(request.param)
@@ -70,7 +71,7 @@ def driver(request, tmp_path_factory) -> Driver:
         "ACSCONV_VECTOR_BYTES": build.vector_bytes,
         "ACSCONV_ACCUMULATORS": build.accumulators,
     }
-    command = [compiler, "-std=gnu++17", "-Wno-psabi", f"-I{ROOT / 'csrc'}", *build.options, "-pthread"]
+    command = [*compiler, "-std=gnu++17", "-Wno-psabi", f"-I{ROOT / 'csrc'}", *build.options, "-pthread"]
     command += [f"-D{name}={value}" for name, value in names.items()]
 
     trial = folder / "trial.cpp"
