@@ -13,8 +13,6 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from .saving import read_curve
-
 PLANES = ("axial", "coronal", "sagittal")
 #: Of labels 1, 2, ...: Okabe and Ito's, which colour-blind people can tell apart.
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
@@ -77,28 +75,6 @@ def three_planes(
     handles = [Patch(color=colour, label=name) for colour, name in zip(COLOURS, class_names[1:])]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), frameon=False)
     _save(figure, path)
-
-
-def learning_curves(
-    path: str | os.PathLike,
-    logs: Mapping[str, str | os.PathLike | Sequence[str | os.PathLike]],
-    metric: str,
-) -> None:
-    """Draws a logged value over the epochs.
-
-    Args:
-        path: of the PNG file; its folder is made.
-        logs: name -> the ``metrics.csv`` of a training, or of several seeds.
-        metric: a column of the logs.
-
-    Raises:
-        ValueError: a log without that column.
-    """
-    several = {
-        name: [files] if isinstance(files, (str, os.PathLike)) else files for name, files in logs.items()
-    }
-    curves = {name: [read_curve(file, metric) for file in files] for name, files in several.items()}
-    draw_curves(path, {"": curves}, metric)
 
 
 def draw_curves(

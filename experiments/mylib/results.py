@@ -1,7 +1,8 @@
 """Result files of the experiments, and the tables that are made from them.
 
 A result file is one JSON object: ``schema``, ``created`` (UTC), ``command``, ``settings``, ``environment`` (machine,
-versions and commit, as the benchmarks note them) and ``rows``, one object per training or measurement.
+versions and commit, as the benchmarks note them; a list if the rows have several) and ``rows``, one object per training
+or measurement.
 """
 
 from __future__ import annotations
@@ -23,12 +24,16 @@ from benchmarks import environment
 from .saving import read_json, write_json
 
 SCHEMA = "acsconv-cuda-experiment"
-FOLDER = environment.ROOT / "benchmarks" / "results" / "experiments"
+PLACE = Path("benchmarks", "results", "experiments")  # in a checkout
+FOLDER = environment.ROOT / PLACE
 KEYS = ("schema", "created", "command", "settings", "environment", "rows")
 
 
 def write_results(
-    path: str | os.PathLike, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
+    path: str | os.PathLike,
+    rows: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    environments: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Writes a result file, whole or not at all; its folder is made.
 
@@ -36,10 +41,13 @@ def write_results(
         path: normally ``benchmarks/results/experiments/<experiment>-<size>.json``.
         rows: plain values by name; a number that is not finite is to be None.
         settings: what all rows have in common, as plain values.
+        environments: those of the rows, as :func:`experiments.mylib.training.train` notes them; none: the present one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    occurring = [entry for index, entry in enumerate(environments) if entry not in environments[:index]]
+    if not occurring:
+        occurring = [environment.collect(torch.device("cuda" if torch.cuda.is_available() else "cpu"))]
     created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     script = os.path.relpath(sys.argv[0], environment.ROOT) if os.path.exists(sys.argv[0]) else sys.argv[0]
     result = {
@@ -47,7 +55,7 @@ def write_results(
         "created": created,
         "command": shlex.join(["python", script, *sys.argv[1:]]),
         "settings": dict(settings),
-        "environment": environment.collect(device),
+        "environment": occurring[0] if len(occurring) == 1 else occurring,
         "rows": [dict(row) for row in rows],
     }
     write_json(path, json.loads(json.dumps(result, default=str)))
@@ -84,7 +92,7 @@ def table(
         digits: after the decimal point.
 
     A cell is the mean and the standard deviation of the rows of its line (``0.812 ± 0.010``), the number alone of a
-    single row, and ``-`` where there is none; ``n`` is the number of rows.
+    single row, and ``-`` where there is none; ``n`` counts the numbers, ``2-3`` where columns have more and less.
     """
     by, columns = (
         part if isinstance(part, Mapping) else {name: name for name in part} for part in (by, columns)
@@ -97,8 +105,10 @@ def table(
         ["---"] * len(by) + ["--:"] * (len(columns) + 1),
     ]
     for key, group in groups.items():
-        cells = [_mean_and_spread([row.get(name) for row in group], digits) for name in columns]
-        lines.append([*map(_word, key), *cells, str(len(group))])
+        numbers = [[row[name] for row in group if row.get(name) is not None] for name in columns]
+        counts = sorted({len(values) for values in numbers})
+        count = str(counts[0]) if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
+        lines.append([*map(_word, key), *(_mean_and_spread(values, digits) for values in numbers), count])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -106,8 +116,7 @@ def _word(value: Any) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
-def _mean_and_spread(values: Sequence[float | None], digits: int) -> str:
-    numbers = [value for value in values if value is not None]
+def _mean_and_spread(numbers: Sequence[float], digits: int) -> str:
     if not numbers:
         return "-"
     mean = f"{statistics.fmean(numbers):.{digits}f}"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, SupportsFloat
 
 
 @contextmanager
@@ -39,6 +40,41 @@ def read_json(path: Path) -> dict:
     if not isinstance(found, dict):
         raise ValueError(f"{path} is damaged: no JSON object")
     return found
+
+
+def claim(folder: Path, settings: dict, content: str, error: type[Exception]) -> None:
+    """Notes in ``settings.json`` of a folder, which is made, how what it holds is made.
+
+    Args:
+        settings: plain values by name.
+        content: what the folder holds, for the message.
+
+    Raises:
+        error: the note that is there has other settings; the message names each of them.
+    """
+    note = folder / "settings.json"
+    settings = json.loads(json.dumps(settings))  # tuples are lists in the file
+    if not note.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(note, settings)
+        return
+    found = read_json(note)
+    missing = "nothing"
+    differing = [
+        f"{key} is {found.get(key, missing)!r} there and {settings.get(key, missing)!r} now"
+        for key in {**found, **settings}
+        if found.get(key, missing) != settings.get(key, missing)
+    ]
+    if differing:
+        raise error(
+            f"{folder} has {content} with other settings: {'; '.join(differing)}. Choose another folder, or "
+            "remove this one"
+        )
+
+
+def finite(value: SupportsFloat | None) -> float | None:
+    """As a number for JSON, which knows neither NaN nor infinity."""
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def read_curve(path: str | os.PathLike, metric: str) -> dict[int, float]:

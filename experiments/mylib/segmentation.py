@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from monai.losses import DiceCELoss, DiceFocalLoss
+from monai.losses import DiceCELoss
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from .modules import TrainedModule
-
-_LOSSES = {"dice_ce": DiceCELoss, "focal_dice": DiceFocalLoss}
 
 #: (logits [N, classes, ...], labels [N, ...]) -> scalar
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -23,9 +21,8 @@ class SegmentationModule(TrainedModule):
     Args:
         network: [N, C, ...] -> logits [N, classes, ...], of images or volumes.
         class_names: of the classes, background first.
-        loss: ``'dice_ce'`` (Dice and cross-entropy), ``'focal_dice'`` (Dice and focal loss; both MONAI's, their terms
-            added), or a function of logits and labels.
-        include_background: in the means of the metrics, and in the two losses' Dice.
+        loss: ``'dice_ce'`` (Dice and cross-entropy, MONAI's, added), or a function of logits and labels.
+        include_background: in the means of the metrics, and in the Dice of ``'dice_ce'``.
         **optimisation: see :class:`~experiments.mylib.modules.TrainedModule`.
 
     Batches are (input, labels int64 [N, ...]). Logged for ``val_`` and ``test_``: ``loss``, ``dice_<class>``,
@@ -53,9 +50,9 @@ class SegmentationModule(TrainedModule):
             **optimisation,
         )
         if isinstance(loss, str):
-            if loss not in _LOSSES:
-                raise ValueError(f"loss: expected one of {tuple(_LOSSES)} or a function, got {loss!r}")
-            criterion = _LOSSES[loss](softmax=True, to_onehot_y=True, include_background=include_background)
+            if loss != "dice_ce":
+                raise ValueError(f"loss: expected 'dice_ce' or a function, got {loss!r}")
+            criterion = DiceCELoss(softmax=True, to_onehot_y=True, include_background=include_background)
             self._loss: Loss = lambda logits, labels: criterion(logits, labels[:, None])
             self.settings["loss"] = loss
         else:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import logging
-import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,12 +17,13 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from benchmarks import environment
 from benchmarks.harness import Peak, memory_meter
 
 from .data import VolumeDataModule, seed_of
 from .files import read_checkpoint
 from .modules import TrainedModule
-from .saving import read_json, whole, write_json
+from .saving import claim, finite, read_json, whole, write_json
 
 
 class TrainingError(RuntimeError):
@@ -68,10 +67,12 @@ def train(
         What ``folder/result.json`` holds: ``metrics`` of the best checkpoint on the test data (NaN as None; empty
         without test data), ``validation`` (its ``monitor``), ``best_epoch`` and ``epochs`` (counted from 1),
         ``parameters``, ``seconds`` of training and validation in all starts together, ``peak_memory`` in bytes above
-        what was in use before (of the last start; None: not measured) and ``settings``.
+        what was in use before (of the last start; None: not measured), ``environment`` (machine, versions and commit
+        of the last start, as the benchmarks note them) and ``settings``.
 
     Also in ``folder``: ``model.dat`` (the best network's state_dict), ``best.ckpt`` and ``last.ckpt`` (Lightning's),
-    ``metrics.csv`` (a line per epoch), ``logs`` (Lightning's, a table per start) and ``tensorboard``.
+    ``metrics.csv`` (a line per epoch), ``trained.json`` (what is known before the test), ``logs`` (Lightning's, a table
+    per start) and ``tensorboard``.
 
     On several GPUs batch norm uses the statistics of all of them (``SyncBatchNorm``, which torch lacks on CPUs).
 
@@ -89,19 +90,20 @@ def train(
         "monitor": monitor,
         "mode": mode,
         "precision": str(precision),
+        "devices": devices,
         "patience": patience,
         "max_time": None if max_time is None else str(max_time),
         **(settings or {}),
     }
-    _claim(folder, record)
+    claim(folder, record, "a training", TrainingError)
     finished = folder / "result.json"
     if finished.exists():
         return read_json(finished)
 
-    best = ModelCheckpoint(
+    best = _Checkpoint(
         folder, "best", monitor=monitor, mode=mode, save_weights_only=True, enable_version_counter=False
     )
-    last = ModelCheckpoint(folder, "last", enable_version_counter=False)
+    last = _Checkpoint(folder, "last", enable_version_counter=False)
     timer = Timer(max_time, verbose=False)
     callbacks = [_FiniteLoss(), _SeedOfEpoch(seed), timer, best, last]
     if progress:
@@ -128,20 +130,30 @@ def train(
             default_root_dir=folder,
         )
         lightning.seed_everything(seed, workers=True, verbose=False)
-        peak = _fit(trainer, module, data, folder / "last.ckpt")
-        if trainer.is_global_zero:
-            _write_history(folder)
+        trained = folder / "trained.json"  # without it, who was stopped early would train on after a kill
+        if trained.exists():
+            outcome = read_json(trained)
+        else:
+            peak = _fit(trainer, module, data, folder / "last.ckpt")
+            outcome = {
+                "validation": None if monitor is None else finite(best.best_model_score),
+                "epochs": trainer.current_epoch,
+                "seconds": round(timer.time_elapsed("train"), 2),
+                "peak_memory": peak.bytes,
+                "environment": environment.collect(trainer.strategy.root_device),
+            }
+            if trainer.is_global_zero:
+                _write_history(folder)
+                write_json(trained, outcome)
+            trainer.strategy.barrier("trained.json")
         checkpoint = _read(folder / "best.ckpt")
         module.load_state_dict(checkpoint["state_dict"])
         tested = [{}] if data.test is None else trainer.test(module, data, verbose=False)
     result = {
-        "metrics": {name: _finite(value) for name, value in tested[0].items()},
-        "validation": None if monitor is None else _finite(best.best_model_score),
+        "metrics": {name: finite(value) for name, value in tested[0].items()},
+        **outcome,
         "best_epoch": checkpoint["epoch"] + 1,
-        "epochs": trainer.current_epoch,
         "parameters": record["parameters"],
-        "seconds": round(timer.time_elapsed("train"), 2),
-        "peak_memory": peak.bytes,
         "settings": record,
     }
     if trainer.is_global_zero:
@@ -151,11 +163,6 @@ def train(
         write_json(finished, result)
     trainer.strategy.barrier("result.json")
     return result
-
-
-def _finite(value: float | torch.Tensor | None) -> float | None:
-    """As a number for JSON, which knows neither NaN nor infinity."""
-    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def _fit(trainer: lightning.Trainer, module: TrainedModule, data: VolumeDataModule, last: Path) -> Peak:
@@ -169,6 +176,18 @@ def _fit(trainer: lightning.Trainer, module: TrainedModule, data: VolumeDataModu
 
 def _read(checkpoint: Path) -> Mapping:
     return read_checkpoint(checkpoint, f"Remove {checkpoint.parent} to train from the start")
+
+
+class _Checkpoint(ModelCheckpoint):
+    """Lightning forgets the best score if the folder has another path than when ``last.ckpt`` was written."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return os.path.join(self.dirpath, os.path.basename(path)) if path else path
+
+        state = {name: here(value) if name.endswith("_path") else value for name, value in state_dict.items()}
+        scores = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state, "dirpath": self.dirpath, "best_k_models": scores})
 
 
 class _FiniteLoss(Callback):
@@ -202,40 +221,25 @@ class _Progress(TQDMProgressBar):
         }
 
 
-def _claim(folder: Path, settings: dict) -> None:
-    """Notes whose training the folder has; TrainingError if it has another one's."""
-    note = folder / "settings.json"
-    settings = json.loads(json.dumps(settings))  # tuples are lists in the file
-    if note.exists():
-        found = read_json(note)
-        missing = "nothing"
-        differing = [
-            f"{key} is {found.get(key, missing)!r} there and {settings.get(key, missing)!r} now"
-            for key in {**found, **settings}
-            if found.get(key, missing) != settings.get(key, missing)
-        ]
-        if differing:
-            raise TrainingError(
-                f"{folder} has a training with other settings: {'; '.join(differing)}. Choose another folder, or "
-                "remove this one"
-            )
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(note, settings)
-
-
 def _write_history(folder: Path) -> None:
-    """Joins the logs of all starts: ``metrics.csv`` with a line per epoch, a repeated epoch as it was last."""
+    """Joins the logs of all starts: ``metrics.csv`` with a line per epoch, a repeated epoch as it was last.
+
+    What an interrupted test logged, as if of an epoch of its own, stays out. Lightning logs the training loss after the
+    epoch's checkpoint: of a training killed between them that one is missing.
+    """
     epochs: dict[int, dict[str, str]] = {}
     logs = folder.glob("logs/version_*/metrics.csv")
     for path in sorted(logs, key=lambda path: int(path.parent.name.removeprefix("version_"))):
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
-                if row["epoch"]:
-                    epochs.setdefault(int(row["epoch"]), {}).update(
-                        {name: value for name, value in row.items() if value}
-                    )
-    columns = sorted({name for row in epochs.values() for name in row} - {"epoch", "step"})
+                logged = {
+                    name: value
+                    for name, value in row.items()
+                    if value and name.startswith(("train_", "val_"))
+                }
+                if logged:
+                    epochs.setdefault(int(row["epoch"]), {}).update(logged)
+    columns = sorted({name for row in epochs.values() for name in row})
     lines = [["epoch", *columns]]
     lines += [[epoch + 1, *(epochs[epoch].get(name, "") for name in columns)] for epoch in sorted(epochs)]
     with whole(folder / "metrics.csv") as file:

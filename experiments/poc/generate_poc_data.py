@@ -9,8 +9,9 @@ Shapes are 1, the background 0, and Gaussian noise is added. It is the distribut
 
 ``shape_<i>.npz`` holds ``shape`` float32 [size, size] and ``segs`` bool [3, size, size]: squares, circles, background.
 ``voxel_<i>.npz`` holds ``voxel`` float32 [size, size, size] and ``segs`` bool [6, size, size, size]: cones, pyramids,
-cubes, cylinders, balls, background. ``settings.json`` beside them says how they were made. Every file is made from its
-own seed and written in one go: what was interrupted goes on where it stopped.
+cubes, cylinders, balls, background. ``settings.json`` beside them says how many there are, and how
+they were made. Every file is made from its own seed and written in one go: what was interrupted goes on where it
+stopped.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if not __package__:
     import _init_paths  # noqa: F401
 
 from experiments.mylib.options import parse
-from experiments.mylib.saving import read_json, whole, write_json
+from experiments.mylib.saving import claim, whole
 from experiments.poc.poc_config import POCDataConfig, POCShapeEnv, POCVoxelEnv
 
 SMALLEST_EDGE = 5
@@ -145,9 +146,10 @@ def _generate(
         raise ValueError(f"split: expected one of {', '.join(map(repr, SPLITS))}, got {split!r}")
     if size < 2 * SMALLEST_EDGE:
         raise ValueError(f"size: expected at least {2 * SMALLEST_EDGE}, got {size}")
-    settings = {"sample": name, "split": split, "size": size, "noise": noise, "seed": seed}
-    folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, settings)
+    settings = {"sample": name, "split": split, "count": count, "size": size, "noise": noise, "seed": seed}
+    if any(folder.glob("*.npz")) and not (folder / "settings.json").exists():
+        raise ValueError(f"{folder} holds data without settings.json; choose another folder or remove it")
+    claim(folder, settings, "data", ValueError)
     for index in trange(count, desc=str(folder), disable=not progress):
         path = folder / f"{name}_{index}.npz"
         if path.exists():
@@ -156,21 +158,6 @@ def _generate(
         sample, segs = draw(makers, dims, size, noise, rng)
         with whole(path) as file:
             np.savez_compressed(file, **{name: sample, "segs": segs})
-
-
-def _claim(folder: Path, settings: dict) -> None:
-    """Notes how the folder's files are made; ValueError if those that are there were made otherwise."""
-    note = folder / "settings.json"
-    if note.exists():
-        found = read_json(note)
-        differing = [key for key in settings if found.get(key) != settings[key]]
-        if differing:
-            listed = ", ".join(f"{key} {found.get(key)!r} instead of {settings[key]!r}" for key in differing)
-            raise ValueError(f"{folder} holds other data: {listed}; choose another folder or remove it")
-    elif any(folder.glob("*.npz")):
-        raise ValueError(f"{folder} holds data without {note.name}; choose another folder or remove it")
-    else:
-        write_json(note, settings)
 
 
 def generate(config: POCDataConfig, *, progress: bool = True) -> None:

@@ -25,11 +25,10 @@ from acsconv.weights.safetensors import write
 
 from experiments.mylib.files import read_checkpoint
 from experiments.mylib.options import parse, setting
-from experiments.mylib.results import read_results, write_results
+from experiments.mylib.results import PLACE, read_results, write_results
 from experiments.mylib.saving import read_json, whole, write_json
 
 WEIGHTS = Path("python", "acsconv", "weights")
-RESULTS = Path("benchmarks", "results", "experiments")
 PAGE = Path("docs", "pretrained.md")
 _OPTIMIZERS = {"adam": "Adam", "sgd": "SGD"}
 
@@ -42,6 +41,7 @@ class PublishConfig:
     folder: str = setting("", "of the training")
     what: str = setting("", "a sentence for the card: what the network does, on which data")
     command: str = setting("", "for the card: the command that trained it")
+    unlike: str = setting("", "for the card: in what the training differed from that command's, if it did")
     root: str = setting(str(Path(__file__).resolve().parents[2]), "the checkout")
 
 
@@ -61,8 +61,14 @@ def publish(config: PublishConfig) -> None:
         "classes": result["settings"]["classes"],
     }
     write_json(index, entries)
-    settings = {"what": config.what, "trained_by": config.command, **entries[config.name]}
-    write_results(root / _result(config.name), [result], settings)
+    settings = {
+        "what": config.what,
+        "trained_by": config.command,
+        "unlike": config.unlike,
+        **entries[config.name],
+    }
+    environment = result.pop("environment")
+    write_results(root / _result(config.name), [result], settings, [environment])
 
 
 def write_page(root: Path) -> None:
@@ -88,8 +94,11 @@ def _card(root: Path, name: str, entry: dict) -> str:
     size = (root / WEIGHTS / entry["file"]).stat().st_size
     falls = " and ".join(map(str, trained["milestones"]))
     rate = f"rate {trained['lr']}" + (f", times {trained['gamma']} after {falls} epochs" if falls else "")
+    command = f"`{settings['trained_by']}`"
+    if settings["unlike"]:
+        command = f"like {command}, but {settings['unlike']}"
     points = (
-        f"**Training**: `{settings['trained_by']}`: {row['epochs']} epochs over {trained['train_samples']:,} samples "
+        f"**Training**: {command}: {row['epochs']} epochs over {trained['train_samples']:,} samples "
         f"in batches of {trained['batch_size']}, {_OPTIMIZERS[trained['optimizer']]} with {rate}, precision "
         f"{trained['precision']}, seed {trained['seed']}, torch {machine['torch']}. The weights are those of epoch "
         f"{row['best_epoch']}, the best on {trained['validation_samples']} validation samples.",
@@ -108,7 +117,7 @@ def _wrapped(text: str, indent: str = "") -> str:
 
 
 def _result(name: str) -> Path:
-    return RESULTS / f"pretrained-{name}.json"
+    return PLACE / f"pretrained-{name}.json"
 
 
 _HEAD = """# Pretrained models

@@ -7,7 +7,7 @@ The figure of predictions needs the trained networks: ``run.py`` draws it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, variance
@@ -42,6 +42,11 @@ edges. The same 3D network with random weights is the comparison, for four kinds
 
     python experiments/poc/run.py --size small      # all steps, within an hour on two CPU cores; resumes if interrupted
     python experiments/poc/run.py --size full       # the original's numbers, for a GPU
+
+which leave result file and figures beside their data and trainings, in `tmp/poc-<size>`. For this page:
+
+    python experiments/poc/run.py --size small --result benchmarks/results/experiments/poc-small.json \\
+        --figures docs/figures
     python experiments/poc/report.py                # this page, from the result files
 
 Each step is a script of its own too (`generate_poc_data.py`, `train_poc_shape.py`, `measure_features.py`,
@@ -66,9 +71,15 @@ at this size gains, not what the paper's sizes give.
 
 def main_table(result: Mapping) -> str:
     """Dice and IoU, mean over classes, and how fast they came, by convolution and pretraining."""
-    rows = [{**row, "on_the_way": fmean(row["val_dice"])} for row in _voxel(result)]
+    rows = [{**row, "on_the_way": _mean(row["val_dice"])} for row in _voxel(result)]
     columns = {"test_dice": "Dice", "test_iou": "IoU", "on_the_way": "validation Dice, mean over the epochs"}
     return table(rows, KINDS, columns)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Over the epochs that have a Dice: one that predicts no solid at all where there is none has not."""
+    numbers = [value for value in values if value is not None]
+    return fmean(numbers) if numbers else None
 
 
 def draw_validation(result: Mapping, folder: Path) -> None:
@@ -78,7 +89,7 @@ def draw_validation(result: Mapping, folder: Path) -> None:
         seeds = panels.setdefault(row["conv"], {}).setdefault(
             "pretrained" if row["pretrained"] else "random", []
         )
-        seeds.append(dict(enumerate(row["val_dice"], 1)))
+        seeds.append({epoch: dice for epoch, dice in enumerate(row["val_dice"], 1) if dice is not None})
     draw_curves(folder / f"poc-{result['settings']['size']}-curves.png", panels, "validation Dice")
 
 
@@ -117,6 +128,9 @@ def results_section(result: Mapping) -> str:
     shape = next(row for row in result["rows"] if row["kind"] == "shape")
     falls = [str(round(part * settings["voxel_epochs"])) for part in settings["voxel_milestones"]]
     rate = f" (the learning rate falls to a tenth after {' and '.join(falls)})" if falls else ""
+    places = _each(result["environment"])
+    machines = " and ".join(dict.fromkeys(place["machine"] for place in places))
+    commits = ", ".join(dict.fromkeys((place["commit"] or "unknown")[:10] for place in places))
     done = f"{len(rows)} of {settings['trainings']} trainings" if len(rows) < settings["trainings"] else ""
     lines = [
         f"## Results, {size} size{f' ({done})' if done else ''}\n",
@@ -126,7 +140,7 @@ def results_section(result: Mapping) -> str:
         f"{settings['voxel_valid']} validation and {settings['voxel_test']} test volumes, noise {settings['noise']}. "
         "Test Dice and IoU are means over the five solids; validation Dice, averaged over the epochs, says how fast a "
         f"network learns. Mean ± standard deviation over n seeds. Made by `{result['command']}` on "
-        f"{result['environment']['machine']}, commit {(result['environment']['commit'] or 'unknown')[:10]}: "
+        f"{machines}, commit {commits}: "
         f"`benchmarks/results/experiments/poc-{size}.json`.\n",
         *([_SMALL] if size == "small" else []),
         main_table(result),
@@ -162,6 +176,10 @@ def results_section(result: Mapping) -> str:
     return "\n".join(lines)
 
 
+def _each(environment: Mapping | list[Mapping]) -> list[Mapping]:
+    return environment if isinstance(environment, list) else [environment]
+
+
 def _voxel(result: Mapping) -> list[dict]:
     return [row for row in result["rows"] if row["kind"] == "voxel"]
 
@@ -170,7 +188,8 @@ def _gains(rows: list[dict]) -> str:
     """What pretraining changes, in words, with the standard error of the difference."""
     dice: dict[str, dict[bool, list[float]]] = {}
     for row in rows:
-        dice.setdefault(row["conv"], {True: [], False: []})[row["pretrained"]].append(row["test_dice"])
+        found = dice.setdefault(row["conv"], {True: [], False: []})[row["pretrained"]]
+        found += [] if row["test_dice"] is None else [row["test_dice"]]
     gains, clear = [], []
     for conv, kinds in dice.items():
         if all(len(values) > 1 for values in kinds.values()):

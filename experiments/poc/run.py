@@ -2,11 +2,16 @@
 
     python experiments/poc/run.py --size small      # within an hour on two CPU cores
     python experiments/poc/run.py --size full       # the original's numbers of samples and epochs, for a GPU
-    python experiments/poc/report.py                # then: docs/poc.md and its figures
+
+    # for the repository: its result file, then docs/poc.md and its figures
+    python experiments/poc/run.py --size small --result benchmarks/results/experiments/poc-small.json \\
+        --figures docs/figures
+    python experiments/poc/report.py
 
 Interrupt it whenever you like: the same command goes on, and repeats nothing that is finished. Each training has a
 folder below ``<root>/tmp/poc``. The result file, with the trainings that are finished, is written anew after each of
-them. Every number of a size can be changed on the command line; give another ``--root`` and ``--result`` then.
+them, first with all that were finished before. Every number of a size can be changed on the command line; give another
+``--root`` then.
 """
 
 from __future__ import annotations
@@ -24,8 +29,8 @@ from tqdm import tqdm
 
 from experiments.mylib.networks import CONVS
 from experiments.mylib.options import parse, setting
-from experiments.mylib.results import FOLDER, read_results, write_results
-from experiments.mylib.saving import read_curve
+from experiments.mylib.results import read_results, write_results
+from experiments.mylib.saving import finite, read_curve
 from experiments.poc.generate_poc_data import generate
 from experiments.poc.measure_features import measure
 from experiments.poc.poc_config import (
@@ -33,8 +38,9 @@ from experiments.poc.poc_config import (
     POCFeaturesConfig,
     POCShapeConfig,
     POCVoxelConfig,
+    run_folder,
 )
-from experiments.poc.report import FIGURES, draw_predictions, draw_validation, main_table
+from experiments.poc.report import draw_predictions, draw_validation, main_table
 from experiments.poc.train_common import run_name, summary
 from experiments.poc.train_poc_shape import train_shape
 from experiments.poc.train_poc_voxel import train_voxel
@@ -65,8 +71,8 @@ class RunConfig:
     accelerator: str = setting("auto", "auto | cpu | gpu")
     precision: str = setting("32-true", "32-true | bf16-mixed | 16-mixed")
     root: str = setting("", "folder of data and trainings; by default tmp/poc-<size>")
-    result: str = setting("", "result file; by default benchmarks/results/experiments/poc-<size>.json")
-    figures: str = setting(str(FIGURES), "folder of the figures")
+    result: str = setting("", "result file; by default <root>/poc-<size>.json")
+    figures: str = setting("", "folder of the figures; by default <root>/figures")
 
 
 SIZES = {
@@ -91,7 +97,8 @@ SIZES = {
 def run(config: RunConfig, *, progress: bool = True) -> Path:
     """Does what is not done yet; returns the path of the result file."""
     root = Path(config.root or f"tmp/poc-{config.size}")
-    result = Path(config.result or FOLDER / f"poc-{config.size}.json")
+    result = Path(config.result or root / f"poc-{config.size}.json")
+    figures = Path(config.figures or root / "figures")
     common = {
         "noise": config.noise,
         "num_workers": config.num_workers,
@@ -149,8 +156,16 @@ def run(config: RunConfig, *, progress: bool = True) -> Path:
         for conv in config.convs
         for pretrained in (True, False)
     ]
-    settings = {**dataclasses.asdict(config), "trainings": len(trainings)}
-    for training in tqdm(trainings, desc="3D networks", disable=not progress):
+    places = ("root", "result", "figures")
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in places}
+    settings["trainings"] = len(trainings)
+    # What is finished comes first, and is in the file from its first writing on: it never has fewer rows than before.
+    finished = [training for training in trainings if (run_folder(training) / "result.json").exists()]
+    voxel_rows: dict[int, dict] = {}
+    environments = [trained["environment"]]
+    order = sorted(range(len(trainings)), key=lambda index: trainings[index] not in finished)
+    for index in tqdm(order, desc="3D networks", disable=not progress):
+        training = trainings[index]
         trained = train_voxel(training, progress=False)
         name = f"{training.conv}, {'pretrained' if training.pretrained else 'random'}, seed {training.seed}"
         _say(f"{name}: {summary(trained)}")
@@ -160,12 +175,15 @@ def run(config: RunConfig, *, progress: bool = True) -> Path:
             "pretrained": training.pretrained,
             "seed": training.seed,
         }
-        rows.append({**kind, **_row(trained)})
-        write_results(result, rows, settings)
-    finished = read_results(result)
-    draw_validation(finished, Path(config.figures))
-    draw_predictions(finished, Path(config.figures), root)
-    _say(f"{main_table(finished)}\nwrote {result}")
+        voxel_rows[index] = {**kind, **_row(trained)}
+        environments.append(trained["environment"])
+        if len(voxel_rows) >= len(finished):
+            done = [voxel_rows[key] for key in sorted(voxel_rows)]
+            write_results(result, [*rows, *done], settings, environments)
+    found = read_results(result)
+    draw_validation(found, figures)
+    draw_predictions(found, figures, root)
+    _say(f"{main_table(found)}\nwrote {result}")
     return result
 
 
@@ -177,7 +195,8 @@ def _row(trained: dict) -> dict:
     """What the result file keeps of a training: what is not the same for all, and the curve."""
     curve = read_curve(Path(trained["folder"]) / "metrics.csv", "val_dice")
     kept = ("best_epoch", "epochs", "parameters", "seconds", "peak_memory")
-    return {**trained["metrics"], **{name: trained[name] for name in kept}, "val_dice": list(curve.values())}
+    dice = [finite(value) for value in curve.values()]
+    return {**trained["metrics"], **{name: trained[name] for name in kept}, "val_dice": dice}
 
 
 def _say(line: str) -> None:

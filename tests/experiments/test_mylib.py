@@ -10,11 +10,13 @@ from matplotlib.image import imread
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
+from experiments.mylib import figures
 from experiments.mylib.classification import ClassificationModule
-from experiments.mylib.figures import learning_curves, three_planes
+from experiments.mylib.figures import draw_curves, three_planes
 from experiments.mylib.networks import CONVS, to_3d
 from experiments.mylib.options import parse, setting
 from experiments.mylib.results import read_results, table, write_results
+from experiments.mylib.saving import read_curve
 from experiments.mylib.segmentation import SegmentationModule
 
 # --- options ----------------------------------------------------------------------------------------------------------
@@ -114,7 +116,7 @@ def wrong_share(logits, labels):
     return (logits.argmax(1) != labels).float().mean()
 
 
-@pytest.mark.parametrize("loss", ["dice_ce", "focal_dice", wrong_share])
+@pytest.mark.parametrize("loss", ["dice_ce", wrong_share])
 def test_losses_fall_as_predictions_get_better_in_2d_and_3d(loss):
     module = SegmentationModule(nn.Identity(), ("background", "a", "b"), loss=loss)
     for shape in ((2, 6, 6), (2, 6, 6, 6)):
@@ -152,7 +154,7 @@ def test_optimisers():
     assert isinstance(adam, torch.optim.Adam) and adam.param_groups[0]["lr"] == 0.3
     with pytest.raises(ValueError, match=r"optimizer: expected one of .*'adam', 'sgd'.*, got 'rmsprop'"):
         ClassificationModule(network, names, optimizer="rmsprop")
-    with pytest.raises(ValueError, match=r"loss: expected one of .* or a function, got 'mse'"):
+    with pytest.raises(ValueError, match="loss: expected 'dice_ce' or a function, got 'mse'"):
         SegmentationModule(network, names, loss="mse")
 
 
@@ -205,15 +207,36 @@ def test_three_planes_show_labels(tmp_path):
         three_planes(tmp_path / "x.png", volume, {}, "abcdefghi")
 
 
-def test_learning_curves(tmp_path):
+def test_curves_are_the_means_over_seeds(tmp_path, monkeypatch):
+    save, drawn = figures._save, []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: (drawn.append(figure), save(figure, path)))
+    one, other = {1: 0.1, 2: 0.4, 3: 0.6}, {1: 0.2, 3: 0.8}
+    panels = {"left": {"one": [one], "seeds": [one, other]}, "right": {"other": [other]}}
+    draw_curves(tmp_path / "new" / "curves.png", panels, "Dice")
+    assert imread(tmp_path / "new" / "curves.png").ndim == 3
+    left, right = drawn[0].axes
+    assert (left.get_title(), right.get_title(), left.get_ylabel()) == ("left", "right", "Dice")
+    assert [line.get_label() for line in left.lines] == ["one", "seeds"]
+    np.testing.assert_allclose(left.lines[0].get_xydata(), [(1, 0.1), (2, 0.4), (3, 0.6)])
+    np.testing.assert_allclose(
+        left.lines[1].get_xydata(), [(1, 0.15), (3, 0.7)]
+    )  # of the epochs that both have
+    np.testing.assert_allclose(right.lines[0].get_xydata(), [(1, 0.2), (3, 0.8)])
+    (band,) = left.collections
+    assert {tuple(point) for point in band.get_paths()[0].vertices} == {
+        (1, 0.1),
+        (1, 0.2),
+        (3, 0.6),
+        (3, 0.8),
+    }
+
+
+def test_a_column_of_a_log(tmp_path):
     log = tmp_path / "metrics.csv"
     log.write_text("epoch,val_dice\n1,0.1\n2,0.4\n3,\n")
-    other = tmp_path / "other.csv"
-    other.write_text("epoch,val_dice\n1,0.2\n")
-    learning_curves(tmp_path / "new" / "curves.png", {"one": log, "seeds": [log, other]}, "val_dice")
-    assert imread(tmp_path / "new" / "curves.png").ndim == 3
+    assert read_curve(log, "val_dice") == {1: 0.1, 2: 0.4}
     with pytest.raises(ValueError, match=r"metrics\.csv has no column 'val_iou'; it has epoch, val_dice"):
-        learning_curves(tmp_path / "x.png", {"one": log}, "val_iou")
+        read_curve(log, "val_iou")
 
 
 def test_result_files_and_tables(tmp_path):
@@ -221,6 +244,7 @@ def test_result_files_and_tables(tmp_path):
         {"conv": "ACSConv", "pretrained": True, "dice": 0.5},
         {"conv": "ACSConv", "pretrained": True, "dice": 0.7},
         {"conv": "Conv3d", "pretrained": False, "dice": 0.25},
+        {"conv": "Conv3d", "pretrained": False, "dice": None},
         {"conv": "Conv2_5d", "pretrained": False, "dice": None},
     ]
     path = tmp_path / "new" / "toy.json"
@@ -230,9 +254,16 @@ def test_result_files_and_tables(tmp_path):
     assert result["environment"]["torch"] == torch.__version__
     assert table(rows, {"conv": "layer", "pretrained": "2D"}, {"dice": "Dice"}, digits=2) == (
         "| layer | 2D | Dice | n |\n| --- | --- | --: | --: |\n| ACSConv | yes | 0.60 ± 0.14 | 2 |\n"
-        "| Conv3d | no | 0.25 | 1 |\n| Conv2_5d | no | - | 1 |\n"
+        "| Conv3d | no | 0.25 | 1 |\n| Conv2_5d | no | - | 0 |\n"
     )
+    scores = [{"conv": "a", "dice": 0.5, "iou": None}, {"conv": "a", "dice": 0.5, "iou": 0.4}]
+    assert "| a | 0.500 ± 0.000 | 0.400 | 1-2 |\n" in table(scores, ["conv"], ["dice", "iou"])
     assert table(rows, ["conv"], ["dice"]).startswith("| conv | dice | n |\n")
+    here, there = {"machine": "here"}, {"machine": "there"}
+    for given, noted in (([here, here], here), ([here, there, here], [here, there])):
+        write_results(path, rows, {"size": "toy"}, given)
+        assert read_results(path)["environment"] == noted
+    result = read_results(path)
     with pytest.raises(ValueError, match="JSON"):
         write_results(path, [{"dice": float("nan")}], {})
     assert read_results(path) == result, "a failed write leaves the file as it was"

@@ -14,6 +14,7 @@ import torch
 from small_training import CLASSES, EPOCHS, Volumes, network, run
 
 from experiments.mylib.data import VolumeDataModule
+from experiments.mylib.segmentation import SegmentationModule
 from experiments.mylib.training import TrainingError
 
 SCRIPT = Path(__file__).resolve().parents[1] / "small_training.py"
@@ -32,7 +33,9 @@ def weights(folder):
 
 
 def timeless(result):
-    return {name: value for name, value in result.items() if name not in ("seconds", "peak_memory")}
+    """Without what a process of its own has otherwise."""
+    others = ("seconds", "peak_memory", "environment")
+    return {name: value for name, value in result.items() if name not in others}
 
 
 def test_a_result(finished):
@@ -50,6 +53,7 @@ def test_a_result(finished):
     assert int(best["epoch"]) == result["best_epoch"]
     assert float(best["val_dice"]) == pytest.approx(result["validation"])
     assert any((folder / "tensorboard").glob("events*"))
+    assert result["environment"]["torch"] == torch.__version__ and result["environment"]["device"] == "cpu"
 
 
 def test_model_dat_is_the_best_epochs_network(finished):
@@ -74,8 +78,16 @@ def test_other_settings_are_refused_by_name(finished):
     folder, _ = finished
     with pytest.raises(TrainingError, match=r"lr is 0\.02 there and 0\.01 now\. Choose another folder"):
         run(folder, lr=0.01)
+    with pytest.raises(TrainingError, match="devices is 1 there and 2 now"):
+        run(folder, devices=2)
     with pytest.raises(TrainingError, match="conv is 'nothing' there and 'ACSConv' now"):
         run(folder, settings={"conv": "ACSConv"})
+
+
+def has_train_loss(folder):
+    """The log follows the checkpoint: who is killed between them loses that epoch's training loss."""
+    with (folder / "logs/version_0/metrics.csv").open(newline="") as file:
+        return any(row.get("train_loss") for row in csv.DictReader(file))
 
 
 def test_a_killed_training_goes_on_as_if_nothing_had_happened(finished, tmp_path):
@@ -83,7 +95,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(finished, tmp_path
     command = [sys.executable, SCRIPT, tmp_path, "--delay", "0.1"]
     process = subprocess.Popen(command, env=ENVIRONMENT)
     try:
-        while not (tmp_path / "last.ckpt").exists():
+        while not ((tmp_path / "last.ckpt").exists() and has_train_loss(tmp_path)):
             assert process.poll() is None, "it ended before it was killed"
             time.sleep(0.05)
     finally:
@@ -100,10 +112,47 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(finished, tmp_path
         assert ours.read() == theirs.read()
 
 
-def test_a_kill_between_training_and_result(tmp_path):
-    result = run(tmp_path, epochs=1)
-    (tmp_path / "result.json").unlink()
-    assert timeless(run(tmp_path, epochs=1)) == timeless(result)
+@pytest.mark.parametrize(
+    ("options", "lost"),
+    [
+        ({"epochs": 1}, ("result.json",)),
+        ({"epochs": 1}, ("result.json", "trained.json")),
+        ({"patience": 1, "lr": 0.0}, ("result.json",)),
+    ],
+)
+def test_a_kill_between_training_and_result(options, lost, tmp_path):
+    result = run(tmp_path, **options)
+    history = (tmp_path / "metrics.csv").read_text()
+    for name in lost:
+        (tmp_path / name).unlink()
+    assert timeless(run(tmp_path, **options)) == timeless(result)
+    assert (tmp_path / "metrics.csv").read_text() == history
+    assert len(history.splitlines()) == result["epochs"] + 1
+
+
+def test_a_moved_folder_keeps_its_best_score(tmp_path, monkeypatch):
+    loss, item = SegmentationModule.loss, Volumes.__getitem__
+    monkeypatch.setattr(
+        SegmentationModule, "loss", lambda *args: -loss(*args)
+    )  # so that the first epoch is the best
+    left = [39]
+
+    def killed(self, index):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return item(self, index)
+
+    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
+        patch.setattr(Volumes, "__getitem__", killed)
+        run(tmp_path / "old")
+    (tmp_path / "old").rename(tmp_path / "new")
+    result = run(tmp_path / "new")
+    with (tmp_path / "new" / "metrics.csv").open(newline="") as file:
+        dice = [float(row["val_dice"]) for row in csv.DictReader(file)]
+    assert len(dice) == EPOCHS and dice[0] > max(dice[1:])
+    assert result["best_epoch"] == 1 and result["validation"] == pytest.approx(dice[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
 def test_a_metric_that_is_no_number_is_none(tmp_path):

@@ -119,8 +119,10 @@ def test_an_interrupt_leaves_whole_files_and_the_next_call_the_rest(tmp_path, mo
 
 
 def test_what_is_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"holds other data: noise 0\.5 instead of 0\.1"):
+    with pytest.raises(ValueError, match=r"has data with other settings: noise is 0\.5 there and 0\.1 now"):
         data.generate_shapes(folder / "shape", 60, size=24, noise=0.1, **QUIET)
+    with pytest.raises(ValueError, match="count is 60 there and 61 now"):
+        data.generate_shapes(folder / "shape", 61, size=24, **QUIET)
     (tmp_path / "shape_0.npz").write_bytes(b"")
     with pytest.raises(ValueError, match="holds data without settings"):
         data.generate_shapes(tmp_path, 1, **QUIET)

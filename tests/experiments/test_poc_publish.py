@@ -34,8 +34,10 @@ def test_what_is_published_loads_and_has_a_card(tmp_path, monkeypatch):
         "gamma": 0.2,
     }
     result = {"metrics": {"test_dice": 0.5, "test_iou": 0.25, **scores}, "epochs": 9, "best_epoch": 8}
-    write_json(tmp_path / "run" / "result.json", {**result, "parameters": 10, "settings": settings})
-    config = PublishConfig("mine-2d", str(tmp_path / "run"), "What it does.", "train it", str(tmp_path))
+    result |= {"parameters": 10, "settings": settings, "environment": {"torch": "1.2.3"}}
+    write_json(tmp_path / "run" / "result.json", result)
+    names = {"name": "mine-2d", "folder": str(tmp_path / "run"), "root": str(tmp_path)}
+    config = PublishConfig(**names, what="What it does.", command="train it", unlike="in another order")
     main(config)
     written = (tmp_path / PAGE).read_text()
     text = " ".join(written.split())
@@ -43,7 +45,8 @@ def test_what_is_published_loads_and_has_a_card(tmp_path, monkeypatch):
     for fact in (
         "## `mine-2d`",
         "What it does.",
-        "`train it`",
+        "like `train it`, but in another order: 9 epochs",
+        "torch 1.2.3",
         "4,321",
         "Dice 0.500",
         "| circle | 0.750 | 0.750 |",
