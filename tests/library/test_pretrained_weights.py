@@ -1,6 +1,7 @@
 """Our own trained weights: what is published loads without a network, and what is damaged does not load at all."""
 
 import json
+import re
 import socket
 import sys
 
@@ -33,7 +34,11 @@ def same(found, expected):
 def test_what_is_written_is_read():
     content = safetensors.write(STATE, {"name": "Grüße"})
     same(safetensors.parse(content), STATE)
-    assert int.from_bytes(content[:8], "little") % 8 == 0  # who maps the file finds aligned tensors
+    length = int.from_bytes(content[:8], "little")
+    assert length % 8 == 0  # who maps the file finds aligned tensors
+    header = json.loads(content[8 : 8 + length])
+    for name, value in STATE.items():
+        assert header[name]["data_offsets"][0] % value.dtype.itemsize == 0
     same(safetensors.parse(safetensors.write({}, {})), {})
     with pytest.raises(ValueError, match="x: expected one of F64"):
         safetensors.write({"x": torch.zeros(2, dtype=torch.complex64)}, {})
@@ -137,8 +142,14 @@ def test_other_sources(tmp_path):
     torch.save(other.state_dict(), tmp_path / "other.pt")
     for source in (str(tmp_path / "other.pt"), tmp_path / "other.pt", other.state_dict()):
         same(ACSUNet(3, pretrained=source).state_dict(), other.state_dict())
-    with pytest.raises(ValueError, match=r"pretrained: expected one of 'poc.*, got 'pox'"):
-        ACSUNet(6, pretrained="pox")
+    for unknown in ("pox", tmp_path / "nowhere.pt", True):
+        message = rf"pretrained: expected one of 'poc.*, or a file, got {re.escape(repr(unknown))}"
+        with pytest.raises(ValueError, match=message):
+            ACSUNet(6, pretrained=unknown)
+    for content in (b"", b"PK\x03\x04", b"words"):
+        (tmp_path / "other.pt").write_bytes(content)
+        with pytest.raises(ValueError, match=r"pretrained: .*other\.pt is damaged or no checkpoint \(.+\)"):
+            ACSUNet(3, pretrained=tmp_path / "other.pt")
 
 
 def test_damage_is_found(monkeypatch, tmp_path):

@@ -76,7 +76,8 @@ class ACSUNet(nn.Module):
         self.dec1 = _DecoderBlock(192, 64, 32, conv)
         self.interpolate = nn.Upsample(scale_factor=2, mode="trilinear")
         self.final = convolution(conv)(32, num_classes, kernel_size=1)
-        if isinstance(pretrained, str) and not os.path.isfile(pretrained):
+        is_path = isinstance(pretrained, (str, os.PathLike))
+        if pretrained is True or (is_path and not os.path.isfile(pretrained)):
             pretrained = _published(pretrained, num_classes)
         load_pretrained(self, pretrained, "acsunet", heads=(_HEAD,))
         if memory_efficient:
@@ -95,15 +96,20 @@ class ACSUNet(nn.Module):
         return self.final(self.interpolate(half))
 
 
-def _published(name: str, num_classes: int) -> dict[str, Tensor]:
+def _published(name: str | os.PathLike | bool, num_classes: int) -> dict[str, Tensor]:
     """The state_dict of one of our own weights; without the head if it is a 2D network's."""
+    known = weights.entries()
+    if name not in known:
+        raise ValueError(
+            f"pretrained: expected one of {', '.join(map(repr, known))}, or a file, got {name!r}"
+        )
     try:
         state = weights.load(name)
     except ValueError as error:
         raise ValueError(f"pretrained: {error}") from error
     if name.endswith("-2d"):
         return {key: value for key, value in state.items() if not key.startswith(_HEAD)}
-    classes = weights.entries()[name]["classes"]
+    classes = known[name]["classes"]
     if num_classes != len(classes):
         raise ValueError(
             f"pretrained: {name!r} has {len(classes)} classes ({', '.join(classes)}), num_classes is {num_classes}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 
 #: What ``pretrained`` takes; see :func:`load_pretrained`.
 Pretrained = bool | str | os.PathLike | Mapping[str, Tensor] | None
+
+# What torch.load raises for files that end early or hold something else.
+_DAMAGED = (EOFError, LookupError, OSError, RuntimeError, ValueError, pickle.UnpicklingError)
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
@@ -48,8 +52,8 @@ def load_pretrained(
     along D and divided by their number (I3D: Carreira and Zisserman, CVPR 2017). 3D kernels fit ``nn.Conv3d`` alone.
 
     Raises:
-        ValueError: what there is, and what the network needs, do not go together: the message lists every name. The
-            network is unchanged.
+        ValueError: what there is, and what the network needs, do not go together: the message lists every name. Or
+            the file is damaged. The network is unchanged.
     """
     _check_input_weights(input_weights)
     if source is None or source is False:
@@ -156,7 +160,11 @@ def _fetch(source: Pretrained, name: str) -> Mapping:
             f"pretrained: expected a bool, a name, a path or a state_dict, got {type(source).__name__}"
         )
     if os.path.isfile(source):
-        return torch.load(source, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(source, map_location="cpu", weights_only=True)
+        except _DAMAGED as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"pretrained: {source} is damaged or no checkpoint ({first})") from error
     library, _, wanted = str(source).partition(":")
     if library in _LIBRARIES:
         return _LIBRARIES[library](wanted)

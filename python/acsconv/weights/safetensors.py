@@ -62,7 +62,8 @@ def write(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     data = b""
-    for name, value in state.items():
+    # Large items first: so each tensor begins at a multiple of its items' size.
+    for name, value in sorted(state.items(), key=lambda item: -item[1].dtype.itemsize):
         if value.dtype not in _NAMES:
             raise ValueError(f"{name}: expected one of {', '.join(_DTYPES)}, got {value.dtype}")
         flat = value.detach().cpu().contiguous().view(-1)
