@@ -49,11 +49,17 @@ def write_results(
     if not occurring:
         occurring = [environment.collect(torch.device("cuda" if torch.cuda.is_available() else "cpu"))]
     created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    script = os.path.relpath(sys.argv[0], environment.ROOT) if os.path.exists(sys.argv[0]) else sys.argv[0]
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None:  # started by python -m
+        script = ["-m", spec.name.removesuffix(".__main__")]
+    else:
+        script = [
+            os.path.relpath(sys.argv[0], environment.ROOT) if os.path.exists(sys.argv[0]) else sys.argv[0]
+        ]
     result = {
         "schema": SCHEMA,
         "created": created,
-        "command": shlex.join(["python", script, *sys.argv[1:]]),
+        "command": shlex.join(["python", *script, *sys.argv[1:]]),
         "settings": dict(settings),
         "environment": occurring[0] if len(occurring) == 1 else occurring,
         "rows": [dict(row) for row in rows],
