@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import sys
 import tempfile
@@ -97,14 +98,18 @@ def float32_weights() -> None:
 
 
 def tma() -> None:
-    """ACSCONV_TMA=1 changes how a volume is loaded; what it cannot load is copied."""
+    """ACSCONV_TMA=1 changes how a volume is loaded; what it cannot load, or the driver refuses to, is copied."""
     os.environ |= {"ACSCONV_FORWARD_WALK": "view", "ACSCONV_PRINT_PLAN": "1", "ACSCONV_TMA": "1"}
     problem = Problem(16, 21, (3, 3), (4, 5, 9), (8, 7, 6), padding=1)
     input, weight, bias = problem.tensors(torch.bfloat16)
-    for volume, words in (
-        (input.contiguous(memory_format=torch.channels_last_3d), "loaded by TMA"),
-        (input, "not by TMA: the channels of a voxel are not neighbours"),
+    driver_refuses = ctypes.c_bool.in_dll(ctypes.CDLL(sys.argv[1]), "emulator_refuses_tensor_maps")
+    channels_last = input.contiguous(memory_format=torch.channels_last_3d)
+    for volume, refused, words in (
+        (channels_last, False, "loaded by TMA"),
+        (channels_last, True, "not by TMA: TMA: the driver refused the tensor map"),
+        (input, False, "not by TMA: the channels of a voxel are not neighbours"),
     ):
+        driver_refuses.value = refused
         with tempfile.TemporaryFile("w+") as said, standard_error_to(said):
             outputs = [
                 acs_conv3d(volume, weight, bias, split=problem.split, padding=1, backend=backend)
@@ -359,6 +364,7 @@ def settings() -> None:
 
 
 def unknown_walk() -> None:
+    os.environ["ACSCONV_TMA"] = "yes"  # wrong as well: the first is reported
     refuses_setting("ACSCONV_FORWARD_WALK", "'shared' or 'view'")
 
 
@@ -368,12 +374,18 @@ def unknown_tma() -> None:
 
 def refuses_setting(variable: str, values: str) -> None:
     os.environ[variable] = "yes"
-    try:
-        acs_conv3d(torch.ones(1, 3, 4, 4, 4), torch.ones(3, 3, 3, 3), backend="cpu")
-    except RuntimeError as error:
-        assert f"{variable}: expected {values}, got 'yes'" in str(error), str(error)
-    else:
-        raise AssertionError(f"{variable}=yes is not refused")
+    volume, geometry = torch.ones(1, 3, 4, 4, 4), resolve((3, 3), 1, 1, 1)
+    tail = ((1, 1, 1), geometry.stride, geometry.flat_origin(), geometry.flat_dilation())
+    for call in (
+        lambda: acs_conv3d(volume, torch.ones(3, 3, 3, 3), padding=1, backend="cpu"),
+        lambda: torch.ops.acsconv.fused_backward_weight(volume, volume, (3, 3), True, *tail, 1),
+    ):
+        try:
+            call()
+        except RuntimeError as error:
+            assert f"{variable}: expected {values}, got 'yes'" in str(error), str(error)
+        else:
+            raise AssertionError(f"{variable}=yes is not refused")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
 from dataclasses import dataclass, replace
 
@@ -159,21 +158,6 @@ def test_what_is_copied_instead_of_unusual_volumes(emulator):
     emulator.configure(compute_capability=80)
     with pytest.raises(RuntimeError, match=r"not of compute capability 9\.0"):
         run(emulator, layer, data)
-
-
-def test_map_that_the_driver_refuses(emulator, monkeypatch):
-    """No error: the dispatcher has threads copy what it would have loaded by TMA."""
-    monkeypatch.setenv("ACSCONV_TMA", "1")
-    layer = channels_last(16, 64, (3, 5, 9))
-    data = integer_data(layer)
-    refuses = ctypes.c_bool.in_dll(ctypes.CDLL(emulator.__file__), "emulator_refuses_tensor_maps")
-    emulator.configure(detect_races=False, count_banks=True)
-    for refused in (True, False):
-        monkeypatch.setattr(refuses, "value", refused)
-        emulator.take_bank_report()
-        output = run_forward(emulator, layer, data, launcher="forward")
-        assert_equal(output, forward(layer, data), layer.dtype)
-        assert ("cp.async of 16 bytes" in emulator.take_bank_report()) == refused
 
 
 @dataclass(frozen=True)
