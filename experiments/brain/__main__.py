@@ -10,7 +10,6 @@ from experiments.mylib.options import parse
 from experiments.mylib.training import TrainingError
 
 from . import predict, report, run, sources
-from .volumes import VolumeError
 
 
 def _run(arguments: Sequence[str]) -> None:
@@ -39,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
         raise SystemExit(f"usage: {__doc__}")
     try:
         command(arguments[1:])
-    except (PeerMissing, sources.VolumeMissing, TrainingError, VolumeError) as error:
+    except (PeerMissing, sources.VolumeMissing, TrainingError, FileNotFoundError, ValueError) as error:
         raise SystemExit(f"{arguments[0]}: {error}") from error
 
 

@@ -37,7 +37,7 @@ class Predictor:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, or the network is of another task.
+        ValueError: a file is damaged, or the network is of another task, or not what ``network.json`` says.
     """
 
     def __init__(self, checkpoint: Path, device: str = "cpu") -> None:
@@ -51,10 +51,14 @@ class Predictor:
         if kind.get("task") != "extraction":
             raise ValueError(f"{note}: expected a network of the task extraction, got {kind.get('task')}")
         self.class_names = TASKS["extraction"].class_names
-        self.device, self.spacing, self.window = device, kind["spacing"], 2 * kind["edge"]
         network = network_2d(True, len(self.class_names))
-        self.network: nn.Module = to_3d(network, MODELS[kind["model"]].conv, pretrained=True)
-        self.network.load_state_dict(weights)
+        try:
+            self.device, self.spacing, self.window = device, kind["spacing"], 2 * kind["edge"]
+            self.network: nn.Module = to_3d(network, MODELS[kind["model"]].conv, pretrained=True)
+            self.network.load_state_dict(weights)
+        except (KeyError, TypeError, RuntimeError) as error:
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            raise ValueError(f"{note} does not describe the network in {checkpoint} ({reason})") from error
         self.network.to(device).eval()
 
     @torch.inference_mode()

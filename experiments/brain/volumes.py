@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 SUFFIXES = (".nii", ".nii.gz")
 SMALLEST = 8  # voxels along an axis: less holds no anatomy, and no level of the networks
+EXTENT = (20, 2000)  # millimetres along an axis: beyond, the affine's units are not millimetres
 
 
 class VolumeError(ValueError):
@@ -48,7 +49,7 @@ def read(path: str | os.PathLike) -> Volume:
     Raises:
         FileNotFoundError: there is no such file.
         VolumeError: it is not NIfTI, is truncated or damaged, is not one volume of finite numbers, is constant, or its
-            affine says nothing about where the voxels are.
+            affine says nothing about where the voxels are, or places them nowhere near a head's size.
     """
     path = Path(path)
     if not path.is_file():
@@ -85,6 +86,11 @@ def read(path: str | os.PathLike) -> Volume:
         raise VolumeError(f"{path}: expected an affine that places the voxels in space, got {affine}")
     values = apply_orientation(values, io_orientation(affine))
     spacing = numpy.linalg.norm(affine @ inv_ornt_aff(io_orientation(affine), shape[:3]), axis=0)[:3]
+    extent = [round(n * float(step), 1) for n, step in zip(values.shape, spacing)]
+    if not EXTENT[0] <= min(extent) <= max(extent) <= EXTENT[1]:
+        raise VolumeError(
+            f"{path}: expected {EXTENT[0]} to {EXTENT[1]} mm along every axis, got {extent}: are the affine's units mm?"
+        )
     x, y, z = (float(value) for value in spacing)
     return Volume(torch.from_numpy(numpy.ascontiguousarray(values.transpose(2, 1, 0))), (z, y, x), image)
 

@@ -25,6 +25,7 @@ _NOTED = (
     "crop_size",
     "move",
     "hold_out",
+    "num_workers",  # each has random numbers of its own, of which crops are drawn
     "devices",
 )
 

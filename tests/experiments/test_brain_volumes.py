@@ -12,7 +12,7 @@ import torch
 
 from experiments.brain import volumes
 
-AFFINE = numpy.array([[2.0, 0, 0, -10], [0, 3.0, 0, -20], [0, 0, 4.0, -30], [0, 0, 0, 1]])
+AFFINE = numpy.array([[2.5, 0, 0, -10], [0, 3.0, 0, -20], [0, 0, 4.0, -30], [0, 0, 0, 1]])
 
 
 def ramp(shape=(9, 10, 11)) -> numpy.ndarray:
@@ -28,7 +28,7 @@ def test_reading_gives_axial_coronal_sagittal(tmp_path):
     volume = volumes.read(save(tmp_path / "a.nii.gz", ramp()))
     assert volume.values.dtype == torch.float32
     assert torch.equal(volume.values, torch.from_numpy(ramp()).permute(2, 1, 0))
-    assert volume.spacing == (4.0, 3.0, 2.0)
+    assert volume.spacing == (4.0, 3.0, 2.5)
 
 
 @pytest.mark.parametrize("codes", ["LPS", "ASR", "ILP", "PIR"])
@@ -43,7 +43,7 @@ def test_any_orientation_is_read_the_same_and_written_back(tmp_path, codes):
     nibabel.save(turned, tmp_path / "turned.nii")
     volume = volumes.read(tmp_path / "turned.nii")
     assert torch.equal(volume.values, torch.from_numpy(ramp()).permute(2, 1, 0))
-    assert volume.spacing == (4.0, 3.0, 2.0)
+    assert volume.spacing == (4.0, 3.0, 2.5)
 
     volumes.write(tmp_path / "labels.nii.gz", volume.values % 7, volume)
     written = nibabel.load(tmp_path / "labels.nii.gz")
@@ -108,6 +108,11 @@ REFUSED = {
     "constant": (lambda path: save(path, numpy.ones((9, 9, 9))), "got 1 in every voxel"),
     "complex": (lambda path: save(path, numpy.ones((9, 9, 9), numpy.complex64)), "complex64"),
     "flat": (flat, "an affine that places the voxels"),
+    "micrometres": (
+        lambda path: save(path, ramp(), AFFINE / 50),
+        r"got \[0\.5, 0\.6, 0\.9\]: are the affine's",
+    ),
+    "metres": (lambda path: save(path, ramp(), AFFINE * 1000), "expected 20 to 2000 mm along every axis"),
 }
 
 

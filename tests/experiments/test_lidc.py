@@ -18,6 +18,7 @@ from experiments.lidc.lidc_config import LIDCClassConfig, LIDCSegConfig
 from experiments.lidc.lidc_dataset import LIDCSegDataset, LIDCTwoClassDataset
 from experiments.lidc.loss import soft_dice_loss
 from experiments.mylib.options import parse
+from experiments.mylib.training import TrainingError
 
 SIZE, CROP, MOVE = 16, 8, 2
 GRADES = {"train": [1, 2, 3, 4, 5, 4], "test": [1, 5, 3, 2]}
@@ -283,8 +284,10 @@ def test_trains_a_segmentation(data, tmp_path, conv, weights) -> None:
     assert (result["settings"]["conv"], result["settings"]["loss"]) == (conv, "soft_dice_loss")
     network = networks.build(settings(conv=conv, pretrained=False), networks.SEGMENTATION)
     network.load_state_dict(torch.load(folder / "model.dat", weights_only=True))
-    again = trained(train_segmentation.main, LIDCSegConfig, data, folder, conv=conv, num_workers=1, **weights)
-    assert again == result
+    options = {**weights, "conv": conv}
+    assert trained(train_segmentation.main, LIDCSegConfig, data, folder, **options) == result
+    with pytest.raises(TrainingError, match="num_workers"):  # on which the crops depend
+        trained(train_segmentation.main, LIDCSegConfig, data, folder, num_workers=1, **options)
 
 
 def test_trains_a_classification_on_a_part_of_the_training_set(data, tmp_path, weights) -> None:

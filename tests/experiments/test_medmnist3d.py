@@ -209,7 +209,7 @@ def test_trains_and_evaluates(tmp_path, monkeypatch, conv) -> None:
     monkeypatch.undo()
     monkeypatch.setitem(models.MODELS, "resnet18", Toy)
     weights = str(config.folder / "model.dat")
-    again = run(MedMNIST3DConfig(**{**vars(config), "run": "again", "num_epochs": 0, "model_path": weights}))
+    again = run(MedMNIST3DConfig(**{**vars(config), "num_epochs": 0, "model_path": weights}))
     assert again == {"evaluation": result["evaluation"]}
     of_training = [np.loadtxt(path, delimiter=",") for path in tmp_path.glob(f"out/**/{flag}_train_*.csv")]
     assert len(of_training) == 2 and np.array_equal(*of_training)
