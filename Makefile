@@ -116,7 +116,7 @@ peers: $(TOOLS) $(PEERS) ## install acsconv 0.1.1, the MNI152 volume and MobileN
 .peers/%:
 	@name='$*'; name=$${name%-[0-9]*}; echo "installing $$name into $@"; \
 	$(PIP) install --no-deps --no-build-isolation --target $@ -c constraints.txt $$name \
-	    || { rm -rf $@; echo "$$name could not be installed; the benchmark goes on without it."; }
+	    || { rm -rf $@; echo "$$name could not be installed; what needs it goes on without it."; }
 
 .PHONY: coverage
 coverage: build ## convert every network of four libraries; write docs/coverage.md (hours)
