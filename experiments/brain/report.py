@@ -80,10 +80,11 @@ four or five examples.""",
 
 TAIL = """## Limits
 
-One averaged brain, three heads, six donors. {spread} (standard deviation), and turns differ in difficulty; so the
-comparisons of single turns above say more than the spread. How much a model differs from seed to seed is {seeds}. Two
-models that differ by less than the spread are not told apart here.{length} Times are not listed: the machine was
-shared with other work.
+One averaged brain, three heads, six donors. The spread in the tables is the standard deviation
+over {spread}, and turns differ in difficulty; so the comparisons of single turns above say more than it. How much
+a model differs from seed to seed is {seeds}. Two models that differ by less than the spread are not
+told apart here.{length}
+Times are not listed: the machine was shared with other work.
 
 ## Prediction
 
@@ -146,10 +147,11 @@ def _section(name: str, task: Task, rows: Sequence[Mapping], plan: Mapping, grid
 
 def _tail(settings: Mapping) -> str:
     one = len(settings["seeds"]) == 1
-    spread = "over turns alone: there is one seed" if one else "over turns and seeds"
-    length = " Trainings are of a few epochs; nothing shows that any has converged: who learns fast is at an advantage."
+    length = (
+        "\nTrainings are of a few epochs; nothing shows that any has converged; who learns fast is ahead."
+    )
     return TAIL.format(
-        spread=f"The spread in the tables is that {spread}",
+        spread="turns alone (there is one seed)" if one else "turns and seeds",
         seeds="not known (`--seeds 0 1 2` trains more)" if one else "part of it",
         length=length if settings["size"] == "small" else "",
         head=SHOWN[0].capitalize(),

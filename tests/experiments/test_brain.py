@@ -369,7 +369,7 @@ def test_the_page_has_every_model_and_turn():
     assert "| ACS, ImageNet | 0.800 ± 0.100 | 3 |" in text
     assert "| Conv3d, random | 0.600 | 0.850 | 0.650 |" in text
     assert "| ACS, ImageNet | 630 ± 0 | 256 ± 0 | 3 |" in text
-    assert "over turns alone: there is one seed" in text and "a few epochs" not in text
+    assert "over turns alone (there is one seed)" in text and "a few epochs" not in text
     assert "| Conv3d, random | +0.100, 2 of 3 | - |" in text  # 0.3, -0.05 and 0.05
     assert "| 1-NN | - | -0.250, 0 of 1 |" in text
     assert "7 of 77 trainings are there" in text
