@@ -22,7 +22,8 @@ _library: list[torch.library.Library] = []  # the schemas live as long as the ob
 def prepare_torchvision() -> None:
     """Declares the operators that torchvision looks for, if its own library does not load."""
     spec = importlib.util.find_spec("torchvision")
-    if spec is None or spec.origin is None or _library:
+    # Asked of torch, not of _library: scripts beside this file know it by another name than the experiments do.
+    if spec is None or spec.origin is None or hasattr(torch.ops.torchvision, "nms"):
         return
     try:
         torch.ops.load_library(str(Path(spec.origin).with_name("_C.so")))

@@ -1,6 +1,7 @@
 """What trains is optional: without it the tests of the experiments are skipped, and say so."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
@@ -27,3 +28,15 @@ class _Skipped(pytest.Module):
 
 def pytest_pycollect_makemodule(module_path, parent):
     return _Skipped.from_parent(parent, path=module_path) if MISSING else None
+
+
+@pytest.fixture
+def peers(tmp_path_factory, monkeypatch) -> Path:
+    """A folder as `make volumes` fills it, with small made volumes, in the place of the real one."""
+    folder = tmp_path_factory.getbasetemp() / "peers"
+    monkeypatch.setenv("ACSCONV_VOLUMES", str(folder))
+    if not folder.is_dir():
+        import made_brains  # needs nibabel
+
+        made_brains.make()
+    return folder
