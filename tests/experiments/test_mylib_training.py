@@ -35,7 +35,25 @@ def weights(folder):
 def timeless(result):
     """Without what a process of its own has otherwise."""
     others = ("seconds", "peak_memory", "environment")
-    return {name: value for name, value in result.items() if name not in others}
+    return rounded({name: value for name, value in result.items() if name not in others})
+
+
+def rounded(value):
+    """Numbers to five digits: another process may round the last bit otherwise, as sums depend on where memory lies."""
+    if isinstance(value, dict):
+        return {name: rounded(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [rounded(entry) for entry in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def rows_of(folder):
+    """metrics.csv as rows, rounded."""
+    with (folder / "metrics.csv").open() as file:
+        return [
+            {name: rounded(float(cell)) if cell else cell for name, cell in row.items()}
+            for row in csv.DictReader(file)
+        ]
 
 
 def test_a_result(finished):
@@ -107,9 +125,9 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(finished, tmp_path
     assert "train_loss" in repeated and "\n0," not in repeated, "it began at the first epoch"
     assert timeless(resumed) == timeless(result)
     for name, value in weights(folder).items():
-        assert torch.equal(value, weights(tmp_path)[name])
-    with (tmp_path / "metrics.csv").open() as ours, (folder / "metrics.csv").open() as theirs:
-        assert ours.read() == theirs.read()
+        # Seen: 2e-7. Another sample, or another order of them, changes weights by a thousand times as much.
+        torch.testing.assert_close(weights(tmp_path)[name], value, rtol=0, atol=2e-6)
+    assert rows_of(tmp_path) == rows_of(folder)
 
 
 @pytest.mark.parametrize(
