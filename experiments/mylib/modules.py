@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import lightning
@@ -12,7 +13,7 @@ from torchmetrics import Metric, MetricCollection
 OPTIMIZERS = ("adam", "sgd")
 
 
-class TrainedModule(lightning.LightningModule):
+class TrainedModule(lightning.LightningModule, ABC):
     """A network with its optimiser and a schedule that multiplies the learning rate by ``gamma`` at milestones.
 
     Args:
@@ -73,13 +74,13 @@ class TrainedModule(lightning.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
+    @abstractmethod
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """A scalar, the mean over the samples of a batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def summary(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """What is logged, after ``val_`` or ``test_``, of what the metrics have come to."""
-        raise NotImplementedError
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         x, target = batch
