@@ -26,31 +26,39 @@ MALIGNANT = {1: 0, 2: 0, 4: 1, 5: 1}  # 3, undecided, is left out
 
 
 class _Nodules(Dataset):
-    """Crops of nodules; ``names`` are file names in ``data_path/nodule``.
+    """Crops of the nodules in ``data_path/nodule``.
 
     Args:
         crop_size: voxels of the crop along each axis, an even number.
         move: with ``augment``, the crop's middle is up to so many voxels off the nodule's, along each axis.
-        augment: crops are moved, rotated by quarter turns and reflected, from torch's random numbers.
+        train: the training nodules, else those that test.
         copy_channels: three equal channels, as networks pretrained on photographs take them; else one.
+        augment: crops are moved, rotated by quarter turns and reflected, from torch's random numbers; by default those
+            of the training nodules.
     """
 
     def __init__(
         self,
-        names: list[str],
         crop_size: int,
         move: int,
         data_path: str | Path,
-        augment: bool,
-        copy_channels: bool,
+        train: bool = True,
+        copy_channels: bool = True,
+        augment: bool | None = None,
     ) -> None:
-        self.crop_size, self.move, self.augment = crop_size, move, augment
+        self.crop_size, self.move = crop_size, move
+        self.augment = train if augment is None else augment
         self.channels = 3 if copy_channels else 1
+        names = self.names(data_path, train)
         self.files = [Path(data_path) / "nodule" / name for name in names]
         missing = [str(file) for file in self.files if not file.is_file()]
         if missing:
             listed = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             raise FileNotFoundError(f"{len(missing)} of {len(names)} files are missing: {listed}. {SOURCE}")
+
+    def names(self, data_path: str | Path, train: bool) -> list[str]:
+        """The files of the nodules that are items."""
+        return _split(data_path, train)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -102,18 +110,6 @@ class LIDCSegDataset(_Nodules):
         FileNotFoundError, ValueError: a file is missing, damaged, or of another format; the message names it.
     """
 
-    def __init__(
-        self,
-        crop_size: int,
-        move: int,
-        data_path: str | Path,
-        train: bool = True,
-        copy_channels: bool = True,
-        augment: bool | None = None,
-    ) -> None:
-        augment = train if augment is None else augment
-        super().__init__(_split(data_path, train), crop_size, move, data_path, augment, copy_channels)
-
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         voxel, mask = self.crops(index, "voxel", "answer1")
         if not ((mask == 0) | (mask == 1)).all():
@@ -133,20 +129,11 @@ class LIDCTwoClassDataset(_Nodules):
         FileNotFoundError, ValueError: a file is missing, damaged, or of another format; the message names it.
     """
 
-    def __init__(
-        self,
-        crop_size: int,
-        move: int,
-        data_path: str | Path,
-        train: bool = True,
-        copy_channels: bool = True,
-        augment: bool | None = None,
-    ) -> None:
-        augment = train if augment is None else augment
+    def names(self, data_path: str | Path, train: bool) -> list[str]:
         labels = _malignancies(data_path)
-        names = [name for name in _split(data_path, train) if name.removesuffix(".npz") in labels]
+        names = [name for name in super().names(data_path, train) if name.removesuffix(".npz") in labels]
         self.labels = [labels[name.removesuffix(".npz")] for name in names]
-        super().__init__(names, crop_size, move, data_path, augment, copy_channels)
+        return names
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.image(*self.crops(index, "voxel")), self.labels[index]
