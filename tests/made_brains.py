@@ -22,10 +22,10 @@ def hole() -> numpy.ndarray:
     return voxels
 
 
-def save(source: str, role: str, values: numpy.ndarray) -> None:
+def save(source: str, role: str, values: numpy.ndarray, spacing: float = 8.0) -> None:
     path = sources.folder() / sources.SOURCES[source].files[role]
     path.parent.mkdir(parents=True, exist_ok=True)
-    affine = numpy.diag([8.0, 8.0, 8.0, 1.0])
+    affine = numpy.diag([spacing, spacing, spacing, 1.0])
     nibabel.save(nibabel.Nifti1Image(values.astype(numpy.float32), affine), path)
 
 

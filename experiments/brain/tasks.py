@@ -95,21 +95,24 @@ def _split_tissues(turn: str, edge: int, spacing: float) -> Split:
 # --- (b) brains of three heads ----------------------------------------------------------------------------
 
 HEADS = ("colin27", "mni152", "robex")
+CLOSING = 4.0  # millimetres, along the axes: gaps of up to twice that are closed
 
 
 def head(name: str) -> tuple[volumes.Volume, Tensor]:
     """A head and its mask, uint8 on the grid of its values.
 
-    BET's mask of Colin27 leaves out what is dark between the gyri, unlike the two others: it is closed, by 4 mm.
+    BET's mask of Colin27 leaves out what is dark between the gyri, unlike the two others: it is closed, by ``CLOSING``.
 
     Raises:
         VolumeMissing: it is not installed.
     """
     source = SOURCES[name]
-    inside = (volumes.read(source.path("mask")).values > 0).numpy()
+    mask = volumes.read(source.path("mask"))
+    inside = (mask.values > 0).numpy()
     if name == "colin27":
-        closed = ndimage.binary_closing(numpy.pad(inside, 8), iterations=4)
-        inside = ndimage.binary_fill_holes(closed)[8:-8, 8:-8, 8:-8]
+        steps = max(round(CLOSING / mask.spacing[0]), 1)  # its voxels are cubes
+        closed = ndimage.binary_closing(numpy.pad(inside, steps), iterations=steps)
+        inside = ndimage.binary_fill_holes(closed)[(slice(steps, -steps),) * 3]
     return volumes.read(source.path("t1")), torch.from_numpy(inside.astype(numpy.uint8))
 
 

@@ -3,7 +3,7 @@
 import numpy
 import pytest
 import torch
-from made_brains import distance
+from made_brains import distance, save
 
 from experiments.brain import networks, tasks
 from experiments.brain.sampling import Jitter, Patches, Regions, _look_up, _points
@@ -110,6 +110,25 @@ def test_what_bet_leaves_out_of_colin27_is_closed():
     outside = torch.from_numpy(distance() > 0.8).permute(2, 1, 0)
     _, mask = tasks.head("colin27")
     assert mask[10, 13, 11] == 1 and mask[10, 20, 11] == 1 and not mask[outside].any()
+
+
+@pytest.mark.parametrize("spacing", [1.0, 2.0])
+def test_colin27_is_closed_by_4_mm_at_any_spacing(tmp_path, monkeypatch, spacing):
+    monkeypatch.setenv("ACSCONV_VOLUMES", str(tmp_path))
+    edge, widest = int(48 / spacing), int(8 / spacing)  # voxels: of a block, of the widest gap that is closed
+    first = slice(widest, 2 * widest)
+    second = slice(3 * widest, 4 * widest + 1)  # a voxel wider
+    for axis in range(3):
+        mask = numpy.ones((edge,) * 3)
+        across = mask.swapaxes(0, axis)  # a view: the gaps are cut across one axis, through the whole block
+        across[first] = across[second] = 0
+        save("colin27", "mask", mask, spacing)
+        save("colin27", "t1", mask, spacing)
+        _, found = tasks.head("colin27")
+        line = found.swapaxes(0, 2 - axis)[:, edge // 2, edge // 2]
+        assert line[first].all() and not line[second].any()
+        line[second] = 1
+        assert line.all()
 
 
 def test_the_donor_that_tests_is_in_nothing_else():
