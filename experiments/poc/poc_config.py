@@ -60,13 +60,30 @@ class POCDataConfig:
 
 
 @dataclass
-class POCShapeConfig(POCShapeEnv):
+class POCTrainingConfig:
+    """What the trainings of both networks share."""
+
+    n_epochs: int = setting(50, "passes over the training data")
+    seed: int = setting(0, "of the weights and of the order")
+    num_workers: int = setting(0, "processes that load data")
+
+    gamma: float = setting(0.1, "factor of the learning rate at each milestone")
+
+    accelerator: str = setting("auto", "auto | cpu | gpu")
+    devices: int = setting(1, "how many of them")
+    precision: str = setting("32-true", "32-true | bf16-mixed | 16-mixed")
+
+    noise: float = setting(0.5, "of the data; part of the folder's name")
+    save: str = setting("tmp/poc", "folder of all checkpoints")
+    run: str = setting("", "folder of this one; by default date, time and samples")
+
+
+@dataclass
+class POCShapeConfig(POCTrainingConfig, POCShapeEnv):
     """Training of the 2D network; the optimiser is SGD."""
 
+    train_samples: int = setting(10000, "training images to use")
     batch_size: int = setting(64, "images per step")
-    n_epochs: int = setting(50, "passes over the training images")
-    seed: int = setting(0, "of the weights and of the order")
-    num_workers: int = setting(0, "processes that load images")
 
     lr: float = setting(0.01, "learning rate")
     wd: float = setting(0.0001, "weight decay")
@@ -74,43 +91,21 @@ class POCShapeConfig(POCShapeEnv):
     milestones: tuple[float, ...] = setting(
         (0.5, 0.75), "parts of n_epochs after which the rate falls by gamma"
     )
-    gamma: float = setting(0.1, "factor of the learning rate at each milestone")
-
-    accelerator: str = setting("auto", "auto | cpu | gpu")
-    devices: int = setting(1, "how many of them")
-    precision: str = setting("32-true", "32-true | bf16-mixed | 16-mixed")
-
-    train_samples: int = setting(10000, "training images to use")
-    noise: float = setting(0.5, "of the data; part of the folder's name")
-    save: str = setting("tmp/poc", "folder of all checkpoints")
-    run: str = setting("", "folder of this one; by default date, time and samples")
 
 
 @dataclass
-class POCVoxelConfig(POCVoxelEnv):
+class POCVoxelConfig(POCTrainingConfig, POCVoxelEnv):
     """Training of the 3D network; the optimiser is Adam."""
 
+    train_samples: int = setting(100, "training volumes to use")
     train_batch_size: int = setting(4, "volumes per step")
-    n_epochs: int = setting(50, "passes over the training volumes")
-    seed: int = setting(0, "of the weights and of the order")
-    num_workers: int = setting(0, "processes that load volumes")
 
     lr: float = setting(0.001, "learning rate")
     wd: float = setting(0.0, "weight decay")
     milestones: tuple[float, ...] = setting((), "parts of n_epochs after which the rate falls by gamma")
-    gamma: float = setting(0.1, "factor of the learning rate at each milestone")
 
     conv: str = setting("ACSConv", "the convolutions", CONVS)
     pretrained: bool = setting(True, "begin with the weights of shape_checkpoint")
-
-    accelerator: str = setting("auto", "auto | cpu | gpu")
-    devices: int = setting(1, "how many of them")
-    precision: str = setting("32-true", "32-true | bf16-mixed | 16-mixed")
-
-    train_samples: int = setting(100, "training volumes to use")
-    noise: float = setting(0.5, "of the data; part of the folder's name")
-    save: str = setting("tmp/poc", "folder of all checkpoints")
-    run: str = setting("", "folder of this one; by default date, time and samples")
 
 
 @dataclass
