@@ -8,86 +8,13 @@
 // Compiled once per instruction set, see walk.cpp; depthwise_pass.cpp calls it.
 #include "depthwise_walk.h"
 
+#include "depthwise_slices.h"
 #include "pack.h"
 
 namespace acsconv {
 namespace ACSCONV_ISA {
 
 constexpr int64_t kTilesPerSum = 64;
-constexpr int kMostTaps = 49;
-// Outputs of a line in registers, beside up to 7 weights and a source.
-constexpr int kLine = ACSCONV_ACCUMULATORS < 24 ? 6 : 8;
-
-template <class T, int Kernel, int Outputs>
-[[gnu::noinline]] void line_outputs(const T* source, int64_t line, int64_t other, const T* weights, T bias,
-                                    T* out, int64_t out_line) {
-  Vec<T> sum[Outputs];
-  unrolled<0, Outputs>([&](auto o) { sum[o.value] = broadcast(T(0)); });
-  for (int column = 0; column < Kernel; ++column, source += other, weights += Kernel) {
-    Vec<T> weight[Kernel];
-    unrolled<0, Kernel>([&](auto i) { weight[i.value] = broadcast(weights[i.value]); });
-    unrolled<0, Outputs + Kernel - 1>([&](auto place) {
-      const Vec<T> x = load<T>(source + place.value * line);
-      unrolled<0, Kernel>([&](auto i) {
-        constexpr int o = place.value - i.value;
-        if constexpr (o >= 0 && o < Outputs) sum[o] += weight[i.value] * x;
-      });
-    });
-  }
-  unrolled<0, Outputs>([&](auto o) { store<T>(out + o.value * out_line, sum[o.value] + broadcast(bias)); });
-}
-
-template <class T, int Kernel, int Outputs>
-[[gnu::noinline]] void line_products(const T* source, int64_t line, int64_t other, const T* grad,
-                                     int64_t grad_line, T* sums) {
-  constexpr int lanes = kLanes<T>;
-  Vec<T> g[Outputs];
-  unrolled<0, Outputs>([&](auto o) { g[o.value] = load<T>(grad + o.value * grad_line); });
-  for (int column = 0; column < Kernel; ++column, source += other, sums += Kernel * lanes) {
-    Vec<T> sum[Kernel];
-    unrolled<0, Kernel>([&](auto i) { sum[i.value] = load<T>(sums + i.value * lanes); });
-    unrolled<0, Outputs + Kernel - 1>([&](auto place) {
-      const Vec<T> x = load<T>(source + place.value * line);
-      unrolled<0, Kernel>([&](auto i) {
-        constexpr int o = place.value - i.value;
-        if constexpr (o >= 0 && o < Outputs) sum[i.value] += g[o] * x;
-      });
-    });
-    unrolled<0, Kernel>([&](auto i) { store<T>(sums + i.value * lanes, sum[i.value]); });
-  }
-}
-
-template <class T>
-struct Lines {
-  void (*outputs[kLine + 1])(const T*, int64_t, int64_t, const T*, T, T*, int64_t) = {};
-  void (*products[kLine + 1])(const T*, int64_t, int64_t, const T*, int64_t, T*) = {};
-};
-
-template <class T, int Kernel>
-constexpr Lines<T> lines_of() {
-  Lines<T> lines;
-  unrolled<1, kLine>([&](auto o) {
-    lines.outputs[o.value] = line_outputs<T, Kernel, o.value>;
-    lines.products[o.value] = line_products<T, Kernel, o.value>;
-  });
-  return lines;
-}
-
-template <class T>
-const Lines<T>& lines_for(int64_t kernel) {
-  static constexpr Lines<T> three = lines_of<T, 3>(), five = lines_of<T, 5>(), seven = lines_of<T, 7>();
-  return kernel == 3 ? three : kernel == 5 ? five : seven;
-}
-
-// Calls body(first, count) for pieces of at most kLine, as equal as can be.
-template <class Body>
-[[gnu::always_inline]] inline void for_each_piece(int64_t size, const Body& body) {
-  const int64_t pieces = (size + kLine - 1) / kLine;
-  for (int64_t i = 0; i < pieces; ++i) {
-    const int64_t begin = i * size / pieces;
-    body(begin, (i + 1) * size / pieces - begin);
-  }
-}
 
 // A view's tiles in a slab of `planes` x `rows`: body(plane, flat, outputs, valid), where the tile's first
 // line begins at the flat index and has `valid` voxels (at most a vector) that belong to it alone. Vectors
@@ -145,7 +72,9 @@ void run_depthwise(const DepthwiseWalk& depthwise, const Task& task, const void*
                    const void* weight_data, const void* bias_data, void* target_data,
                    const Scratch& scratch) {
   using T = Computed<S>;
+  constexpr int lanes = kLanes<T>;
   const Walk& walk = depthwise.walk;
+  const auto kernel = static_cast<int>(depthwise.kernel);
   const Lines<T>& lines = lines_for<T>(depthwise.kernel);
   T* slab = static_cast<T*>(scratch.ring);
   T* stage = static_cast<T*>(scratch.stage);
@@ -157,12 +86,17 @@ void run_depthwise(const DepthwiseWalk& depthwise, const Task& task, const void*
     const T* x = slab + (channel - task.block_begin) * walk.packing.channel_stride + view.first;
     T* out = stage + (channel - task.block_begin) * walk.stage_channel;
     const T* weights = static_cast<const T*>(weight_data) + channel * depthwise.kernel * depthwise.kernel;
-    const T bias = static_cast<const T*>(bias_data)[channel];
+    T wide[kMostTaps * lanes], bias[lanes];
+    for (int64_t i = 0; i < depthwise.kernel * depthwise.kernel; ++i) {
+      store<T>(wide + i * lanes, broadcast(weights[i]));
+    }
+    store<T>(bias, broadcast(static_cast<const T*>(bias_data)[channel]));
     const int64_t out_line = view.along_planes ? walk.stage_plane : walk.packing.pitch;
     for_each_tile<T>(
         depthwise, view, planes, rows, [&](int64_t plane, int64_t flat, int64_t outputs, int64_t) {
-          lines.outputs[outputs](x + plane * depthwise.source_plane + flat, view.line, view.other, weights,
-                                 bias, out + plane * walk.stage_plane + flat, out_line);
+          lines.outputs[outputs](
+              {x + plane * depthwise.source_plane + flat, view.line, view.other, kernel, 0, kLine + kernel},
+              wide, bias, out + plane * walk.stage_plane + flat, out_line);
         });
   }
   S* target = static_cast<S*>(target_data) + task.sample * walk.target.batch +
@@ -179,6 +113,7 @@ void run_depthwise_weight(const DepthwiseWalk& depthwise, const Task& task, cons
   using T = Computed<S>;
   constexpr int lanes = kLanes<T>;
   const Walk& walk = depthwise.walk;
+  const auto kernel = static_cast<int>(depthwise.kernel);
   const Lines<T>& lines = lines_for<T>(depthwise.kernel);
   T* slab = static_cast<T*>(scratch.ring);
   T* packed_grad = static_cast<T*>(scratch.stage);
@@ -229,8 +164,9 @@ void run_depthwise_weight(const DepthwiseWalk& depthwise, const Task& task, cons
               }
             }
           }
-          lines.products[outputs](x + plane * depthwise.source_plane + flat, view.line, view.other,
-                                  valid < lanes ? own : first, valid < lanes ? lanes : grad_line, tile_sums);
+          lines.products[outputs](
+              {x + plane * depthwise.source_plane + flat, view.line, view.other, kernel, 0, kLine + kernel},
+              valid < lanes ? own : first, valid < lanes ? lanes : grad_line, tile_sums);
           if (++tiles == kTilesPerSum) add_tiles();
         });
     add_tiles();
@@ -251,7 +187,7 @@ void add_lanes(const void* vectors, int64_t count, void* sums) {
 
 template <class S>
 constexpr DepthwiseKernel depthwise_kernel() {
-  return {run_depthwise<S>, run_depthwise_weight<S>, add_lanes<Computed<S>>};
+  return {run_depthwise<S>, run_slices<S>, run_depthwise_weight<S>, add_lanes<Computed<S>>};
 }
 
 extern const DepthwiseKernel kDepthwiseFloat64, kDepthwiseFloat32, kDepthwiseFloat16, kDepthwiseBFloat16;

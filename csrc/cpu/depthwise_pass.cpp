@@ -14,26 +14,55 @@ namespace {
 
 constexpr int64_t kTasks = 16;  // of the gradient of the weight: what is worth parts of the volume
 
-// Where each of a channel's numbers lies in its kernel, in the order in which the walk takes them: rows of
+// Where each of a channel's weights lies in its kernel, in the order in which the tiles take them: rows of
 // one column after the other.
-std::vector<int64_t> kernel_places(const DepthwisePlan& plan, int64_t side) {
+std::vector<int64_t> kernel_places(const Problem& p, bool mirrored) {
+  const int64_t side = p.kernel_h, last = side * side - 1;
   std::vector<int64_t> places(side * side);
-  for (int64_t i = 0; i < side * side; ++i) places[i] = plan.kernel_index(i % side, i / side);
+  for (int64_t i = 0; i <= last; ++i) {
+    const int64_t place = i % side * side + i / side;
+    places[i] = mirrored ? last - place : place;
+  }
   return places;
+}
+
+template <class T>
+void gather_slices(const Problem& p, bool mirrored, const void* source, const T* weight, const T* bias,
+                   void* target, const Threads& threads) {
+  const Isa& isa = cpu_isa();
+  const int type = static_cast<int>(p.type), lanes = isa.walk[type]->lanes;
+  const SlicePlan plan(p, mirrored, lanes, sizeof(T), cache_size());
+  const auto blocks = static_cast<int64_t>(plan.blocks().size()), taps = p.kernel_h * p.kernel_w;
+  thread_local Buffer weight_buffer;
+  auto* weights = static_cast<T*>(weight_buffer.get(blocks * (taps + 1) * lanes * sizeof(T)));
+  T* biases = weights + blocks * taps * lanes;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t first = plan.blocks()[b].first;
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      for (int64_t i = 0; i < taps; ++i) {
+        weights[(b * taps + i) * lanes + lane] = weight[(first + lane) * taps + i];
+      }
+      biases[b * lanes + lane] = bias[first + lane];
+    }
+  }
+  parallel(threads, static_cast<int64_t>(plan.tasks().size()), [&](int64_t i) {
+    thread_local Buffer packed;
+    isa.depthwise[type]->run_slices(plan.walk(), plan.tasks()[i], source, weights, biases, target,
+                                    packed.get(plan.packed_size() * sizeof(T)));
+  });
 }
 
 template <class T>
 void gather(const Problem& p, bool mirrored, const void* source, const void* weight, const void* bias,
             void* target, const Threads& threads) {
   const Isa& isa = cpu_isa();
-  const int type = static_cast<int>(p.type);
+  const int type = static_cast<int>(p.type), lanes = isa.walk[type]->lanes;
   const DepthwiseKernel& kernel = *isa.depthwise[type];
   const Conversion& convert = *isa.conversion[type];
-  const DepthwisePlan plan(p, mirrored, isa.walk[type]->lanes, sizeof(T), cache_size());
   advise_huge_pages(target,
                     p.batch * p.groups * volume(mirrored ? p.in_size : p.out_size) * convert.stored_size);
 
-  const std::vector<int64_t> places = kernel_places(plan, p.kernel_h);
+  const std::vector<int64_t> places = kernel_places(p, mirrored);
   const auto taps = static_cast<int64_t>(places.size());
   std::vector<T> wide(p.groups * taps), packed(p.groups * taps), wide_bias(p.groups, T(0));
   convert.widen(weight, wide.data(), p.groups * taps);
@@ -41,6 +70,10 @@ void gather(const Problem& p, bool mirrored, const void* source, const void* wei
   for (int64_t c = 0; c < p.groups * taps; c += taps) {
     for (int64_t i = 0; i < taps; ++i) packed[c + i] = wide[c + places[i]];
   }
+  if (SlicePlan::fits(p, lanes)) {
+    return gather_slices<T>(p, mirrored, source, packed.data(), wide_bias.data(), target, threads);
+  }
+  const DepthwisePlan plan(p, mirrored, lanes, sizeof(T), cache_size());
   parallel(threads, static_cast<int64_t>(plan.tasks().size()), [&](int64_t i) {
     thread_local Buffer slab, stage;
     const Scratch scratch{slab.get(plan.slab_size() * sizeof(T)), stage.get(plan.stage_size() * sizeof(T)),
@@ -80,7 +113,7 @@ void backward_weight(const Problem& p, const void* grad_output, const void* inpu
     kernel.add_lanes(vectors, count, &sums[(part * p.groups + first) * sums_per_channel]);
   });
 
-  const std::vector<int64_t> places = kernel_places(plan, p.kernel_h);
+  const std::vector<int64_t> places = kernel_places(p, false);
   std::vector<T> weight(p.groups * taps), bias(p.groups);
   for (int64_t c = 0; c < p.groups; ++c) {
     for (int64_t i = 0; i < sums_per_channel; ++i) {

@@ -16,7 +16,16 @@ constexpr int64_t kSmallestSlab = 8;  // planes and rows
 // there.
 constexpr double kSlabShare = 1.2;
 
+constexpr double kSliceShare = 0.25;  // of the second-level cache, for what is packed of a slice
+constexpr int64_t kSliceTasks = 64;   // what the work is cut into, where there are as many slices
+
 Strides5 five(const VolumeStrides& s) { return {s.batch, s.channel, s.axis[0], s.axis[1], s.axis[2]}; }
+
+// From a target's place to the source of its first tap.
+int64_t first_source(const Problem& p, bool mirrored, int view, int axis) {
+  const int64_t origin = p.origin[view][axis];
+  return mirrored ? 1 - origin - kernel_extent(view, axis, p.kernel_h, p.kernel_w) : origin;
+}
 
 }  // namespace
 
@@ -33,15 +42,15 @@ bool is_depthwise(const Problem& p, bool soft) {
   return true;
 }
 
-DepthwisePlan::DepthwisePlan(const Problem& p, bool mirrored, int lanes, int number_size, int64_t cache_size)
-    : mirrored_(mirrored) {
+DepthwisePlan::DepthwisePlan(const Problem& p, bool mirrored, int lanes, int number_size,
+                             int64_t cache_size) {
   const int64_t (&in_size)[3] = mirrored ? p.out_size : p.in_size;
   const int64_t (&out_size)[3] = mirrored ? p.in_size : p.out_size;
   int64_t first[kViews][3], least[3], most[3];
   for (int axis = 0; axis < 3; ++axis) {
     for (int view = 0; view < kViews; ++view) {
       const int64_t reach = kernel_extent(view, axis, p.kernel_h, p.kernel_w) - 1;
-      first[view][axis] = mirrored ? -p.origin[view][axis] - reach : p.origin[view][axis];
+      first[view][axis] = first_source(p, mirrored, view, axis);
       least[axis] = view == 0 ? first[view][axis] : std::min(least[axis], first[view][axis]);
       most[axis] = view == 0 ? first[view][axis] + reach : std::max(most[axis], first[view][axis] + reach);
     }
@@ -122,9 +131,48 @@ DepthwisePlan::DepthwisePlan(const Problem& p, bool mirrored, int lanes, int num
   }
 }
 
-int64_t DepthwisePlan::kernel_index(int64_t row, int64_t column) const {
-  const int64_t last = depthwise_.kernel - 1;
-  return mirrored_ ? (last - row) * depthwise_.kernel + last - column : row * depthwise_.kernel + column;
+bool SlicePlan::fits(const Problem& p, int lanes) {
+  return p.input.channel == 1 && p.output.channel == 1 && p.groups >= lanes;
+}
+
+SlicePlan::SlicePlan(const Problem& p, bool mirrored, int lanes, int number_size, int64_t cache_size) {
+  const int64_t (&in_size)[3] = mirrored ? p.out_size : p.in_size;
+  const int64_t (&out_size)[3] = mirrored ? p.in_size : p.out_size;
+  const VolumeStrides &source = mirrored ? p.output : p.input, &target = mirrored ? p.input : p.output;
+  walk_.source_batch = source.batch, walk_.target_batch = target.batch;
+  walk_.kernel = p.kernel_h;
+  for (int view = 0; view < kViews; ++view) {
+    auto along = [&](int axis) -> SliceAxis {
+      return {in_size[axis], out_size[axis], first_source(p, mirrored, view, axis), source.axis[axis],
+              target.axis[axis]};
+    };
+    SliceView& v = walk_.views[view];
+    v = {along(thin_axis(view)), along(row_axis(view)), along(column_axis(view)), 0, 0};
+    const double budget = kSliceShare * static_cast<double>(cache_size) / number_size;
+    const auto columns = static_cast<int64_t>(budget / static_cast<double>(lanes * v.line.in_size));
+    v.piece = std::clamp(columns - p.kernel_w + 1, kSmallestSlab, std::max(kSmallestSlab, v.column.out_size));
+    v.packed_line = spread(std::min(v.piece + p.kernel_w - 1, v.column.in_size) * lanes, number_size);
+    packed_size_ = std::max(packed_size_, v.line.in_size * v.packed_line);
+
+    // The last vectors begin earlier rather than read beyond the channels.
+    const int64_t begin = view_channels_begin(p.split, view), end = begin + p.split[view];
+    for (int64_t c = begin; c < end; c += lanes) {
+      const int64_t first = std::min<int64_t>(c, p.groups - lanes);
+      blocks_.push_back({view, static_cast<int32_t>(first), static_cast<int32_t>(c - first),
+                         static_cast<int32_t>(std::min<int64_t>(lanes, end - c))});
+    }
+  }
+  walk_.blocks = blocks_.data();
+  const auto blocks = static_cast<int64_t>(blocks_.size());
+  for (int64_t sample = 0; sample < p.batch; ++sample) {
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t slices = walk_.views[blocks_[block].view].slice.out_size;
+      const int64_t pieces = std::clamp<int64_t>(ceil_div(kSliceTasks, p.batch * blocks), 1, slices);
+      for (int64_t i = 0; i < pieces; ++i) {
+        tasks_.push_back({sample, block, i * slices / pieces, (i + 1) * slices / pieces});
+      }
+    }
+  }
 }
 
 }  // namespace acsconv

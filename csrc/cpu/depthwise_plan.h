@@ -22,9 +22,6 @@ class DepthwisePlan {
   const std::vector<Task>& tasks() const { return tasks_; }
   int64_t slabs() const { return slabs_; }
   int64_t chunk_channels() const { return chunk_channels_; }
-  // Where the weight of a row and a column tap is among those of its channel.
-  int64_t kernel_index(int64_t row, int64_t column) const;
-
   // In numbers.
   int64_t slab_size() const { return slab_size_; }
   int64_t stage_size() const { return stage_size_; }
@@ -33,8 +30,28 @@ class DepthwisePlan {
   DepthwiseWalk depthwise_{};
   Phase phase_{0, 0};
   std::vector<Task> tasks_;
-  bool mirrored_;
   int64_t slabs_ = 0, chunk_channels_ = 0, slab_size_ = 0, stage_size_ = 0;
+};
+
+// The same for outputs and gradients of the input where channels are adjacent in memory.
+class SlicePlan {
+ public:
+  // Whether it serves these tensors: a vector of channels has to fit into them.
+  static bool fits(const Problem& problem, int lanes);
+
+  SlicePlan(const Problem& problem, bool mirrored, int lanes, int number_size, int64_t cache_size);
+  SlicePlan(const SlicePlan&) = delete;  // walk() points into it
+
+  const DepthwiseSlices& walk() const { return walk_; }
+  const std::vector<SliceBlock>& blocks() const { return blocks_; }
+  const std::vector<SliceTask>& tasks() const { return tasks_; }
+  int64_t packed_size() const { return packed_size_; }  // in numbers
+
+ private:
+  DepthwiseSlices walk_{};
+  std::vector<SliceBlock> blocks_;
+  std::vector<SliceTask> tasks_;
+  int64_t packed_size_ = 0;
 };
 
 }  // namespace acsconv

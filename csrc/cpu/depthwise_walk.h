@@ -31,10 +31,44 @@ struct DepthwiseWalk {
   Packing grad;          // gradient of the weight: how the gradient of the output is packed
 };
 
+// Where channels are adjacent in memory, see depthwise_slices.h. One axis of a view: along its slices, or in
+// their plane along its lines (K_h) or columns (K_w).
+struct SliceAxis {
+  int64_t in_size, out_size;
+  int64_t first;           // a target reads from here on, relative to its own place
+  int64_t source, target;  // strides
+};
+
+struct SliceView {
+  SliceAxis slice, line, column;
+  int64_t piece;        // columns of a slice that are packed together, and those around them
+  int64_t packed_line;  // numbers from line to line
+};
+
+// A vector of channels, of which `count` from the `skip`-th on are the block's own.
+struct SliceBlock {
+  int32_t view;
+  int32_t first, skip, count;
+};
+
+struct SliceTask {
+  int64_t sample, block, slice_begin, slice_end;
+};
+
+struct DepthwiseSlices {
+  SliceView views[3];
+  const SliceBlock* blocks;
+  int64_t source_batch, target_batch;  // strides
+  int64_t kernel;                      // 3, 5 or 7
+};
+
 struct DepthwiseKernel {
   // weights: [channel][column tap][row tap]; bias: one for each channel.
   void (*run)(const DepthwiseWalk& walk, const Task& task, const void* source, const void* weights,
               const void* bias, void* target, const Scratch& scratch);
+  // weights: [block][column tap][row tap][lane]; bias: [block][lane]; memory for what is packed of a slice.
+  void (*run_slices)(const DepthwiseSlices& walk, const SliceTask& task, const void* source,
+                     const void* weights, const void* bias, void* target, void* memory);
   // Adds to vectors [channel of the task][1 + column taps * row taps], whose lanes are not added to one
   // another; the first is the sum of grad.
   void (*run_weight)(const DepthwiseWalk& walk, const Task& task, const void* source, const void* grad,

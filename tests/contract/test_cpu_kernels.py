@@ -38,7 +38,8 @@ LAYERS = [
     (100, 44, (4, 4, 4), 3, 1),  # rows far shorter than a vector
     (20, 10, (30, 9, 3), 1, 1),
     (9, 9, (13, 14, 20), 7, 1, 9),  # depthwise
-    (16, 16, (26, 24, 20), 5, 1, 16),  # channels-last in several slabs
+    (16, 16, (26, 24, 20), 5, 1, 16),  # contiguous in several slabs
+    (21, 21, (24, 2, 400), 3, 1, 21),  # channels-last slices in several pieces
     (80, 160, (5, 7, 6), 3, 1, 40),  # several chunks of groups
     (20, 18, (7, 12, 19), 3, 1, 1, True),  # 19 displacements
     (18, 18, (7, 12, 19), 3, 2, 18, True),
@@ -207,8 +208,9 @@ def test_threads_do_not_change_the_result(monkeypatch, isa, dtype, operation):
 
 @pytest.mark.parametrize("operation", ["forward", "backward_input"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_layout_does_not_change_the_result_and_is_kept(dtype, operation):
-    problem = layer(20, 18, (6, 7, 40)).apply(torch.rand_like).to(dtype)
+@pytest.mark.parametrize("arguments", [(20, 18, (6, 7, 40)), (53, 53, (9, 17, 13), 7, 1, 53)], ids=str)
+def test_layout_does_not_change_the_result_and_is_kept(arguments, dtype, operation):
+    problem = layer(*arguments).apply(torch.rand_like).to(dtype)
     last = problem._replace(input=problem.input.contiguous(memory_format=torch.channels_last_3d))
     (plain,), (other,) = run(problem, operation), run(last, operation)
     assert plain.is_contiguous()

@@ -1,0 +1,110 @@
+// The tiles of the depthwise kernels: outputs that follow one another along a view's row axis, a vector each,
+// for all taps. Like vec.h for sources compiled once per instruction set.
+//
+//   sum[output] += weight[row tap] * source[output + row tap]      for every column tap
+//
+// A vector is 16 voxels of one channel or 16 channels of one voxel: here they differ in strides alone.
+#pragma once
+
+#include "vec.h"
+
+namespace acsconv {
+namespace ACSCONV_ISA {
+
+constexpr int kMostTaps = 49;
+// Outputs of a line in registers, beside up to 7 weights and a source.
+constexpr int kLine = ACSCONV_ACCUMULATORS < 24 ? 6 : 14;
+
+// What a tile reads: vectors at source + place * line + column tap * other, place = output + row tap.
+template <class T>
+struct LineSource {
+  const T* source;
+  int64_t line, other;
+  int columns;                 // column taps that are read
+  int place_begin, place_end;  // the others lie outside the volume and are not read
+};
+
+// weights: a vector for each tap, [column tap][row tap].
+template <class T, int Kernel, int Outputs>
+[[gnu::noinline]] void line_outputs(const LineSource<T>& from, const T* weights, const T* bias, T* out,
+                                    int64_t out_line) {
+  constexpr int lanes = kLanes<T>;
+  const T* source = from.source;
+  const int64_t line = from.line;
+  const int begin = from.place_begin, end = from.place_end;
+  Vec<T> sum[Outputs];
+  unrolled<0, Outputs>([&](auto o) { sum[o.value] = broadcast(T(0)); });
+  for (int column = 0; column < from.columns; ++column, source += from.other, weights += Kernel * lanes) {
+    Vec<T> weight[Kernel];
+    unrolled<0, Kernel>([&](auto i) { weight[i.value] = load<T>(weights + i.value * lanes); });
+    unrolled<0, Outputs + Kernel - 1>([&](auto place) {
+      if (place.value < begin || place.value >= end) return;
+      const Vec<T> x = load<T>(source + place.value * line);
+      unrolled<0, Kernel>([&](auto i) {
+        constexpr int o = place.value - i.value;
+        if constexpr (o >= 0 && o < Outputs) sum[o] += weight[i.value] * x;
+      });
+    });
+  }
+  const Vec<T> added = load<T>(bias);
+  unrolled<0, Outputs>([&](auto o) { store<T>(out + o.value * out_line, sum[o.value] + added); });
+}
+
+// Adds to sums, a vector for each tap as above.
+template <class T, int Kernel, int Outputs>
+[[gnu::noinline]] void line_products(const LineSource<T>& from, const T* grad, int64_t grad_line, T* sums) {
+  constexpr int lanes = kLanes<T>;
+  const T* source = from.source;
+  const int64_t line = from.line;
+  const int begin = from.place_begin, end = from.place_end;
+  Vec<T> g[Outputs];
+  unrolled<0, Outputs>([&](auto o) { g[o.value] = load<T>(grad + o.value * grad_line); });
+  for (int column = 0; column < from.columns; ++column, source += from.other, sums += Kernel * lanes) {
+    Vec<T> sum[Kernel];
+    unrolled<0, Kernel>([&](auto i) { sum[i.value] = load<T>(sums + i.value * lanes); });
+    unrolled<0, Outputs + Kernel - 1>([&](auto place) {
+      if (place.value < begin || place.value >= end) return;
+      const Vec<T> x = load<T>(source + place.value * line);
+      unrolled<0, Kernel>([&](auto i) {
+        constexpr int o = place.value - i.value;
+        if constexpr (o >= 0 && o < Outputs) sum[i.value] += g[o] * x;
+      });
+    });
+    unrolled<0, Kernel>([&](auto i) { store<T>(sums + i.value * lanes, sum[i.value]); });
+  }
+}
+
+template <class T>
+struct Lines {
+  void (*outputs[kLine + 1])(const LineSource<T>&, const T*, const T*, T*, int64_t) = {};
+  void (*products[kLine + 1])(const LineSource<T>&, const T*, int64_t, T*) = {};
+};
+
+template <class T, int Kernel>
+constexpr Lines<T> lines_of() {
+  Lines<T> lines;
+  unrolled<1, kLine>([&](auto o) {
+    lines.outputs[o.value] = line_outputs<T, Kernel, o.value>;
+    lines.products[o.value] = line_products<T, Kernel, o.value>;
+  });
+  return lines;
+}
+
+template <class T>
+const Lines<T>& lines_for(int64_t kernel) {
+  static constexpr Lines<T> three = lines_of<T, 3>(), five = lines_of<T, 5>(), seven = lines_of<T, 7>();
+  return kernel == 3 ? three : kernel == 5 ? five : seven;
+}
+
+// Calls body(first, count) for pieces of at most kLine, as equal as can be.
+template <class Body>
+[[gnu::always_inline]] inline void for_each_piece(int64_t size, const Body& body) {
+  const int64_t pieces = (size + kLine - 1) / kLine;
+  for (int64_t i = 0; i < pieces; ++i) {
+    const int64_t begin = i * size / pieces;
+    body(begin, (i + 1) * size / pieces - begin);
+  }
+}
+
+}  // namespace ACSCONV_ISA
+}  // namespace acsconv
