@@ -27,7 +27,11 @@ struct Segment {
 };
 
 // The length of one chain of additions; a segment, at most Walk::channel_slice products, is not cut.
-constexpr int64_t kTermsPerSum = 32;
+constexpr int64_t kTermsPerSum = 64;
+
+// Bytes of weights that all voxels of a plane are multiplied by before the next weights: they stay in the
+// first-level cache.
+constexpr int64_t kNearWeights = 12000;
 
 // Adds the segments to Vectors * lanes targets of Channels target channels, from flat voxel index `voxel` on:
 // to the bias, if there is one, or to what `out` holds.
@@ -51,12 +55,22 @@ template <class T, int Vectors, int Channels, bool Single>
       });
     }
   }
-  unrolled<0, Channels>([&](auto c) {
-    unrolled<0, Vectors>([&](auto v) {
-      T* to = out + c.value * out_stride + v.value * lanes;
-      store<T>(to, sum[c.value][v.value] + (bias ? broadcast(bias[c.value]) : load<T>(to)));
+  auto add_to = [&](const auto& before) __attribute__((always_inline)) {
+    T* to = out;
+    unrolled<0, Channels>([&](auto c) {
+      unrolled<0, Vectors>([&](auto v) {
+        T* at = to + v.value * lanes;
+        store<T>(at, sum[c.value][v.value] + before(at, c.value));
+      });
+      to += out_stride;
+      asm volatile("" : "+r"(to));  // or all addresses are computed first, more than there are registers
     });
-  });
+  };
+  if (bias != nullptr) {
+    add_to([&](const T*, int c) { return broadcast(bias[c]); });
+  } else {
+    add_to([&](const T* at, int) { return load<T>(at); });
+  }
 }
 
 // The end of the chain of additions that begins at `segment`.
@@ -125,20 +139,30 @@ void run_block(const Walk& walk, const Block& block, const Segment<T>* segments,
   constexpr int lanes = kLanes<T>;
   const bool alone = block.single && block.out_count <= kMaxSingle;
   const int64_t channel_stride = walk.packing.channel_stride;
-  for (int64_t voxel = 0; voxel < voxels;) {
-    int vectors = block.vectors;
-    while (vectors > 1 && voxels - voxel <= (vectors - 1) * lanes) --vectors;
-    const Multiply<T> add =
-        alone ? single.entry[vectors][block.out_count] : general.entry[vectors][block.out_count];
-    const Segment<T>* cut = end_of_sum<T>(segments, end);
-    add(segments, cut, voxel, channel_stride, bias + block.out_begin, to + voxel, walk.stage_channel);
-    while (cut != end) {
-      const Segment<T>* from = cut;
-      cut = end_of_sum<T>(from, end);
-      add(from, cut, voxel, channel_stride, nullptr, to + voxel, walk.stage_channel);
+  const T* start = bias + block.out_begin;
+  do {
+    const Segment<T>* const begin = segments;
+    int64_t near = 0;
+    do {
+      const Segment<T>* cut = end_of_sum<T>(segments, end);
+      for (; segments != cut; ++segments) near += segments->count * block.out_count * int64_t{sizeof(T)};
+    } while (segments != end && near < kNearWeights);
+    for (int64_t voxel = 0; voxel < voxels;) {
+      int vectors = block.vectors;
+      while (vectors > 1 && voxels - voxel <= (vectors - 1) * lanes) --vectors;
+      const Multiply<T> add =
+          alone ? single.entry[vectors][block.out_count] : general.entry[vectors][block.out_count];
+      const T* before = start;
+      const Segment<T>* from = begin;
+      do {
+        const Segment<T>* cut = end_of_sum<T>(from, segments);
+        add(from, cut, voxel, channel_stride, before, to + voxel, walk.stage_channel);
+        from = cut, before = nullptr;
+      } while (from != segments);
+      voxel += vectors * lanes;
     }
-    voxel += vectors * lanes;
-  }
+    start = nullptr;
+  } while (segments != end);
 }
 
 template <class S>
