@@ -1,7 +1,17 @@
-"""python -m experiments.brain run | predict IN OUT | report | figure | volumes"""
+"""Experiments on brain volumes; docs/brain.md has their results.
+
+    python -m experiments.brain run               trains, and prints what came out
+    python -m experiments.brain predict IN OUT    finds the brain in a volume of your own
+    python -m experiments.brain report            makes docs/brain.md from a result file
+    python -m experiments.brain figure            makes the figure of docs/brain.md
+    python -m experiments.brain volumes           which volumes are there, and the terms of their use
+
+--help behind a command lists its options.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 
@@ -13,13 +23,15 @@ from . import predict, report, run, sources
 
 
 def _run(arguments: Sequence[str]) -> None:
-    options = parse(run.Options, run.__doc__, arguments)
+    options = parse(run.Options, run.__doc__, arguments, "python -m experiments.brain run")
     run.run(options)
     result = run.result_file(options)
     report.main(["--result", str(result), "--print"])
 
 
-def _volumes(_: Sequence[str]) -> None:
+def _volumes(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser("python -m experiments.brain volumes", description=sources.__doc__)
+    parser.parse_args(arguments)
     print("\n".join(sources.overview()))
 
 
@@ -33,13 +45,16 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main(arguments: Sequence[str]) -> None:
-    command = COMMANDS.get(arguments[0]) if arguments else None
-    if command is None:
-        raise SystemExit(f"usage: {__doc__}")
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        print(__doc__.rstrip())
+        return
+    if name not in COMMANDS:
+        raise SystemExit(f"{name}: expected one of {', '.join(COMMANDS)}; --help says what they do")
     try:
-        command(arguments[1:])
-    except (PeerMissing, sources.VolumeMissing, TrainingError, FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"{arguments[0]}: {error}") from error
+        COMMANDS[name](arguments[1:])
+    except (PeerMissing, sources.VolumeMissing, TrainingError, OSError, ValueError) as error:
+        raise SystemExit(f"{name}: {error}") from error
 
 
 if __name__ == "__main__":

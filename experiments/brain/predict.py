@@ -9,7 +9,6 @@ heads are what the networks know. IN may have any orientation and spacing; it is
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,9 +123,10 @@ def figure(path: Path, checkpoint: Path) -> float:
     Returns:
         The Dice of the two on the file's own grid.
     """
-    turn = json.loads(checkpoint.with_name("settings.json").read_text())["turn"]
+    predictor = Predictor(checkpoint)
+    turn = read_json(checkpoint.with_name("settings.json"))["turn"]
     volume, truth = head(turn)
-    labels = Predictor(checkpoint)(volume)
+    labels = predictor(volume)
     dice = 2 * float((labels * truth).sum()) / float(labels.sum() + truth.sum())
     overlays = {f"mask of {turn}": truth, f"prediction (Dice {dice:.3f})": labels}
     draw(path, volume, overlays)
@@ -144,20 +144,25 @@ def draw(path: Path, volume: volumes.Volume, masks: dict[str, Tensor]) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
-        "python -m experiments.brain predict", description=__doc__.split("\n")[0]
+        "python -m experiments.brain predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", type=Path, metavar="IN.nii.gz", help="a T1-weighted head")
     parser.add_argument("target", type=Path, metavar="OUT.nii.gz", help="where the mask goes")
     parser.add_argument(
         "--checkpoint", type=Path, help="a model.dat of the task extraction; default: the newest"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--progress", default=True, action=argparse.BooleanOptionalAction)
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="as torch's (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--progress", default=True, action=argparse.BooleanOptionalAction, help="show a bar (default: yes)"
+    )
     options = parser.parse_args(arguments)
-    try:
-        volumes.check_output(options.target)
-        predictor = Predictor(options.checkpoint or newest(), options.device)
-        picture = predict(options.source, options.target, predictor, progress=options.progress)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"predict: {error}") from error
+    volumes.check_output(options.target)
+    predictor = Predictor(options.checkpoint or newest(), options.device)
+    picture = predict(options.source, options.target, predictor, progress=options.progress)
     print(f"{options.target}\n{picture}")

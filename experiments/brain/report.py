@@ -84,7 +84,8 @@ One averaged brain, three heads, six donors. The spread in the tables is the sta
 over {spread}, and turns differ in difficulty; so the comparisons of single turns above say more than it. How much
 a model differs from seed to seed is {seeds}. Two models that differ by less than the spread are not
 told apart here.{length}
-Times are not listed: the machine was shared with other work.
+Times are of a machine that was shared with other work, on one or two threads. The shortest of a model's trainings is
+listed, with that of the 2D network where there is one; they tell seconds from minutes, not one model from another.
 
 ## Prediction
 
@@ -136,13 +137,25 @@ def _section(name: str, task: Task, rows: Sequence[Mapping], plan: Mapping, grid
     by_turn = [{**row, row["turn"]: row[task.metrics[0]]} for row in rows]
     text += f"The same, turn by turn ({titles[task.metrics[0]]}):\n\n"
     text += results.table(by_turn, {"model": "model"}, turns) + "\n"
+    return text + _costs([row for row in rows if row["model"] != NEIGHBOUR])
+
+
+def _costs(rows: Sequence[Mapping]) -> str:
+    """What trainings take. Other work on the machine makes them longer, never shorter: the shortest says most."""
+    seconds: dict[str, list[float]] = {}
+    for row in rows:
+        seconds.setdefault(row["model"], []).append(row["seconds"] + (row["slice_seconds"] or 0))
     costs = [
-        {**row, "thousands": row["parameters"] / 1e3, "mebibytes": _mebibytes(row["peak_memory"])}
+        {
+            **row,
+            "thousands": round(row["parameters"] / 1e3),
+            "shortest": round(min(seconds[row["model"]])),
+            "mebibytes": _mebibytes(row["peak_memory"]),
+        }
         for row in rows
-        if row["model"] != NEIGHBOUR
     ]
-    columns = {"thousands": "parameters, thousands", "mebibytes": "peak memory, MiB"}
-    return text + results.table(costs, {"model": "model"}, columns, digits=0)
+    by = {"model": "model", "thousands": "parameters, thousands", "shortest": "shortest training, s"}
+    return results.table(costs, by, {"mebibytes": "peak memory, MiB"}, digits=0)
 
 
 def _tail(settings: Mapping) -> str:
@@ -232,8 +245,10 @@ def _title(metric: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser("python -m experiments.brain report")
-    parser.add_argument("--size", default="small", choices=tuple(SIZES))
+    parser = argparse.ArgumentParser(
+        "python -m experiments.brain report", description="Makes docs/brain.md from a result file of run."
+    )
+    parser.add_argument("--size", default="small", choices=tuple(SIZES), help="of the run (default: small)")
     parser.add_argument("--result", type=Path, help="file; default: the repository's, for this size")
     parser.add_argument("--print", action="store_true", help="to the terminal instead of docs/brain.md")
     options = parser.parse_args(arguments)
@@ -247,12 +262,16 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def figure(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser("python -m experiments.brain figure")
-    parser.add_argument("--size", default="small", choices=tuple(SIZES))
+    parser = argparse.ArgumentParser(
+        "python -m experiments.brain figure",
+        description="Draws a head, its mask, and what a network of run says that was not trained on it.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--size", default="small", choices=tuple(SIZES), help="of the run")
     parser.add_argument("--turn", default=SHOWN[0], choices=TASKS["extraction"].turns, help="the head")
-    parser.add_argument("--model", default=SHOWN[1], choices=tuple(MODELS))
-    parser.add_argument("--seed", default=0, type=int)
-    parser.add_argument("--output", default=FIGURE, type=Path)
+    parser.add_argument("--model", default=SHOWN[1], choices=tuple(MODELS), help="which")
+    parser.add_argument("--seed", default=0, type=int, help="of the training")
+    parser.add_argument("--output", default=FIGURE, type=Path, help="the file")
     options = parser.parse_args(arguments)
     one = Run("extraction", options.turn, options.seed, options.model)
     dice = predict.figure(options.output, one.folder(training_root(options.size)) / "model.dat")

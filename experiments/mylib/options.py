@@ -15,7 +15,9 @@ def setting(default: Any, meaning: str, choices: Sequence | None = None) -> Any:
     return dataclasses.field(default=default, metadata={"help": meaning, "choices": choices})
 
 
-def parse(config: Any, description: str, arguments: Sequence[str] | None = None) -> Any:
+def parse(
+    config: Any, description: str, arguments: Sequence[str] | None = None, program: str | None = None
+) -> Any:
     """The settings with what the command line says in place of their defaults.
 
     Args:
@@ -23,6 +25,7 @@ def parse(config: Any, description: str, arguments: Sequence[str] | None = None)
             command line.
         description: what ``--help`` opens with.
         arguments: words instead of ``sys.argv[1:]``.
+        program: what ``--help`` calls the command; by default the script's name.
 
     Returns:
         A new instance; for a sequence, a tuple of instances in its order.
@@ -38,7 +41,10 @@ def parse(config: Any, description: str, arguments: Sequence[str] | None = None)
     several = isinstance(config, (list, tuple))
     instances = [entry() if isinstance(entry, type) else entry for entry in (config if several else [config])]
     parser = argparse.ArgumentParser(
-        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        program,
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     owners: dict[str, int] = {}
     for index, instance in enumerate(instances):

@@ -112,9 +112,9 @@ def test_the_page_has_every_model_and_turn():
             "model": model,
             "test_dice": dice,
             "parameters": 630_000,
-            "seconds": 12.0,
+            "seconds": 20.0 * dice,
             "peak_memory": 2**28,
-            "slice_seconds": None,
+            "slice_seconds": 5.0 if model == report.OURS else None,
         }
         for model, scores in ((report.OURS, (0.9, 0.8, 0.7)), ("Conv3d, random", (0.6, 0.85, 0.65)))
         for turn, dice in zip(tasks.HEADS, scores)
@@ -130,7 +130,8 @@ def test_the_page_has_every_model_and_turn():
     text = report.page(result, "result.json")
     assert "| ACS, ImageNet | 0.800 ± 0.100 | 3 |" in text
     assert "| Conv3d, random | 0.600 | 0.850 | 0.650 |" in text
-    assert "| ACS, ImageNet | 630 ± 0 | 256 ± 0 | 3 |" in text
+    assert "| ACS, ImageNet | 630 | 19 | 256 ± 0 | 3 |" in text  # 14 s, and 5 s on slices
+    assert "| Conv3d, random | 630 | 12 | 256 ± 0 | 3 |" in text
     assert "over turns alone (there is one seed)" in text and "a few epochs" not in text
     assert "| Conv3d, random | +0.100, 2 of 3 | - |" in text  # 0.3, -0.05 and 0.05
     assert "| 1-NN | - | -0.250, 0 of 1 |" in text
@@ -289,9 +290,22 @@ def test_missing_weights_are_named_with_the_command(tmp_path, monkeypatch):
         networks.load_imagenet(networks.network_2d(True, 2))
 
 
-def test_an_unknown_command_shows_the_commands():
-    with pytest.raises(SystemExit, match=r"run \| predict"):
+def test_help_and_unknown_words(capsys):
+    for words in ([], ["--help"]):
+        command.main(words)
+        shown = capsys.readouterr().out
+        assert all(f"experiments.brain {name} " in shown for name in command.COMMANDS)
+    for name in command.COMMANDS:
+        with pytest.raises(SystemExit) as ended:
+            command.main([name, "--help"])
+        assert ended.value.code == 0
+        assert capsys.readouterr().out.startswith(f"usage: python -m experiments.brain {name} ")
+    with pytest.raises(SystemExit, match="fly: expected one of run, predict"):
         command.main(["fly"])
+    with pytest.raises(SystemExit, match="run: turns: expected some of anterior, posterior, got colin27"):
+        command.main(["run", "--tasks", "tissue", "--turns", "colin27"])
+    with pytest.raises(SystemExit, match=r"figure: .*model\.dat is missing.*run --tasks extraction"):
+        command.main(["figure", "--seed", "99"])
     with pytest.raises(SystemExit, match=r"report: .*no/such\.json"):
         command.main(["report", "--result", "no/such.json"])
     assert issubclass(VolumeError, ValueError)
