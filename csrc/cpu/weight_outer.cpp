@@ -8,7 +8,7 @@
 // all taps from the first caches, and are then added to the sums in memory.
 //
 // Compiled once per instruction set, see walk.cpp; weight_pass.cpp calls it.
-#include "pack.h"
+#include "places.h"
 #include "weight_units.h"
 
 namespace acsconv {
@@ -126,14 +126,43 @@ void pack_panel_row(T* to, int64_t width, const S* from, int64_t channel_stride,
   }
 }
 
-// Packs `channels` of a plane, see pack_positions.
+// All rows of `channels` channels, to the places of their voxels. The last vector of a position may reach
+// into the next one, which is written after it, or which is zero.
 template <class S, class T>
-void pack_panel(const Packing& packing, const S* plane, int64_t channels, int64_t row_begin, int64_t rows,
-                int64_t width, int64_t positions, T* to) {
+void pack_panel_plane(const PlanePlaces& places, const S* plane, int64_t channel_stride, int64_t channels,
+                      int64_t width, T* to) {
+  constexpr int lanes = kLanes<T>;
+  for (int64_t next = 0; next < places.count; next += lanes) {
+    // The last square overlaps the one before it rather than read past the plane.
+    const int64_t v = next + lanes <= places.count ? next : places.count - lanes;
+    const int32_t* place = places.place + v;
+    for (int64_t c = (width - 1) / lanes * lanes; c >= 0; c -= lanes) {
+      const S* from = plane + places.first + v + c * channel_stride;
+      Vec<T> square[lanes];
+      unrolled<0, lanes>([&](auto i) {
+        square[i.value] = c + i.value < channels ? load_wide(from + i.value * channel_stride) : Vec<T>{};
+      });
+      transpose<T>(square);
+      unrolled<0, lanes>([&](auto i) {
+        if (place[i.value] >= 0) store<T>(to + place[i.value] * width + c, square[i.value]);
+      });
+    }
+  }
+}
+
+// Packs `channels` of a plane, see pack_positions; `places` where find_places found them, else null.
+template <class S, class T>
+void pack_panel(const Packing& packing, const PlanePlaces* places, const S* plane, int64_t channels,
+                int64_t row_begin, int64_t rows, int64_t width, int64_t positions, T* to) {
+  const int64_t channel_stride = packing.source.channel;
+  if (places != nullptr) {
+    pack_panel_plane(*places, plane, channel_stride, channels, width, to);
+    pack_zeros(packing, plane, row_begin, rows, width, positions, to);
+    return;
+  }
   pack_positions(packing, plane, row_begin, rows, width, positions, to,
                  [&](T* row, const S* from, int64_t voxel_stride, int64_t count, int64_t available) {
-                   pack_panel_row(row, width, from, packing.source.channel, voxel_stride, channels, count,
-                                  available);
+                   pack_panel_row(row, width, from, channel_stride, voxel_stride, channels, count, available);
                  });
 }
 
@@ -161,14 +190,16 @@ void run_outer(const WeightWalk& walk, const WeightTask& task, const void* sourc
     return padded - c < walk.panel_width ? padded - c : walk.panel_width;
   };
 
+  PlanePlaces places;
   auto pack_source = [&](const Unit& unit, int64_t plane) {
     T* to = ring + plane % walk.ring_planes * plane_size;
     const S* p = source + unit.sample * from.batch + plane * from.plane;
+    const int64_t row_begin = walk.source.row_min + unit.row_begin, rows = unit.rows + walk.source.halo_rows;
+    const bool found = find_places(walk.source, row_begin, rows, walk.source_positions, lanes, places);
     for (int64_t c = 0; c < walk.group_channels; c += walk.panel_width) {
       const int64_t left = walk.group_channels - c, width = width_of_panel(c);
-      pack_panel(walk.source, p + c * from.channel, left < width ? left : width,
-                 walk.source.row_min + unit.row_begin, unit.rows + walk.source.halo_rows, width,
-                 walk.source_positions, to + c * phase_positions);
+      pack_panel(walk.source, found ? &places : nullptr, p + c * from.channel, left < width ? left : width,
+                 row_begin, rows, width, walk.source_positions, to + c * phase_positions);
     }
   };
 
@@ -180,9 +211,10 @@ void run_outer(const WeightWalk& walk, const WeightTask& task, const void* sourc
   };
 
   auto compute = [&](const Unit& unit) {
+    const bool found = find_places(walk.grad, unit.row_begin, unit.rows, walk.grad_positions, lanes, places);
     for (const WeightBlock* block = block_begin; block != block_end; ++block) {
       for (int64_t o = 0; o < unit.planes; ++o) {
-        pack_panel(walk.grad,
+        pack_panel(walk.grad, found ? &places : nullptr,
                    grad + unit.sample * grad_from.batch + block->out_begin * grad_from.channel +
                        (unit.plane + o) * grad_from.plane,
                    block->out_count, unit.row_begin, unit.rows, block->out_count, walk.grad_positions,

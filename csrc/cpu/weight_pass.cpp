@@ -43,8 +43,8 @@ void backward_weight(const Problem& p, bool soft, const void* grad_output, const
   const int type = static_cast<int>(p.type);
   const Conversion& convert = *isa.conversion[static_cast<int>(gradient_type)];
   const Gather gather = forward_gather(p, soft);
-  const WeightPlan plan(gather,
-                        {isa.outer[type]->lanes, isa.outer[type]->accumulators, sizeof(T), cache_size()});
+  const WeightPlan plan(gather, {isa.outer[type]->lanes, isa.outer[type]->accumulators, sizeof(T),
+                                 cache_size(), threads.count});
   const WeightKernel& kernel = plan.outer() ? *isa.outer[type] : *isa.dots[type];
 
   const int64_t weights = weight_numbers(p, soft);

@@ -17,6 +17,7 @@ constexpr int64_t kSumsBytes = int64_t{1} << 24;   // of all parts
 constexpr int64_t kChain = 128, kLongChain = 512;  // voxels
 constexpr int64_t kTasks = 16;                     // what the work is cut into, if it is worth it ...
 constexpr double kTaskProducts = 1e6;              // ... which takes so many products per task
+constexpr double kBusy = 0.85;                     // of the threads' time, if all tasks take the same
 
 }  // namespace
 
@@ -133,8 +134,9 @@ void WeightPlan::choose_strip(const WeightMachine& machine) {
   grad_size_ = most_outputs_ * walk_.grad_positions * walk_.step_planes + margin;
 }
 
-// Parts of the volume first, as each packs its own planes, but for those at its ends, once; then ranges of
-// blocks, each of which packs the source anew.
+// Parts of the volume first, as each packs its own planes, but for those at its ends, once; then, where these
+// are too few for the threads, ranges of blocks, each of which packs the source anew. Only parts decide how
+// sums are made, so they do not depend on the threads.
 void WeightPlan::cut_tasks(const Gather& gather, const WeightMachine& machine) {
   const int64_t units = gather.batch * walk_.strips * walk_.out_planes;
   const double products = static_cast<double>(walk_.bias_sums) * static_cast<double>(gather.batch) *
@@ -147,10 +149,18 @@ void WeightPlan::cut_tasks(const Gather& gather, const WeightMachine& machine) {
   const int64_t sums_bytes = std::max<int64_t>(1, sums_size() * machine.number_size);
   parts_ = std::min({ceil_div(wanted, chunks), units / per_part, kSumsBytes / sums_bytes});
   parts_ = std::max<int64_t>(1, parts_);
+  // The fewest pieces with which no thread waits for long.
+  const int64_t threads = std::min<int64_t>(machine.threads, wanted);
+  int64_t most = 1;
+  auto busy = [&](int64_t pieces) {
+    const int64_t tasks = pieces * chunks * parts_;
+    return static_cast<double>(tasks) / static_cast<double>(round_up(tasks, threads));
+  };
+  while (most < wanted && busy(most) < kBusy) ++most;
   for (int64_t part = 0; part < parts_; ++part) {
     for (int64_t c = 0; c < chunks; ++c) {
       const int64_t begin = chunks_[c].block_begin, count = chunks_[c].block_end - begin;
-      const int64_t pieces = std::min(count, std::max<int64_t>(1, wanted / (chunks * parts_)));
+      const int64_t pieces = std::min(count, most);
       for (int64_t b = 0; b < pieces; ++b) {
         tasks_.push_back({part, static_cast<int32_t>(c), static_cast<int32_t>(begin + b * count / pieces),
                           static_cast<int32_t>(begin + (b + 1) * count / pieces), part * units / parts_,

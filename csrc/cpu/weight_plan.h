@@ -1,5 +1,5 @@
 // From the gather of a forward pass to the WeightWalk of the gradient of its weight. Unlike a gather's, its
-// parts decide how sums are made, so nothing here depends on the number of threads.
+// parts decide how sums are made, so these do not depend on the number of threads.
 #pragma once
 
 #include <vector>
@@ -14,6 +14,7 @@ struct WeightMachine {
   int lanes, accumulators;
   int number_size;     // bytes of a number in the packed arrays
   int64_t cache_size;  // bytes of a core's own second-level cache
+  int threads;
 };
 
 class WeightPlan {
