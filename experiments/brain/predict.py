@@ -9,7 +9,6 @@ heads are what the networks know. IN may have any orientation and spacing; it is
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -108,12 +107,7 @@ def predict(source: Path, target: Path, predictor: Predictor, *, progress: bool 
     labels = predictor(volume, progress)
     volumes.write(target, labels, volume)
     picture = target.with_name(f"{target.name.removesuffix('.gz').removesuffix('.nii')}.png")
-    partial = picture.with_name(f".{picture.stem}.{os.getpid()}.png")
-    try:
-        draw(partial, volume, {"brain": labels})
-        partial.replace(picture)
-    finally:
-        partial.unlink(missing_ok=True)
+    draw(picture, volume, {"brain": labels})
     return picture
 
 

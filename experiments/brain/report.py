@@ -33,10 +33,12 @@ HEAD = """# Brains: the library on real volumes
 
 Three tasks on volumes that packages ship, seven ways to get a 3D network from one 2D architecture: MobileNetV2's
 layers down to 1/16 of the resolution, and around them a U-Net where voxels are to be labelled, converted as a
-whole. This page is made by `python -m experiments.brain report` from [one result file]({link}).
+whole. This page is made by `python -m experiments.brain report` from [one result file]({link}). From the repository's
+root, after `pip install --no-build-isolation ".[experiments]"`:
 
     make volumes                                  # the volumes, into .peers: nothing of them is in this repository
-    python -m experiments.brain run --save        # all of this page; --size full for more of everything
+    python -m experiments.brain run --save        # about forty minutes of one core for each of --seeds 0 1 2
+    python -m experiments.brain run --size full   # more of everything; not run yet
     python -m experiments.brain report            # this page
     python -m experiments.brain predict IN.nii.gz OUT.nii.gz
 
@@ -111,8 +113,8 @@ def page(result: Mapping, link: str) -> str:
     text = HEAD.format(link=link)
     machine = f"{environment['machine']}, {environment['threads']} thread(s), torch {environment['torch']}"
     text += f"\n{machine}, size `{result['settings']['size']}`.{_unfinished(result)}\n\n## In short\n\n"
-    text += f"By how much `{OURS}` is better than the others: the mean of the differences, turn by turn, and in how\n"
-    text += f"many turns it is better.\n\n{_summary(result)}"
+    text += f"By how much `{OURS}` is better than the others: the mean of the differences in each turn and seed, and\n"
+    text += f"in how many of these it is better.\n\n{_summary(result)}"
     for name in _trained(result["rows"]):
         rows = [row for row in result["rows"] if row["task"] == name]
         text += _section(name, TASKS[name], rows, plans[name], result["settings"]["neighbour_grid"])

@@ -13,6 +13,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from .saving import whole
+
 PLANES = ("axial", "coronal", "sagittal")
 #: Of labels 1, 2, ...: Okabe and Ito's, which colour-blind people can tell apart.
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
@@ -105,4 +107,5 @@ def _save(figure: Figure, path: str | os.PathLike) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110)
+    with whole(path) as file:
+        figure.savefig(file, format="png", dpi=110)

@@ -207,6 +207,17 @@ def test_three_planes_show_labels(tmp_path):
         three_planes(tmp_path / "x.png", volume, {}, "abcdefghi")
 
 
+def test_a_picture_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(figure, file, **options):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(figures.Figure, "savefig", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        three_planes(tmp_path / "a.png", np.zeros((8, 9, 10)), {}, ("background", "a"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_curves_are_the_means_over_seeds(tmp_path, monkeypatch):
     save, drawn = figures._save, []
     monkeypatch.setattr(figures, "_save", lambda figure, path: (drawn.append(figure), save(figure, path)))
