@@ -81,11 +81,11 @@ def read(path: str | os.PathLike) -> Volume:
         )
     if values.min() == values.max():
         raise VolumeError(f"{path}: expected an image, got {values.min():g} in every voxel")
-    affine = image.affine
-    if affine is None or not numpy.isfinite(affine).all() or abs(numpy.linalg.det(affine[:3, :3])) < 1e-6:
+    affine, orientation = image.affine, _orientation(image.affine)
+    if orientation is None:
         raise VolumeError(f"{path}: expected an affine that places the voxels in space, got {affine}")
-    values = apply_orientation(values, io_orientation(affine))
-    spacing = numpy.linalg.norm(affine @ inv_ornt_aff(io_orientation(affine), shape[:3]), axis=0)[:3]
+    values = apply_orientation(values, orientation)
+    spacing = numpy.linalg.norm(affine @ inv_ornt_aff(orientation, shape[:3]), axis=0)[:3]
     extent = [round(n * float(step), 1) for n, step in zip(values.shape, spacing)]
     if not EXTENT[0] <= min(extent) <= max(extent) <= EXTENT[1]:
         raise VolumeError(
@@ -93,6 +93,14 @@ def read(path: str | os.PathLike) -> Volume:
         )
     x, y, z = (float(value) for value in spacing)
     return Volume(torch.from_numpy(numpy.ascontiguousarray(values.transpose(2, 1, 0))), (z, y, x), image)
+
+
+def _orientation(affine: numpy.ndarray | None) -> numpy.ndarray | None:
+    """nibabel's, of the axes; None where axes have no direction of their own."""
+    if affine is None or not numpy.isfinite(affine).all() or abs(numpy.linalg.det(affine[:3, :3])) < 1e-6:
+        return None
+    orientation = io_orientation(affine)  # NaN for an axis that is too short or too oblique beside the others
+    return None if numpy.isnan(orientation).any() else orientation
 
 
 def _check_sum(path: Path) -> None:
@@ -117,7 +125,7 @@ def write(path: str | os.PathLike, labels: Tensor, like: Volume) -> None:
     image = type(like.image)(numpy.ascontiguousarray(values), like.image.affine)
     for name in ("sform", "qform"):
         getattr(image, f"set_{name}")(*getattr(like.image, f"get_{name}")(coded=True))
-    image.header.set_xyzt_units(*like.image.header.get_xyzt_units())
+    image.header["xyzt_units"] = like.image.header["xyzt_units"]  # as it is: not every code is of a unit
     suffix = ".nii.gz" if path.name.endswith(".gz") else ".nii"
     partial = path.with_name(f".{path.name.removesuffix(suffix)}.{os.getpid()}.partial{suffix}")
     try:

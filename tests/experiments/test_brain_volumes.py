@@ -52,17 +52,18 @@ def test_any_orientation_is_read_the_same_and_written_back(tmp_path, codes):
     assert numpy.array_equal(numpy.asarray(written.dataobj), turned.get_fdata() % 7)
 
 
-def test_codes_and_units_are_kept(tmp_path):
+@pytest.mark.parametrize("units", [0, 2 + 8, 7 + 80])  # none; mm and seconds; codes of nothing
+def test_codes_and_units_are_kept(tmp_path, units):
     image = nibabel.Nifti1Image(ramp(), None)
     image.set_qform(AFFINE, code=1)
     image.set_sform(None, code=0)
-    image.header.set_xyzt_units("mm", "sec")
+    image.header["xyzt_units"] = units
     nibabel.save(image, tmp_path / "a.nii.gz")
     volumes.write(tmp_path / "b.nii.gz", torch.zeros(11, 10, 9), volumes.read(tmp_path / "a.nii.gz"))
     written = nibabel.load(tmp_path / "b.nii.gz")
     assert written.get_qform(coded=True)[1] == 1
     assert written.get_sform(coded=True)[1] == 0
-    assert written.header.get_xyzt_units() == ("mm", "sec")
+    assert written.header["xyzt_units"] == units
     assert numpy.allclose(written.affine, AFFINE)
 
 
@@ -108,6 +109,10 @@ REFUSED = {
     "constant": (lambda path: save(path, numpy.ones((9, 9, 9))), "got 1 in every voxel"),
     "complex": (lambda path: save(path, numpy.ones((9, 9, 9), numpy.complex64)), "complex64"),
     "flat": (flat, "an affine that places the voxels"),
+    "sheared": (
+        lambda path: save(path, ramp(), AFFINE + numpy.diag([1e20] * 3, 1)),
+        "an affine that places the voxels",
+    ),
     "micrometres": (
         lambda path: save(path, ramp(), AFFINE / 50),
         r"got \[0\.5, 0\.6, 0\.9\]: are the affine's",
