@@ -55,21 +55,22 @@ class Geometry(NamedTuple):
 
     def output_size(self, size: Sequence[int]) -> tuple[int, int, int]:
         """Output size (D', H', W') of a volume of ``size`` (D, H, W): that of ``nn.Conv3d`` with the cubic kernel."""
-        return tuple(
-            (s - shrink - 1) // stride + 1 for s, shrink, stride in zip(size, self.shrink, self.stride)
-        )
+        (depth, height, width), (d, h, w), (sd, sh, sw) = size, self.shrink, self.stride
+        return (depth - d - 1) // sd + 1, (height - h - 1) // sh + 1, (width - w - 1) // sw + 1
 
     def is_one_view(self) -> bool:
         """Whether the three views are one and the same convolution, as they are for a 1x1 kernel."""
         return self.kernel == (1, 1) and len(set(self.origin)) == 1
 
-    def flat_origin(self) -> list[int]:
+    def flat_origin(self) -> tuple[int, ...]:
         """``origin`` as the nine numbers, view by view, that the operators take."""
-        return [value for view in self.origin for value in view]
+        axial, coronal, sagittal = self.origin
+        return axial + coronal + sagittal
 
-    def flat_dilation(self) -> list[int]:
+    def flat_dilation(self) -> tuple[int, ...]:
         """``dilation`` as the nine numbers, view by view, that the operators take."""
-        return [value for view in self.dilation for value in view]
+        axial, coronal, sagittal = self.dilation
+        return axial + coronal + sagittal
 
     def on_padded(self, begin: Sequence[int], end: Sequence[int]) -> Geometry:
         """The same positions, for a volume that already carries ``begin`` and ``end`` voxels of padding per axis."""
@@ -264,6 +265,8 @@ def resolve_transposed(
 
 def as_ints(value: object, name: str) -> int | tuple[int, ...]:
     """``value`` as an int or a tuple of ints (NumPy's included); bools and floats are refused."""
+    if type(value) is int or (type(value) is tuple and set(map(type, value)) == {int}):
+        return value  # the common case, several times in every call of a layer
     try:
         if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
             return tuple(_int(v) for v in value)

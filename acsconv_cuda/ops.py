@@ -25,11 +25,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import reference
+from . import pointwise, reference
 from .backends import choose
 from .geometry import Geometry
 from .out_of_memory import explained
-from .transforms import AUTOCAST_DEVICES, autocast_rule, autograd_function, vmap_rule
+from .transforms import AUTOCAST_DEVICES, autocast_rule, autograd_function, autograd_kernel, vmap_rule
 
 #: The library must stay alive as long as the operators do.
 LIBRARY = torch.library.Library("acsconv", "DEF")
@@ -66,12 +66,11 @@ class Arguments(NamedTuple):
         """The inverse of :meth:`flat`."""
         split = flat[0] if len(flat) == 8 else None
         kernel, stride, origin, dilation, shrink, groups, backend = flat[-7:]
-        views = (0, 3, 6)
         geometry = Geometry(
             tuple(kernel),
             tuple(stride),
-            tuple(tuple(origin[v : v + 3]) for v in views),
-            tuple(tuple(dilation[v : v + 3]) for v in views),
+            (tuple(origin[:3]), tuple(origin[3:6]), tuple(origin[6:])),
+            (tuple(dilation[:3]), tuple(dilation[3:6]), tuple(dilation[6:])),
             tuple(shrink),
         )
         return cls(split, geometry, groups, backend)
@@ -108,9 +107,14 @@ def backward_weight(
 
 def _call(name: str, *args):
     """Calls an operator; inside ``torch.func``'s transforms as a Function, which they need to differentiate it."""
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling():
+        return _OPERATORS[name](*args)
+    if torch._C._are_functorch_transforms_active():
         return _FUNCTIONS[name].apply(*args)
-    return getattr(torch.ops.acsconv, name)(*args)
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(*args[:3]):
+        return _OPERATORS[name](*args)
+    with torch._C._AutoDispatchBelowAutograd():  # autograd's kernel, in Python, would do no more
+        return _OPERATORS[name](*args)
 
 
 # ---- gradients: one set of formulas for the operators and for ACSConvFunction --------------------------------------
@@ -137,6 +141,8 @@ def gradients(
     """
     needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
     grad_input = grad_weight = grad_bias = None
+    if needs_input and needs_weight and ctx.arguments.geometry.is_one_view():
+        grad_output = grad_output.contiguous(memory_format=_format(ctx.channels_last))  # once, not in both
     if needs_weight:
         grad_weight, grad_bias = backward_weight(
             grad_output, saved[0], needs_bias, ctx.arguments, ctx.float32_weight
@@ -225,6 +231,8 @@ def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, *flat) -> Tenso
     if backend == "torch":
         if split is None:
             return reference.soft_acs_conv3d(input, weight, bias, geometry, groups)
+        if pointwise.serves("forward", input, geometry, groups):
+            return pointwise.forward(input, weight, bias, geometry)
         return reference.acs_conv3d(input, weight, bias, split, geometry, groups)
     size = geometry.output_size(input.shape[2:])
     return torch.ops.acsconv.fused_forward(
@@ -241,9 +249,10 @@ def _backward_input(
     if backend != "cuda":
         weight = _rounded(weight, grad_output)
     if backend == "torch":
-        return reference.backward_input(
-            grad_output, weight, size, split, geometry, groups, _format(channels_last)
-        )
+        format = _format(channels_last)
+        if split is not None and pointwise.serves("backward_input", grad_output, geometry, groups):
+            return pointwise.backward_input(grad_output, weight, size, geometry, format)
+        return reference.backward_input(grad_output, weight, size, split, geometry, groups, format)
     return torch.ops.acsconv.fused_backward_input(
         grad_output, weight, size, channels_last, *_fused(arguments), groups, tf32_is_allowed()
     )
@@ -255,7 +264,10 @@ def _backward_weight(
     arguments = Arguments.of(flat)
     split, geometry, groups, _ = arguments
     if choose("backward_weight", grad_output, arguments) == "torch":
-        grad_weight = reference.backward_weight(grad_output, input, split, geometry, groups)
+        if split is not None and pointwise.serves("backward_weight", grad_output, geometry, groups):
+            grad_weight = pointwise.backward_weight(grad_output, input, geometry)
+        else:
+            grad_weight = reference.backward_weight(grad_output, input, split, geometry, groups)
         grad_bias = grad_output.sum((0, 2, 3, 4)) if needs_bias else grad_output.new_empty(0)
         dtype = _gradient_dtype(grad_output, float32)
         return grad_weight.to(dtype), grad_bias.to(dtype)
@@ -333,6 +345,9 @@ def _format(channels_last: bool) -> torch.memory_format:
 
 # ---- registration --------------------------------------------------------------------------------------------------
 
+#: The operators by name.
+_OPERATORS: dict[str, torch._ops.OpOverload] = {}
+
 #: The operators as autograd Functions, for ``torch.func``: by name, the same formulas.
 _FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
 
@@ -374,11 +389,13 @@ def _register(name: str, split: str) -> None:
         operation = suffix.removeprefix("_") or "forward"
         LIBRARY.impl(name + suffix, explained(operation, implementation, fake), "CompositeExplicitAutograd")
         torch.library.register_fake(qualified, fake, lib=LIBRARY)
-        torch.library.register_autograd(qualified, backward, setup_context=setup, lib=LIBRARY)
-        operator = getattr(torch.ops.acsconv, name + suffix)
+        operator = getattr(torch.ops.acsconv, name + suffix).default
+        kernel = autograd_kernel(name + suffix, operator, setup, backward)
+        LIBRARY.impl(name + suffix, kernel, "Autograd", with_keyset=True)
         torch.library.register_vmap(qualified, vmap_rule(operator, folds), lib=LIBRARY)
+        _OPERATORS[name + suffix] = operator
         _FUNCTIONS[name + suffix] = autograd_function(name + suffix, operator, setup, backward)
-    operator = getattr(torch.ops.acsconv, name)
+    operator = _OPERATORS[name]
     for device_type in AUTOCAST_DEVICES:
         key = "Autocast" + torch._C._dispatch_key_for_device(device_type)
         LIBRARY.impl(name, autocast_rule(operator, device_type, getattr(torch._C.DispatchKey, key)), key)

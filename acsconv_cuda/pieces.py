@@ -88,6 +88,7 @@ def view_axes(
 ) -> tuple[Axis, ...]:
     """How each axis of a view is computed; see :class:`Axis`."""
     kernel = VIEWS[view].kernel3d(geometry.kernel)
+    thin = None if geometry.is_one_view() else VIEWS[view].thin
     axes = []
     for axis in range(3):
         size, out, stride, origin = (
@@ -96,7 +97,7 @@ def view_axes(
             geometry.stride[axis],
             geometry.origin[view][axis],
         )
-        if axis == VIEWS[view].thin:
+        if axis == thin:
             # Outputs whose one position lies inside: a strided slice of the input.
             first = max(0, -(origin // stride))
             last = max(first, min(out, (size - 1 - origin) // stride + 1))
@@ -109,7 +110,8 @@ def view_axes(
         before = -origin
         reach = geometry.dilation[view][axis] * (kernel[axis] - 1)
         behind = (out - 1) * stride + origin + reach - (size - 1)
-        begin, end = max(0, -before), size + min(0, behind)
+        # What a last step cannot reach need not be cut off: the input stays whole, and need not be copied.
+        begin, end = max(0, -before), size + (behind if behind <= -stride else 0)
         before, behind = max(0, before), max(0, behind)
         # A convolution pads both ends alike: pad more at the front where the end needs it, and skip those outputs.
         skip = max(0, -((before - behind) // stride))

@@ -155,7 +155,9 @@ def backward_input(
     options = {"dtype": grad_output.dtype, "device": grad_output.device}
     grad_input = None
     for piece, kernel in all_pieces(weight, split, groups, geometry):
-        share, axes = _input_gradient(grad_output[:, channels_of(piece)], kernel, size, piece, geometry)
+        share, axes = _input_gradient(
+            grad_output[:, channels_of(piece)], kernel, size, piece, geometry, format
+        )
         if share is None:
             continue
         if grad_input is None and share.shape == shape:
@@ -283,18 +285,28 @@ def _convolve_transposed(
 
 
 def _input_gradient(
-    grad_output: Tensor, weight: Tensor, size: Sequence[int], piece: Piece, geometry: Geometry
+    grad_output: Tensor,
+    weight: Tensor,
+    size: Sequence[int],
+    piece: Piece,
+    geometry: Geometry,
+    format: torch.memory_format,
 ) -> tuple[Tensor | None, tuple[Axis, ...]]:
     """The piece's share in the gradient of the input, for the slice that the axes describe; None if there is none."""
     axes = view_axes(piece.view, geometry, size, tuple(grad_output.shape[2:]))
     if reads_nothing(axes):
         return None, axes
     dtype = safe_dtype(grad_output, axes)
-    x = grad_output.new_empty(1, dtype=dtype).expand(
+    shape = (
         grad_output.shape[0],
         piece.in_end - piece.in_begin,
         *(len(range(a.begin, a.end, a.step)) for a in axes),
     )
+    if grad_output.device.type == "cpu":
+        # Memory that nothing reads or writes. oneDNN would write a smaller tensor out in full, and contiguous.
+        x = torch.empty(shape, dtype=dtype, memory_format=format)
+    else:
+        x = grad_output.new_empty(1, dtype=dtype).expand(shape)
     arguments = _arguments(x, weight.to(dtype), piece.view, geometry, axes, False)
     share = _convolution_backward(
         _of_full_convolution(grad_output, axes).to(dtype), arguments, piece.groups, 0

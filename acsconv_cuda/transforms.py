@@ -1,4 +1,4 @@
-"""What vmap, autocast and ``torch.func`` make of an operator; :mod:`acsconv_cuda.ops` registers it."""
+"""What autograd, vmap, autocast and ``torch.func`` make of an operator; :mod:`acsconv_cuda.ops` registers it."""
 
 from __future__ import annotations
 
@@ -63,6 +63,40 @@ def _cast(value, device_type: str, dtype: torch.dtype):
     if not isinstance(value, Tensor) or value.device.type != device_type:
         return value
     return value.to(dtype) if value.is_floating_point() and value.dtype != torch.float64 else value
+
+
+def autograd_kernel(
+    name: str, operator: torch._ops.OpOverload, setup: Callable, backward: Callable
+) -> Callable:
+    """What ``torch.library.register_autograd`` would register, for operators without default values and keywords.
+
+    That one looks for default values in the schema at every call, which takes longer than all that we do in Python.
+    """
+    tensors = 3  # no operator has more, and they come first
+
+    def below(keyset, args: tuple):
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+    def forward(ctx, *args):
+        *args, rest, keyset = args
+        args = (*args, *rest)
+        output = below(keyset, args)
+        setup(ctx, args, output)
+        return output
+
+    def gradients(ctx, *grad_outputs):
+        return (*backward(ctx, *grad_outputs)[:tensors], None, None)
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(gradients)}
+    function = type("Differentiable_" + name, (torch.autograd.Function,), methods)
+
+    def kernel(keyset, *args):
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args[:tensors]):
+            return function.apply(*args[:tensors], args[tensors:], keyset)
+        return below(keyset, args)
+
+    return kernel
 
 
 def autograd_function(
