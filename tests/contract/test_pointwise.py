@@ -153,3 +153,12 @@ def test_no_copy_of_a_volume(dtype, batch, stride, format, other):
     needed = input.nbytes + 2 * picked + little
     assert backward(format) <= needed
     assert backward(other) <= needed + out.nbytes  # brought into the input's format, once
+
+
+def test_no_copy_of_a_volume_in_groups():
+    """PyTorch's gradient of a convolution asks for an input, of which it then looks at the size and the format."""
+    input = torch.randn(1, 24, 16, 18, 20).bfloat16().contiguous(memory_format=FORMATS["channels_last"])
+    input.requires_grad_()
+    out = acs_conv3d(input, torch.randn(16, 12, 1, 1).bfloat16(), groups=2)
+    grad_output = torch.randn_like(out)
+    assert allocated(lambda: torch.autograd.grad(out, input, grad_output)) <= 2 * input.nbytes + 20_000
