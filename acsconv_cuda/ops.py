@@ -289,7 +289,7 @@ def _gradient_dtype(volume: Tensor, float32: bool) -> torch.dtype:
 
 def _rounded(weight: Tensor, volume: Tensor) -> Tensor:
     """A float32 weight in the dtype of a 16-bit volume; the CUDA kernels round it while they pack it."""
-    return weight.to(volume.dtype)
+    return weight if weight.dtype == volume.dtype else weight.to(volume.dtype)
 
 
 def tf32_is_allowed() -> bool:

@@ -2,7 +2,7 @@
 
 PyTorch's convolutions compute such a layer through another format, or through copies of whole volumes, as often as not.
 Here nothing is copied but what a stride picks out, and a gradient that is in another format than the input. A volume
-[N, C, D, H, W] is seen as matrices [B, C, M] of M voxels: contiguous N of them, channels-last a single one.
+[N, C, D, H, W] is seen as N matrices [C, M] of M voxels, or in channels-last as a single one.
 
 :mod:`acsconv_cuda.ops` calls these for the ``torch`` backend where :func:`serves` says so, and the reference otherwise.
 """
@@ -41,16 +41,15 @@ def serves(operation: str, volume: Tensor, geometry: Geometry, groups: int) -> b
 def forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """:func:`acsconv_cuda.reference.acs_conv3d` of a 1x1 layer."""
     format = memory_format(input)
-    size = geometry.output_size(input.shape[2:])
-    out = _empty(input, weight.shape[0], size, format)
-    x, y, kernel = _matrices(_picked(input, geometry), format), _matrices(out, format), weight.flatten(1)
-    if bias is None:
-        _multiply(kernel, x, y)
-    elif input.dtype.itemsize > 2:
-        _multiply(kernel, x, y)
+    picked = _picked(input, geometry)
+    out = _empty(picked, weight.shape[0], picked.shape[2:], format)
+    x, y, kernel = _matrices(picked, format), _matrices(out, format), weight.flatten(1)
+    if bias is not None and input.dtype.itemsize == 2:
+        _multiply(kernel, x, y, bias[:, None])  # rounded once, at the end
+        return out
+    _multiply(kernel, x, y)
+    if bias is not None:
         y.add_(bias[:, None])  # faster than to begin with it
-    else:  # rounded once, at the end
-        torch.baddbmm(bias[:, None], kernel.expand(len(x), *kernel.shape), x, out=y)
     return out
 
 
@@ -62,11 +61,12 @@ def backward_input(
     format: torch.memory_format,
 ) -> Tensor:
     """:func:`acsconv_cuda.reference.backward_input` of a 1x1 layer."""
-    picked = _empty(grad_output, weight.shape[1], grad_output.shape[2:], format)
+    channels = weight.shape[1]
+    picked = _empty(grad_output, channels, grad_output.shape[2:], format)
     _multiply(weight.flatten(1).t(), _matrices(grad_output, format), _matrices(picked, format))
     if geometry.stride == (1, 1, 1):
         return picked
-    grad_input = _empty(grad_output, weight.shape[1], size, format).zero_()
+    grad_input = _empty(grad_output, channels, size, format).zero_()
     _picked(grad_input, geometry).copy_(picked)
     return grad_input
 
@@ -76,17 +76,19 @@ def backward_weight(grad_output: Tensor, input: Tensor, geometry: Geometry) -> T
     format = memory_format(input)
     x, g = _matrices(_picked(input, geometry), format), _matrices(grad_output, format)
     # The narrower matrix first: few rows and many columns are what a product of long sums is fastest for.
-    swapped = g.shape[1] > x.shape[1]
+    swapped = g.shape[-2] > x.shape[-2]
     left, right = (x, g) if swapped else (g, x)
-    grad = g.new_empty(left.shape[1], right.shape[1])
-    if g.dtype.itemsize > 2 or len(g) == 1:
+    grad = g.new_empty(left.shape[-2], right.shape[-2])
+    if g.dim() == 2:
+        torch.mm(left, right.t(), out=grad)
+    elif g.dtype.itemsize > 2:
         torch.addbmm(grad, left, right.transpose(1, 2), beta=0, out=grad)
     else:
         total = grad.new_zeros(grad.shape, dtype=torch.float32)  # not rounded from sample to sample
         for a, b in zip(left, right, strict=True):
             total += torch.mm(a, b.t(), out=grad)
         grad = total.to(g.dtype)
-    return (grad.t() if swapped else grad).contiguous()[:, :, None, None]
+    return (grad.t().contiguous() if swapped else grad)[:, :, None, None]
 
 
 def _empty(like: Tensor, channels: int, size: Sequence[int], format: torch.memory_format) -> Tensor:
@@ -101,17 +103,21 @@ def _picked(volume: Tensor, geometry: Geometry) -> Tensor:
 
 
 def _matrices(volume: Tensor, format: torch.memory_format) -> Tensor:
-    """[N, C, D, H, W] as [B, C, M], a view where the volume is dense and in that format."""
-    batch, channels, *size = volume.shape
-    voxels = size[0] * size[1] * size[2]
-    if format is torch.channels_last_3d:
-        return volume.movedim(1, -1).reshape(1, batch * voxels, channels).transpose(1, 2)
+    """[N, C, D, H, W] as [C, M], or as [N, C, M]: a view where the volume is dense and in that format."""
+    batch, channels, depth, height, width = volume.shape
+    voxels = depth * height * width
+    if format is torch.channels_last_3d and (batch > 1 or not volume.is_contiguous(memory_format=format)):
+        return volume.movedim(1, -1).reshape(batch * voxels, channels).t()
+    if batch == 1:
+        return volume.reshape(channels, voxels)  # a view in either format
     return volume.reshape(batch, channels, voxels)
 
 
-def _multiply(kernel: Tensor, matrices: Tensor, out: Tensor) -> None:
-    """``kernel @ matrices`` into ``out``, by forms of these functions that autocast leaves alone, as it should here."""
-    if len(out) == 1:
-        torch.mm(kernel, matrices[0], out=out[0])
+def _multiply(kernel: Tensor, matrices: Tensor, out: Tensor, start: Tensor | None = None) -> None:
+    """``start + kernel @ matrices`` into ``out``, by forms of these functions that autocast leaves alone."""
+    if out.dim() == 3:
+        kernel = kernel.expand(len(out), *kernel.shape)
+    if start is None:
+        (torch.mm if out.dim() == 2 else torch.bmm)(kernel, matrices, out=out)
     else:
-        torch.bmm(kernel.expand(len(out), *kernel.shape), matrices, out=out)
+        (torch.addmm if out.dim() == 2 else torch.baddbmm)(start, kernel, matrices, out=out)
