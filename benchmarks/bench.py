@@ -32,7 +32,7 @@ import torch  # noqa: E402
 from acsconv.memory.estimate import parse_bytes  # noqa: E402
 from cases import Case, select  # noqa: E402
 from harness import ceilings  # noqa: E402
-from implementations import LAYOUTS, available  # noqa: E402
+from implementations import COMPILED, LAYOUTS, available  # noqa: E402
 from measure import PASSES, Settings, measure_case  # noqa: E402
 from peers import PeerMissing, load_acsconv  # noqa: E402
 
@@ -75,6 +75,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     what.add_argument("--pass", dest="pass_name", choices=(*PASSES, "both"), default="both")
     what.add_argument(
         "--backend", nargs="+", help="only these backends of ours; default: all that are available"
+    )
+    what.add_argument(
+        "--without-compiled",
+        action="store_true",
+        help=f"not {COMPILED}: compiling it takes longer than to measure all others",
     )
     what.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32"])
     what.add_argument("--layout", nargs="+", choices=LAYOUTS, default=["contiguous"])
@@ -211,6 +216,8 @@ def run(options: argparse.Namespace) -> dict:
     print("\n".join([*environment.lines(record), *(f"WARNING: {line}" for line in warnings), *notes, ""]))
 
     implementations = available(options.device, peer, backends)
+    if options.without_compiled:
+        implementations = [one for one in implementations if one.name != COMPILED]
     cases = chosen_cases(options)
     modes = [(dtype, layout) for dtype in options.dtype for layout in options.layout]
     with_networks = "networks" in options.suite
@@ -247,6 +254,8 @@ def run(options: argparse.Namespace) -> dict:
             memory_rows, memory_note = growing_volumes(options, contestants, progress)
             rows += memory_rows
             notes.append(memory_note)
+    except KeyboardInterrupt:
+        notes.append("Interrupted: the rest was not measured.")
     finally:
         progress.close()
     return {

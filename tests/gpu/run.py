@@ -2,14 +2,17 @@
 
     python tests/gpu/run.py STAGE RESULTS_FOLDER       (make gpu STAGE=... RESULTS=...)
 
-Stages: build (for the chip present), test, sanitize (compute-sanitizer on small problems), bench, or all of them in
-this order. Needs torch with CUDA, nvcc, ninja and cmake, and no network: what else there is to have is in .peers, which
-`make gpu-prepare` fills and which can be copied along. Each stage leaves a log, and bench its JSON as well;
-`summary.json` has the outcome and the seconds of each. Exits 1 if a stage failed.
+Stages: build (for the chip present), test, bench, sanitize (compute-sanitizer on small problems), or all of them in
+this order. Needs torch with CUDA, nvcc, ninja, cmake, numpy and pytest, and no network: what else there is to have is
+in .peers, which `make gpu-prepare` fills and which can be copied along. Every command has a limit of its own, so that
+one that hangs does not cost the others their time; interrupted at it, pytest and the benchmark still say what they
+have. Each stage leaves a log, test the golden vectors, bench a JSON of every suite: at most 8 files a stage.
+`summary.json`, written after every command, has outcomes and seconds. Exits 1 if a stage failed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,78 +20,106 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ("build", "test", "sanitize", "bench")
+#: Stages and the seconds that each may take, 25 minutes in all.
+STAGES = {"build": 420, "test": 390, "bench": 460, "sanitize": 230}
 # What hardware has yet to choose between in the forward pass (csrc/kernels/dispatch.h): environment of each.
 WALKS = {
     "shared": ["ACSCONV_FORWARD_WALK=shared"],
     "view": ["ACSCONV_FORWARD_WALK=view"],
     "tma": ["ACSCONV_FORWARD_WALK=view", "ACSCONV_TMA=1"],
 }
-BOUNDED = ["timeout", "120"]  # what waits on barriers in shared memory would, if wrong, wait for ever
-LIMIT = 480  # seconds that one stage may take
+GRACE = 10  # seconds from an interrupt to the kill: a process that waits for a kernel hears only the latter
 SANITIZER = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+Command = tuple[int, list[str]]  # with the seconds that it may take
 
 
-def commands(stage: str, results: Path) -> list[list[str]]:
+def commands(stage: str, results: Path) -> list[Command]:
+    """Of a stage, the most important first: what is last is the first to be cut off."""
     python = sys.executable
     if stage == "build":
-        return [[python, "csrc/build_object.py"], [python, "-m", "acsconv_cuda.info"]]
-    if stage == "test":
-        # What is first must be right before the rest means anything; what is last is the first to be cut off.
-        pytest = [python, "-m", "pytest", "-q", "--tb=short", "--maxfail=20", "--durations=10"]
-        exact, rest = (
-            "bit_for_bit or deterministic",
-            ["tests/contract/test_backends.py", "tests/library/test_layers.py"],
-        )
         return [
-            [
-                python,
-                "-c",
-                "import acsconv_cuda as a; reason = a.why_unavailable('cuda'); assert not reason, reason",
-            ],
-            [*BOUNDED, python, "tests/gpu/golden.py", str(results / "ptx.json")],
-            [*pytest, "tests/gpu", "-k", f"({exact}) and not tma"],
-            ["env", *WALKS["shared"], *pytest, "tests/gpu", "-k", "tensor_cores_bit_for_bit or many_tiles"],
-            [*pytest, "tests/gpu", "-k", f"not ({exact} or tma)"],
-            [*pytest, "tests/reference/test_properties.py", "tests/contract/test_operators.py", *rest],
-            [*BOUNDED, "env", *WALKS["view"], *pytest, "tests/gpu", "-k", "tma"],
+            (STAGES[stage], [python, "csrc/build_object.py"]),
+            (60, [python, "-m", "acsconv_cuda.info"]),
+        ]
+    if stage == "test":
+        available = "import acsconv_cuda as a; reason = a.why_unavailable('cuda'); assert not reason, reason"
+        pytest = [python, "-m", "pytest", "-q", "--tb=short", "--maxfail=20", "--durations=10"]
+        # An invalid access leaves a process without its GPU: the kernels of each kind have one of their own.
+        exact = [
+            *(f"tensor_cores_bit_for_bit and {dtype}" for dtype in ("bfloat16", "float32", "float16")),
+            "integers_bit_for_bit or deterministic",
+        ]
+        narrow = "tensor_cores_bit_for_bit or many_tiles"
+        others = [
+            *("tests/reference/test_properties.py", "tests/contract/test_operators.py"),
+            *("tests/contract/test_backends.py", "tests/library/test_layers.py"),
+        ]
+        return [
+            (60, [python, "-c", available]),
+            (90, [python, "tests/gpu/golden.py", str(results / "ptx.json")]),
+            *((90, [*pytest, "tests/gpu", "-k", which]) for which in exact),
+            (60, ["env", *WALKS["shared"], *pytest, "tests/gpu", "-k", narrow]),
+            (60, ["env", *WALKS["view"], *pytest, "tests/gpu", "-k", "tma"]),
+            (120, [*pytest, "tests/gpu", "-k", "not (bit_for_bit or deterministic or tma)"]),
+            (120, [*pytest, *others]),
         ]
     if stage == "sanitize":
         sanitize = [[SANITIZER, "--tool", tool, "--error-exitcode", "1", python, "tests/gpu/small_run.py"]
                     for tool in ("memcheck", "racecheck", "synccheck", "initcheck")]  # fmt: skip
-        forced = [["env", *WALKS["shared"]], ["env", *WALKS["tma"], *BOUNDED]]
-        return [*sanitize, *([*walk, *command] for walk in forced for command in sanitize[:2])]
-    bench = [python, "benchmarks/bench.py", "--device", "cuda", "--suite"]
+        forced = [["env", *WALKS[walk]] for walk in ("tma", "shared")]
+        return [
+            (90, command)
+            for command in (
+                *sanitize[:2],
+                *([*walk, *command] for walk in forced for command in sanitize[:2]),
+                *sanitize[2:],
+            )
+        ]
+    bench = [python, "benchmarks/bench.py", "--device", "cuda"]
+    layers = [*bench, "--suite", "layers", "--without-compiled"]
+    half = ["--dtype", "bfloat16", "--layout", "channels_last"]
     return [
-        [*bench, "networks", "--json", str(results / "networks.json")],
-        [
-            *bench,
-            "layers",
-            "--dtype",
-            "bfloat16",
-            "--layout",
-            "channels_last",
-            "--json",
-            str(results / "layers-bfloat16.json"),
-        ],
-        [*bench, "layers", "--dtype", "float32", "--json", str(results / "layers-float32.json")],
+        (170, [*layers, *half, "--json", str(results / "layers-bfloat16.json")]),
+        (90, [*bench, "--suite", "networks", "smoke", *half, "--json", str(results / "networks.json")]),
         *(
-            ["env", *walk, *bench, "layers", "--pass", "forward", "--dtype", "bfloat16", "--layout", "channels_last",
-             "--json", str(results / f"layers-bfloat16-{name}.json")]
+            (50, ["env", *walk, *layers, *half, "--pass", "forward", "--repeats", "5", "--min-time", "0.05",
+                  "--json", str(results / f"layers-bfloat16-{name}.json")])
             for name, walk in WALKS.items()
         ),
+        (170, [*layers, "--json", str(results / "layers-float32.json")]),
     ]  # fmt: skip
 
 
-def run(stage: str, results: Path) -> dict:
-    """Runs the commands of a stage, all of them even if one fails; returns what happened."""
+def run_command(command: list[str], seconds: float, log: TextIO, environment: dict[str, str]) -> int | str:
+    """The exit status, or "timeout" where it takes longer: interrupted then, and after ``GRACE`` killed."""
+    # In a process group of its own, so that nothing of it is left on the GPU beside the next command.
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+    )
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE)
+    with contextlib.suppress(ProcessLookupError):  # it may have left processes of its own
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return "timeout"
+
+
+def run(stage: str, results: Path, keep: Callable[[dict], None]) -> None:
+    """Runs the commands of a stage, all of them even if one fails; ``keep`` is told what happened after each."""
     if stage == "sanitize" and shutil.which(SANITIZER) is None:
-        return {"outcome": "skipped", "reason": "compute-sanitizer was not found", "seconds": 0}
+        keep({"outcome": "skipped", "reason": "compute-sanitizer was not found"})
+        return
     folders = ("", "python", "tests")
     paths = [*(str(ROOT / folder) for folder in folders), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
@@ -98,25 +129,20 @@ def run(stage: str, results: Path) -> dict:
     major, minor = torch.cuda.get_device_capability()
     chip = f"{major}.{minor}" + ("a" if (major, minor) == (9, 0) else "")
     environment.setdefault("TORCH_CUDA_ARCH_LIST", chip)
-    begin, failed = time.monotonic(), []
+    begin, outcome = time.monotonic(), {"outcome": "passed", "failed": [], "seconds": {}}
     with open(results / f"{stage}.log", "w") as log:
-        for command in commands(stage, results):
-            print("$", *command, file=log, flush=True)
-            left = LIMIT - (time.monotonic() - begin)
-            # In a process group of its own, so that nothing of it is left on the GPU beside the next command.
-            process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+        for limit, command in commands(stage, results):
+            started, text = time.monotonic(), " ".join(command)
+            left = STAGES[stage] - (started - begin)
+            print("$", text, file=log, flush=True)
+            code = (
+                run_command(command, min(limit, left), log, environment) if left > GRACE else "no time left"
             )
-            try:
-                code = process.wait(max(1, left))
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                code = "timeout"
+            outcome["seconds"][text] = round(time.monotonic() - started, 1)
             if code != 0:
-                failed.append(f"{code}: {' '.join(command)}")
-    seconds = round(time.monotonic() - begin, 1)
-    return {"outcome": "failed" if failed else "passed", "failed": failed, "seconds": seconds}
+                outcome["outcome"] = "failed"
+                outcome["failed"].append(f"{code}: {text}")
+            keep(outcome)
 
 
 def main() -> int:
@@ -131,9 +157,14 @@ def main() -> int:
     summary_file = results / "summary.json"
     summary = json.loads(summary_file.read_text()) if summary_file.exists() else {}
     for stage in STAGES if sys.argv[1] == "all" else (sys.argv[1],):
-        summary[stage] = run(stage, results)
-        summary_file.write_text(json.dumps(summary, indent=2) + "\n")
-        tail = (results / f"{stage}.log").read_text().splitlines()[-40:] if summary[stage]["seconds"] else []
+
+        def keep(outcome: dict, stage: str = stage) -> None:
+            summary[stage] = outcome
+            summary_file.write_text(json.dumps(summary, indent=2) + "\n")
+
+        run(stage, results, keep)
+        log = results / f"{stage}.log"
+        tail = log.read_text().splitlines()[-40:] if log.exists() else []
         print(f"== {stage}: {summary[stage]}", *tail, sep="\n", flush=True)
     return int(any(stage["outcome"] == "failed" for stage in summary.values()))
 
