@@ -15,6 +15,7 @@
 // bytes.
 #pragma once
 
+#include "group_runs.h"
 #include "plan.h"
 
 namespace acsconv {
@@ -167,6 +168,7 @@ struct MmaPlan {
   bool view_per_block = false;                       // one row per step, ACS forward
   bool tma = false;                                  // its stages are filled by the TMA: mma_tma_plan.h
   int shape = 0;                                     // index into the arrangement's shapes
+  int64_t groups = 1;                                // of channels, each planned as below
   int column_blocks = 1;                             // the channels of the result are cut into so many blocks
   int view_columns[kViews] = {};                     // one view per warp: channels of each view in a block
   int view_blocks[kViews] = {};                      // one view per block: blocks of each view's channels
@@ -187,7 +189,7 @@ struct MmaPlan {
   std::string describe() const;
 };
 
-// What keeps the tensor cores from a problem.
+// What keeps the tensor cores from a problem without groups.
 inline std::string mma_rejection(const Problem& p, bool forward, bool allow_tf32, const Machine& machine) {
   constexpr int64_t kLeastChannels = 5;  // with fewer, a step of the reduction is mostly zeros
   const std::string other = gather_rejection(p);
@@ -195,7 +197,6 @@ inline std::string mma_rejection(const Problem& p, bool forward, bool allow_tf32
   if (p.type == ScalarType::Float64) return "float64";
   if (p.type == ScalarType::Float32 && !allow_tf32) return "float32 without TF32";
   if (machine.capability < 80) return "the GPU is older than compute capability 8.0";
-  if (p.groups != 1) return "groups";
   const int64_t kernel = p.kernel_h, stride = p.stride[0];
   if (p.kernel_w != kernel || (kernel != 3 && kernel != 5 && kernel != 7)) {
     return "the kernel is not 3 x 3, 5 x 5 or 7 x 7";
@@ -242,7 +243,9 @@ inline std::string place_tiles(const Problem& p, bool forward, const MmaShape& s
   if (reach >= static_cast<double>(int64_t{1} << 31)) {
     return "a tile's voxels lie further apart than 2^31 elements";
   }
-  if (plan.tiles >= kMostTiles || plan.column_blocks > 65535) return "more tiles than a grid has blocks";
+  if (plan.tiles >= kMostTiles || plan.groups * plan.column_blocks > 65535) {
+    return "more tiles than a grid has blocks";
+  }
   return {};
 }
 
@@ -277,8 +280,13 @@ bool choose_shape(const Problem& p, int64_t results, const MmaShape (&shapes)[kC
   return least < INT64_MAX;
 }
 
-inline MmaPlan plan_mma(const Problem& p, Pass pass, bool soft, bool allow_tf32, const Machine& machine) {
+// `run`: see group_runs().
+inline MmaPlan plan_mma(const Problem& run, Pass pass, bool soft, bool allow_tf32, const Machine& machine) {
   MmaPlan plan;
+  plan.rejection = groups_rejection(run, soft);
+  if (!plan.rejection.empty()) return plan;
+  plan.groups = run.groups;
+  const Problem p = one_group(run);
   const bool forward = pass == Pass::Forward;
   plan.rejection = mma_rejection(p, forward, allow_tf32, machine);
   if (!plan.rejection.empty()) return plan;
@@ -320,11 +328,12 @@ inline MmaPlan plan_mma(const Problem& p, Pass pass, bool soft, bool allow_tf32,
   }
   const int units =
       static_cast<int>(p.kernel_h * p.kernel_h) * (plan.view_per_warp ? kViews : 1) * shape.columns;
-  plan.bias_bytes = mma_round(static_cast<size_t>(results) * 4);
-  plan.packed_bytes = static_cast<size_t>(plan.column_blocks) * plan.steps * units * kMmaUnitBytes;
+  const int64_t column_blocks = plan.groups * plan.column_blocks;  // of the grid
+  plan.bias_bytes = mma_round(static_cast<size_t>(plan.groups * results) * 4);
+  plan.packed_bytes = static_cast<size_t>(column_blocks) * plan.steps * units * kMmaUnitBytes;
 
   // Too few tiles for the machine: several blocks share the reduction of each.
-  const int64_t blocks = plan.tiles * plan.column_blocks;
+  const int64_t blocks = plan.tiles * column_blocks;
   const int64_t tile_bytes =
       int64_t{mma_tile_voxels(shape)} * 8 * shape.columns * 4 * (plan.view_per_warp ? kViews : 1);
   const int64_t wanted =
@@ -348,7 +357,8 @@ inline std::string MmaPlan::describe() const {
          std::to_string(kMmaTileWidth) + " voxels x " + std::to_string(8 * s.columns) + " channels" +
          (view_per_warp || view_per_block ? " of a view" : "") + ", " + std::to_string(threads) +
          " threads that compute, " + std::to_string(tiles) + " tiles, " + std::to_string(column_blocks) +
-         " blocks of channels, " + std::to_string(steps) + (row_per_step ? " times all rows" : " steps") +
+         " blocks of channels" + (groups > 1 ? " of " + std::to_string(groups) + " groups, " : ", ") +
+         std::to_string(steps) + (row_per_step ? " times all rows" : " steps") +
          (parts > 1 ? " in " + std::to_string(parts) + " parts" : "") + (tma ? ", loaded by TMA" : "");
 }
 

@@ -212,6 +212,10 @@ inline TensorCorePlan plan_on_tensor_cores(const Problem& p, Pass pass, bool sof
   both.plan = plan_mma(p, pass, soft, allow_tf32, machine);
   both.shared.rejection = "for ACS forward with 3 x 3 kernels and stride 1 only";
   if (!both.plan.rejection.empty() || !both.plan.view_per_warp || p.stride[0] != 1) return both;
+  if (p.groups > 1) {
+    both.shared.rejection = "groups";
+    return both;
+  }
   both.clocks = view_per_warp_clocks(both.plan, machine);
   both.shared = plan_shared_walk(p, machine);
   if (!both.takes_shared() || wanted == ForwardWalk::Shared) return both;

@@ -67,6 +67,7 @@ inline std::string tma_rejection(const Problem& p, const MmaPlan& plan, const vo
                                  const Machine& machine) {
   if (!plan.rejection.empty()) return plan.rejection;
   if (machine.capability != 90) return "the GPU is not of compute capability 9.0";
+  if (p.groups > 1) return "groups";
   if (!plan.view_per_warp) return "not the forward pass of ACS with one view per warp";
   if (plan.chosen().stride != 1) return "a stride";
   for (int axis = 0; axis < 3; ++axis) {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <string>
 
+#include "group_runs.h"
 #include "plan.h"
 
 namespace acsconv {
@@ -100,11 +101,12 @@ ACSCONV_HD inline ViewColumns view_columns(const Problem& p, bool soft, int view
 struct MmaWeightPlan {
   std::string rejection;      // why the kernel cannot compute the problem; empty: it can
   int shape = 0;              // index into kMmaWeightShapes
+  int64_t groups = 1;         // of channels, each planned as below
   int64_t units = 0;          // of all views
   int64_t units_at_once = 0;  // whose sums the workspace holds; a launch each
   int64_t channel_blocks = 0;
   int64_t parts = 1;        // the tiles of voxels of a unit, cut into parts
-  int64_t weight_sums = 0;  // float32 sums of one part of the units at once
+  int64_t weight_sums = 0;  // float32 sums of one part of the units at once of all groups
   int64_t bias_sums = 0;
   size_t workspace_bytes = 0;
 
@@ -122,7 +124,7 @@ inline bool spans_fit(const VolumeStrides& s) {
   return span < limit;
 }
 
-// `soft` problems are computed as well: all output channels in every view.
+// Of a problem without groups. `soft` problems are computed as well: all output channels in every view.
 inline std::string mma_weight_rejection(const Problem& p, bool allow_tf32, const Machine& machine) {
   if (machine.capability < 80) return "tensor cores of compute capability 8.0 are needed";
   if (p.type == ScalarType::Float32 && !allow_tf32) return "float32 without TF32";
@@ -133,7 +135,6 @@ inline std::string mma_weight_rejection(const Problem& p, bool allow_tf32, const
     return "3 input channels or fewer";
   }
   if (p.type == ScalarType::Float64) return "float64 has no tensor-core instruction of this shape";
-  if (p.groups != 1) return "groups > 1";
   if (p.kernel_h != p.kernel_w) return "the kernel is not square";
   bool exists = false;
   for (const MmaWeightShape& s : kMmaWeightShapes) exists |= s.takes(p);
@@ -167,9 +168,14 @@ inline int64_t weight_block_cost(const MmaWeightShape& s) {
   return (2 * products + bytes / 32) * (256 / s.voxels());
 }
 
-inline MmaWeightPlan plan_mma_backward_weight(const Problem& p, bool soft, bool allow_tf32,
+// `run`: see group_runs().
+inline MmaWeightPlan plan_mma_backward_weight(const Problem& run, bool soft, bool allow_tf32,
                                               const Machine& machine) {
   MmaWeightPlan plan;
+  plan.rejection = groups_rejection(run, soft);
+  if (!plan.rejection.empty()) return plan;
+  plan.groups = run.groups;
+  const Problem p = one_group(run);
   plan.rejection = mma_weight_rejection(p, allow_tf32, machine);
   if (!plan.rejection.empty()) return plan;
 
@@ -194,10 +200,13 @@ inline MmaWeightPlan plan_mma_backward_weight(const Problem& p, bool soft, bool 
   }
   const MmaWeightShape& s = kMmaWeightShapes[plan.shape];
   // The sums of a part that the workspace does not hold are computed some units after the others.
-  const int64_t unit_weights = plan.channel_blocks * s.taps * s.taps * s.channels() * s.columns();
-  const int64_t unit_biases = s.warps() * s.columns(), unit_bytes = 4 * (unit_weights + unit_biases);
+  const int64_t unit_weights =
+      plan.groups * plan.channel_blocks * s.taps * s.taps * s.channels() * s.columns();
+  const int64_t unit_biases = plan.groups * s.warps() * s.columns(),
+                unit_bytes = 4 * (unit_weights + unit_biases);
   if (unit_bytes > kLargestWorkspace) {
-    plan.rejection = "the sums of " + std::to_string(s.columns()) + " output channels exceed 64 MiB";
+    plan.rejection = "the sums of " + std::to_string(s.columns()) + " output channels" +
+                     (plan.groups > 1 ? " of every group" : "") + " exceed 64 MiB";
     return plan;
   }
   const int64_t most_units = kLargestWorkspace / unit_bytes;
@@ -211,7 +220,7 @@ inline MmaWeightPlan plan_mma_backward_weight(const Problem& p, bool soft, bool 
   constexpr int64_t kMostTiles = 64;
   int64_t tiles = 1;
   for (int view = 0; view < kViews; ++view) tiles = std::max(tiles, weight_tiles(p, view, s.inner, s.pair));
-  const int64_t blocks = std::max<int64_t>(1, plan.units_at_once * plan.channel_blocks);
+  const int64_t blocks = std::max<int64_t>(1, plan.groups * plan.units_at_once * plan.channel_blocks);
   constexpr int64_t reserved = 1024;  // of a multiprocessor's shared memory, for each block
   const auto fitting =
       static_cast<int64_t>((machine.block_shared_bytes + reserved) / (s.shared_bytes() + reserved));
@@ -230,6 +239,7 @@ inline std::string MmaWeightPlan::describe() const {
   return "gradient of the weight on tensor cores: " + std::to_string(s.channels()) + " x " +
          std::to_string(s.columns()) + " channels, " + std::to_string(32 * s.warps()) + " threads, " +
          std::to_string(units) + " x " + std::to_string(channel_blocks) + " blocks" +
+         (groups > 1 ? " of " + std::to_string(groups) + " groups" : "") +
          (units_at_once < units ? " (" + std::to_string(units_at_once) + " at once), " : ", ") +
          std::to_string(parts) + " parts, workspace " + std::to_string(workspace_bytes) + " bytes";
 }

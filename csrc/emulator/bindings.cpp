@@ -177,12 +177,24 @@ const char* shared_walk(const Problem& p, const std::vector<void*>& t) {
   return error;
 }
 
-// The forward pass by the kernel that the dispatcher chooses, float32 as TF32.
-const char* forward(const Problem& p, const std::vector<void*>& t) {
-  const acsconv::Convolution c{p, acsconv::Pass::Forward, /*soft=*/false, /*allow_tf32=*/true, p.type};
+// A pass by the kernel that the dispatcher chooses, float32 as TF32.
+template <acsconv::Pass kPass, bool kSoft>
+const char* dispatched(const Problem& p, const std::vector<void*>& t) {
+  const acsconv::Convolution c{p, kPass, kSoft, /*allow_tf32=*/true, p.type};
   const size_t bytes = acsconv::convolve_workspace(c);
   void* workspace = bytes > 0 ? emulator::allocate_device(bytes) : nullptr;
-  const char* error = acsconv::convolve(c, t.at(0), t.at(1), t.at(2), t.at(3), workspace, nullptr);
+  const bool forward = kPass == acsconv::Pass::Forward;
+  const char* error = acsconv::convolve(c, t.at(0), t.at(1), forward ? t.at(2) : nullptr,
+                                        t.at(forward ? 3 : 2), workspace, nullptr);
+  emulator::release_device(workspace);
+  return error;
+}
+template <bool kSoft>
+const char* dispatched_weight(const Problem& p, const std::vector<void*>& t) {
+  const acsconv::WeightGradient g{p, kSoft, /*allow_tf32=*/true, p.type};
+  const size_t bytes = acsconv::backward_weight_workspace(g);
+  void* workspace = bytes > 0 ? emulator::allocate_device(bytes) : nullptr;
+  const char* error = acsconv::backward_weight(g, t.at(0), t.at(1), t.at(2), t.at(3), workspace, nullptr);
   emulator::release_device(workspace);
   return error;
 }
@@ -191,8 +203,13 @@ using Launcher = const char* (*)(const Problem&, const std::vector<void*>&);
 
 const std::map<std::string, Launcher>& launchers() {
   static const std::map<std::string, Launcher> table = {
-      {"forward", forward},  // input, weight, bias, output
-      {"simt_forward",       // the same
+      {"forward", dispatched<acsconv::Pass::Forward, false>},  // input, weight, bias, output
+      {"soft_forward", dispatched<acsconv::Pass::Forward, true>},
+      {"backward_input", dispatched<acsconv::Pass::BackwardInput, false>},  // grad_output, weight, grad_input
+      {"soft_backward_input", dispatched<acsconv::Pass::BackwardInput, true>},
+      {"backward_weight", dispatched_weight<false>},  // as simt_backward_weight
+      {"soft_backward_weight", dispatched_weight<true>},
+      {"simt_forward",  // as forward
        [](const Problem& p, const std::vector<void*>& t) {
          return acsconv::simt_forward(p, t.at(0), t.at(1), t.at(2), t.at(3), nullptr);
        }},
@@ -252,16 +269,24 @@ void run(const std::string& launcher, const py::dict& problem, const std::vector
 }
 
 // The plan for a pass on a machine with this many multiprocessors, otherwise as configured: its description,
-// and its workspace in bytes.
+// and its workspace in bytes; of kernels on tensor cores a line for every run of groups.
 std::pair<std::string, size_t> plan(const std::string& pass, const py::dict& problem, bool soft,
                                     int multiprocessors, bool allow_tf32) {
   const Problem p = read_problem(problem);
   const acsconv::Machine machine{multiprocessors, emulator::options.compute_capability,
                                  emulator::options.block_shared_bytes};
+  std::pair<std::string, size_t> all;
+  const auto add = [&all](const auto& plan, size_t workspace_bytes) {
+    all.first += (all.first.empty() ? "" : "\n") + plan.describe();
+    all.second = std::max(all.second, plan.rejection.empty() ? workspace_bytes : 0);
+  };
   if (pass == "mma_forward" || pass == "mma_backward_input") {
     const auto which = pass == "mma_forward" ? acsconv::Pass::Forward : acsconv::Pass::BackwardInput;
-    const acsconv::MmaPlan plan = acsconv::plan_mma(p, which, soft, allow_tf32, machine);
-    return {plan.describe(), plan.rejection.empty() ? plan.workspace_bytes() : 0};
+    for (const acsconv::GroupRun& run : acsconv::group_runs(p, soft)) {
+      const acsconv::MmaPlan plan = acsconv::plan_mma(run.problem, which, soft, allow_tf32, machine);
+      add(plan, plan.workspace_bytes());
+    }
+    return all;
   }
   if (pass == "mma_shared_walk" || pass == "tensor_cores") {
     const auto wanted = pass == "tensor_cores" ? acsconv::ForwardWalk::Cheaper : acsconv::ForwardWalk::Shared;
@@ -270,8 +295,12 @@ std::pair<std::string, size_t> plan(const std::string& pass, const py::dict& pro
     return {both.describe(), both.workspace_bytes()};
   }
   if (pass == "mma_backward_weight") {
-    const acsconv::MmaWeightPlan plan = acsconv::plan_mma_backward_weight(p, soft, allow_tf32, machine);
-    return {plan.describe(), plan.workspace_bytes};
+    for (const acsconv::GroupRun& run : acsconv::group_runs(p, soft)) {
+      const acsconv::MmaWeightPlan plan =
+          acsconv::plan_mma_backward_weight(run.problem, soft, allow_tf32, machine);
+      add(plan, plan.workspace_bytes);
+    }
+    return all;
   }
   if (pass == "backward_weight") {
     const acsconv::WeightPlan plan = acsconv::plan_backward_weight(p, soft, machine);

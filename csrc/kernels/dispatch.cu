@@ -1,8 +1,11 @@
 // Chooses between the kernels on tensor cores and those on CUDA cores (dispatch.h).
 #include "dispatch.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <string>
+#include <type_traits>
+#include <vector>
 
 #include "../mma_tma_plan.h"
 #include "machine.cuh"
@@ -45,21 +48,89 @@ const Settings& settings() {
   return once;
 }
 
-TensorCorePlan plan_on_tensor_cores(const Convolution& c) {
-  return plan_on_tensor_cores(c.problem, c.pass, c.soft, c.allow_tf32, this_machine(), settings().walk);
+bool takes(const TensorCorePlan& plan) { return plan.plan.rejection.empty(); }
+bool takes(const MmaWeightPlan& plan) { return plan.rejection.empty(); }
+size_t workspace_of(const TensorCorePlan& plan) { return plan.workspace_bytes(); }
+size_t workspace_of(const MmaWeightPlan& plan) { return plan.workspace_bytes; }
+
+// A launch for every run of groups. Tensor cores take all of them or none: then the refused one stands alone.
+template <class Plan>
+struct Runs {
+  std::vector<GroupRun> runs;
+  std::vector<Plan> plans;
+
+  bool taken() const { return takes(plans.front()); }
+  size_t workspace_bytes() const {  // which the runs use one after the other
+    size_t most = 0;
+    for (const Plan& plan : plans) most = std::max(most, workspace_of(plan));
+    return most;
+  }
+};
+template <class MakePlan>
+auto plan_runs(const Problem& p, bool soft, const MakePlan& make_plan) {
+  using Plan = decltype(make_plan(p));
+  Runs<Plan> all{group_runs(p, soft), {}};
+  for (const GroupRun& run : all.runs) {
+    Plan plan = make_plan(run.problem);
+    if (!takes(plan)) return Runs<Plan>{{run}, {plan}};
+    all.plans.push_back(plan);
+  }
+  return all;
 }
 
-MmaWeightPlan plan_on_tensor_cores(const WeightGradient& g) {
-  return plan_mma_backward_weight(g.problem, g.soft, g.allow_tf32, this_machine());
+Runs<TensorCorePlan> plan_on_tensor_cores(const Convolution& c) {
+  return plan_runs(c.problem, c.soft, [&](const Problem& run) {
+    return plan_on_tensor_cores(run, c.pass, c.soft, c.allow_tf32, this_machine(), settings().walk);
+  });
+}
+Runs<MmaWeightPlan> plan_on_tensor_cores(const WeightGradient& g) {
+  return plan_runs(g.problem, g.soft, [&](const Problem& run) {
+    return plan_mma_backward_weight(run, g.soft, g.allow_tf32, this_machine());
+  });
+}
+
+// `elements` further on in a tensor, if there is one.
+template <class Pointer>
+Pointer* ahead(Pointer* tensor, int64_t elements, ScalarType type) {
+  const int64_t bytes = type == ScalarType::Float64 ? 8 : type == ScalarType::Float32 ? 4 : 2;
+  using Byte = std::conditional_t<std::is_const_v<Pointer>, const unsigned char, unsigned char>;
+  return tensor == nullptr ? nullptr : static_cast<Byte*>(tensor) + elements * bytes;
+}
+// Elements of the weight up to a run.
+int64_t weights_before(const GroupRun& run) {
+  const Problem& p = run.problem;
+  return run.first_output * (p.in_channels / p.groups) * p.kernel_h * p.kernel_w;
+}
+
+const char* convolve_run(const Convolution& c, const GroupRun& run, TensorCorePlan both, const void* source,
+                         const void* weight, const void* bias, void* result, void* workspace, void* stream) {
+  const Problem& p = run.problem;
+  const int64_t input = run.first_input * p.input.channel, output = run.first_output * p.output.channel;
+  const bool forward = c.pass == Pass::Forward;
+  source = ahead(source, forward ? input : output, p.type);
+  result = ahead(result, forward ? output : input, p.type);
+  weight = ahead(weight, weights_before(run), c.weight_type);
+  bias = ahead(bias, run.first_output, c.weight_type);
+  if (settings().tma && !both.takes_shared()) {
+    const std::string rejection = tma_rejection(p, both.plan, source, this_machine());
+    both.plan.tma = rejection.empty();
+    if (!both.plan.tma) print_line("not by TMA: " + rejection);
+  }
+  print_plan(both);
+  if (both.takes_shared()) {
+    return mma_shared_walk(p, both.shared, source, weight, bias, c.weight_type, result, workspace, stream);
+  }
+  return mma_convolve(p, both.plan, c.pass, c.soft, source, weight, bias, c.weight_type, result, workspace,
+                      stream);
 }
 
 }  // namespace
 
-bool takes_float32_weight(const Convolution& c) { return plan_on_tensor_cores(c).plan.rejection.empty(); }
+bool takes_float32_weight(const Convolution& c) { return plan_on_tensor_cores(c).taken(); }
 
 size_t convolve_workspace(const Convolution& c) {
-  const TensorCorePlan both = plan_on_tensor_cores(c);
-  if (both.plan.rejection.empty()) return both.workspace_bytes();
+  const Runs<TensorCorePlan> all = plan_on_tensor_cores(c);
+  if (all.taken()) return all.workspace_bytes();
   return c.soft ? simt_soft_workspace(c.problem, c.pass) : 0;
 }
 
@@ -67,21 +138,15 @@ const char* convolve(const Convolution& c, const void* source, const void* weigh
                      void* result, void* workspace, void* stream) {
   if (!settings().mistake.empty()) return settings().mistake.c_str();
 
-  TensorCorePlan both = plan_on_tensor_cores(c);
-  if (settings().tma && !both.takes_shared()) {
-    const std::string rejection = tma_rejection(c.problem, both.plan, source, this_machine());
-    both.plan.tma = rejection.empty();
-    if (!both.plan.tma) print_line("not by TMA: " + rejection);
+  const Runs<TensorCorePlan> all = plan_on_tensor_cores(c);
+  if (all.taken()) {
+    const char* error = nullptr;
+    for (size_t i = 0; i < all.runs.size() && error == nullptr; ++i) {
+      error = convolve_run(c, all.runs[i], all.plans[i], source, weight, bias, result, workspace, stream);
+    }
+    return error;
   }
-  print_plan(both);
-  if (both.takes_shared()) {
-    return mma_shared_walk(c.problem, both.shared, source, weight, bias, c.weight_type, result, workspace,
-                           stream);
-  }
-  if (both.plan.rejection.empty()) {
-    return mma_convolve(c.problem, both.plan, c.pass, c.soft, source, weight, bias, c.weight_type, result,
-                        workspace, stream);
-  }
+  print_plan(all.plans.front());
   if (c.pass == Pass::Forward) {
     return c.soft ? simt_soft_forward(c.problem, source, weight, bias, result, workspace, stream)
                   : simt_forward(c.problem, source, weight, bias, result, stream);
@@ -90,25 +155,35 @@ const char* convolve(const Convolution& c, const void* source, const void* weigh
                 : simt_backward_input(c.problem, source, weight, result, stream);
 }
 
-bool writes_float32_gradient(const WeightGradient& g) { return plan_on_tensor_cores(g).rejection.empty(); }
+bool writes_float32_gradient(const WeightGradient& g) { return plan_on_tensor_cores(g).taken(); }
 
 size_t backward_weight_workspace(const WeightGradient& g) {
-  const MmaWeightPlan plan = plan_on_tensor_cores(g);
-  return plan.rejection.empty() ? plan.workspace_bytes : simt_backward_weight_workspace(g.problem, g.soft);
+  const Runs<MmaWeightPlan> all = plan_on_tensor_cores(g);
+  return all.taken() ? all.workspace_bytes() : simt_backward_weight_workspace(g.problem, g.soft);
 }
 
 const char* backward_weight(const WeightGradient& g, const void* grad_output, const void* input,
                             void* grad_weight, void* grad_bias, void* workspace, void* stream) {
   if (!settings().mistake.empty()) return settings().mistake.c_str();
 
-  const MmaWeightPlan plan = plan_on_tensor_cores(g);
-  print_plan(plan);
-  if (plan.rejection.empty()) {
-    return mma_backward_weight(g.problem, plan, g.soft, grad_output, input, grad_weight, grad_bias,
-                               g.gradient_type, workspace, stream);
+  const Runs<MmaWeightPlan> all = plan_on_tensor_cores(g);
+  if (!all.taken()) {
+    print_plan(all.plans.front());
+    return simt_backward_weight(g.problem, g.soft, grad_output, input, grad_weight, grad_bias, workspace,
+                                stream);
   }
-  return simt_backward_weight(g.problem, g.soft, grad_output, input, grad_weight, grad_bias, workspace,
-                              stream);
+  for (size_t i = 0; i < all.runs.size(); ++i) {
+    const GroupRun& run = all.runs[i];
+    const Problem& p = run.problem;
+    print_plan(all.plans[i]);
+    const char* error = mma_backward_weight(
+        p, all.plans[i], g.soft, ahead(grad_output, run.first_output * p.output.channel, p.type),
+        ahead(input, run.first_input * p.input.channel, p.type),
+        ahead(grad_weight, weights_before(run), g.gradient_type),
+        ahead(grad_bias, run.first_output, g.gradient_type), g.gradient_type, workspace, stream);
+    if (error != nullptr) return error;
+  }
+  return nullptr;
 }
 
 }  // namespace acsconv

@@ -26,8 +26,9 @@ bool can_copy(const Problem& p, const void* grad_output, const void* input) {
 template <class Scalar>
 const char* add_weight_parts(const MmaWeightWork& work, void* grad_weight, void* grad_bias, void* stream) {
   const auto blocks = static_cast<unsigned>(weight_blocks(work) + bias_blocks(work));
+  const auto groups = static_cast<unsigned>(work.groups);
   if (blocks == 0) return nullptr;
-  return launch(mma_add_parts_kernel<Scalar>, dim3(blocks), dim3(32 * kAddWarps),
+  return launch(mma_add_parts_kernel<Scalar>, dim3(blocks, groups), dim3(32 * kAddWarps),
                 32 * kAddWarps * sizeof(float4), stream, work, static_cast<Scalar*>(grad_weight),
                 static_cast<Scalar*>(grad_bias));
 }
@@ -39,7 +40,9 @@ const char* mma_backward_weight(const Problem& problem, const MmaWeightPlan& pla
                                 void* grad_bias, ScalarType gradient_type, void* workspace, void* stream) {
   if (plan.units * plan.channel_blocks == 0) return nullptr;
   float* sums = static_cast<float*>(workspace);
-  MmaWeightWork work{problem,
+  const Problem group = one_group(problem);
+  MmaWeightWork work{group,
+                     plan.groups,
                      soft,
                      grad_weight != nullptr,
                      grad_bias != nullptr,
@@ -50,7 +53,7 @@ const char* mma_backward_weight(const Problem& problem, const MmaWeightPlan& pla
                      plan.parts,
                      sums,
                      sums + plan.parts * plan.weight_sums};
-  const bool copies = can_copy(problem, grad_output, input);
+  const bool copies = can_copy(group, grad_output, input);
   const auto multiply = [&](auto scalar) {
     return launch_mma_backward_weight<decltype(scalar)>(plan.shape, copies,
                                                         {work, grad_output, input, stream});

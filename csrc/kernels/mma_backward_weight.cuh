@@ -67,8 +67,7 @@ struct MmaBackwardWeight {
 
 template <class Config>
 __device__ __forceinline__ void load_stage(const MmaWeightWork& work, const WeightGeometry& geometry,
-                                           const WeightTile& tile, int first_channel,
-                                           const typename Config::Scalar* grad_output,
+                                           const WeightTile& tile, const typename Config::Scalar* grad_output,
                                            const typename Config::Scalar* input, unsigned char* memory,
                                            unsigned char* stage) {
   using Scalar = typename Config::Scalar;
@@ -86,8 +85,8 @@ __device__ __forceinline__ void load_stage(const MmaWeightWork& work, const Weig
                           x,
                           p.input.channel,
                           geometry.input_stride[kAlongW],
-                          first_channel,
-                          static_cast<int>(p.in_channels),
+                          geometry.first_channel,
+                          geometry.channels,
                           geometry.halo_voxels,
                           outside_box(read, geometry.input_end, geometry.halo, geometry.shift),
                           reinterpret_cast<const uint2*>(memory + Config::kXTable),
@@ -129,7 +128,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
   index /= work.units;
   const int64_t channel_block = index % work.channel_blocks, part = index / work.channel_blocks;
   if (threadIdx.x == 0) {
-    describe_block(work.problem, work.soft, work.shape, work.first_unit + unit, geometry);
+    describe_block(work, work.first_unit + unit, channel_block, blockIdx.y, geometry);
   }
   __syncthreads();
   const int view = geometry.view;
@@ -150,7 +149,6 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
   const int share = warp / (kTaps * Config::kGroups);
   const int64_t tiles = weight_tiles(work.problem, view, Config::kInner, Config::kPair);
   const int64_t first_tile = tiles * part / work.parts, last_tile = tiles * (part + 1) / work.parts;
-  const int first_channel = static_cast<int>(channel_block) * Config::kS.channels();
   const bool sums_bias = work.bias && channel_block == 0;
 
   // Matrices of a fragment of x: lane bit 3 is the upper 8 channels, bit 4 the second row of the pair; of two
@@ -171,7 +169,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
   if (first_tile < last_tile) ahead = tile_at(geometry, first_tile);  // there may be no voxels at all
   const auto load_next = [&](int64_t tile, int stage) {
     if (tile < last_tile) {
-      load_stage<Config>(work, geometry, ahead, first_channel, grad_output, input, memory,
+      load_stage<Config>(work, geometry, ahead, grad_output, input, memory,
                          memory + Config::kFirstStage + stage * Config::kStage);
       next_tile(geometry, ahead);
     }
@@ -226,9 +224,10 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
   }
   ptx::cp_async_wait<0>();
 
+  const int64_t slot = ptx::block_y() * work.parts + part;  // of the workspace
   if (work.weight) {
     float* to = work.weight_sums +
-                ((part * work.units + unit) * work.channel_blocks + channel_block) * Config::kSums +
+                ((slot * work.units + unit) * work.channel_blocks + channel_block) * Config::kSums +
                 (group * kTaps + outer) * Config::kFragments * 128 + lane * 4;
     auto* exchange = reinterpret_cast<float4*>(memory + Config::kFirstStage) +
                      (group * kTaps + outer) * kM * kN * 32 + lane;  // of share 1; the others behind it
@@ -262,7 +261,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
     }
   }
   if (sums_bias) {
-    float* to = work.bias_sums + ((part * work.units + unit) * Config::kS.warps() + warp) * (8 * kN);
+    float* to = work.bias_sums + ((slot * work.units + unit) * Config::kS.warps() + warp) * (8 * kN);
 #pragma unroll
     for (int n = 0; n < kN; ++n) {
       float total = bias[n] + __shfl_xor_sync(0xffffffffu, bias[n], 1);
@@ -281,7 +280,8 @@ const char* launch_weight_shape(int shape, const MmaWeightLaunch& call) {
     using Config = MmaBackwardWeight<Scalar, kShape, kAsync>;
     const MmaWeightWork& work = call.work;
     return launch(mma_backward_weight_kernel<Config>,
-                  dim3(static_cast<unsigned>(work.parts * work.channel_blocks * work.units)),
+                  dim3(static_cast<unsigned>(work.parts * work.channel_blocks * work.units),
+                       static_cast<unsigned>(work.groups)),
                   dim3(Config::kThreads), Config::kSharedBytes, call.stream, work,
                   static_cast<const Scalar*>(call.grad_output), static_cast<const Scalar*>(call.input));
   }

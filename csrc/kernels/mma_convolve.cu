@@ -29,6 +29,7 @@ MmaWork describe_work(const Problem& p, const MmaPlan& plan, Pass pass, bool sof
   work.result = forward ? p.output : p.input;
   work.reduced = static_cast<int>(forward ? p.in_channels : p.out_channels);
   work.columns = static_cast<int>(forward ? p.out_channels : p.in_channels);
+  work.column_blocks = plan.column_blocks;
   work.steps = plan.steps;
   work.parts = plan.parts;
   work.kernel = static_cast<int>(p.kernel_h);
@@ -61,13 +62,14 @@ const char* mma_convolve(const Problem& problem, const MmaPlan& plan, Pass pass,
                          const void* source, const void* weight, const void* bias, ScalarType weight_type,
                          void* result, void* workspace, void* stream) {
   if (plan.tiles == 0) return nullptr;
+  const Problem group = one_group(problem);
   MmaLaunch call{};
-  call.problem = &problem;
-  call.work = describe_work(problem, plan, pass, soft, source);
-  call.blocks = {static_cast<unsigned>(plan.tiles), static_cast<unsigned>(plan.column_blocks)};
+  call.problem = &group;
+  call.work = describe_work(group, plan, pass, soft, source);
+  call.blocks = {static_cast<unsigned>(plan.tiles), static_cast<unsigned>(plan.groups * plan.column_blocks)};
   unsigned char* memory = static_cast<unsigned char*>(workspace);
   float* packed_bias = reinterpret_cast<float*>(memory + plan.packed_bytes);
-  if (const char* error = pack_weights(problem, plan, call.work, pass, weight, bias, weight_type, memory,
+  if (const char* error = pack_weights(group, plan, call.work, pass, weight, bias, weight_type, memory,
                                        packed_bias, stream)) {
     return error;
   }

@@ -7,7 +7,7 @@
 namespace acsconv {
 
 struct MmaLaunch {
-  const Problem* problem;
+  const Problem* problem;  // of one group
   MmaWork work;
   dim3 blocks;
   const void *source, *packed;
@@ -27,7 +27,8 @@ MmaLauncher tap_rows_instance(int shape);
 template <class T>
 MmaLauncher tma_forward_instance(int shape);
 
-// What the kernels of a pass are given; `source` decides whether pieces of 16 bytes can be copied.
+// What the kernels of a pass are given for a problem without groups; `source` decides whether pieces of 16
+// bytes can be copied.
 MmaWork describe_work(const Problem& problem, const MmaPlan& plan, Pass pass, bool soft, const void* source);
 
 // Queues a kernel with its configuration's threads and shared memory.

@@ -16,7 +16,7 @@ struct PackWork {
   int64_t registers;  // of all fragments
   int units, tiles;   // taps (of all views) of a step, and tiles of 8 channels of each
   bool view_per_warp, row_per_step, by_parity, backward;
-  int64_t in_channels, out_channels;
+  int64_t groups, in_channels, out_channels;  // channels of a group
 };
 
 template <class Weight>
@@ -58,10 +58,11 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t first = blockIdx.x * int64_t{blockDim.x} + threadIdx.x,
                 threads = int64_t{gridDim.x} * blockDim.x;
   if (bias != nullptr) {
-    for (int64_t i = first; i < work.columns; i += threads) packed_bias[i] = widen(bias[i]);
+    for (int64_t i = first; i < pack.groups * work.columns; i += threads) packed_bias[i] = widen(bias[i]);
   }
   const int kernel = work.kernel, taps = kernel * kernel;
-  const Kernels<Weight> kernels{weight, pack.out_channels * pack.in_channels * taps, kernel};
+  const int64_t group_pairs = pack.out_channels * pack.in_channels;
+  const Kernels<Weight> kernels{weight, pack.groups * group_pairs * taps, kernel};
   for (int64_t index = first; index < pack.registers; index += threads) {
     // From the innermost: register, tile of a pair, lane, pair of tiles; an odd last tile stands alone.
     int in_unit = static_cast<int>(index % (pack.tiles * 64));
@@ -78,6 +79,7 @@ __global__ void __launch_bounds__(kThreads)
     const int half = in_unit % 2, unit = static_cast<int>(unit_index % pack.units);
     const int step = static_cast<int>(unit_index / pack.units % work.steps);
     const int block = static_cast<int>(unit_index / pack.units / work.steps);
+    const int64_t first_pair = block / work.column_blocks * group_pairs;
 
     int view, column, outer, inner;
     MmaStep reduced;
@@ -107,8 +109,8 @@ __global__ void __launch_bounds__(kThreads)
     const int forward_tap = tap_of_kernel(view, outer, inner, kernel);
     const int tap = pack.backward ? taps - 1 - forward_tap : forward_tap;
     packed[index] = pack_register<T>(reduced.channel, reduced.valid, half, lane, [&](int channel) {
-      const int64_t pair =
-          pack.backward ? channel * pack.in_channels + column : column * pack.in_channels + channel;
+      const int64_t pair = first_pair + (pack.backward ? channel * pack.in_channels + column
+                                                       : column * pack.in_channels + channel);
       return work.soft ? kernels.folded(view, pair, tap / kernel, tap % kernel)
                        : kernels.at(0, pair, tap / kernel, tap % kernel);
     });
@@ -118,7 +120,8 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, class Weight>
 const char* launch_pack(const PackWork& pack, const void* weight, const void* bias, void* packed,
                         float* packed_bias, void* stream) {
-  const int64_t items = pack.registers > pack.work.columns ? pack.registers : pack.work.columns;
+  const int64_t columns = pack.groups * pack.work.columns;
+  const int64_t items = pack.registers > columns ? pack.registers : columns;
   return launch(pack_kernel<T, Weight>, dim3(grid_size(ceil_div(items, kThreads))), dim3(kThreads), 0, stream,
                 pack, static_cast<const Weight*>(weight), static_cast<const Weight*>(bias),
                 static_cast<uint32_t*>(packed), packed_bias);
@@ -126,7 +129,7 @@ const char* launch_pack(const PackWork& pack, const void* weight, const void* bi
 
 }  // namespace
 
-const char* pack_weights(const Problem& problem, const MmaPlan& plan, const MmaWork& work, Pass pass,
+const char* pack_weights(const Problem& group, const MmaPlan& plan, const MmaWork& work, Pass pass,
                          const void* weight, const void* bias, ScalarType weight_type, void* packed,
                          float* packed_bias, void* stream) {
   PackWork pack{};
@@ -136,11 +139,12 @@ const char* pack_weights(const Problem& problem, const MmaPlan& plan, const MmaW
   pack.units = work.kernel * work.kernel * (plan.view_per_warp ? kViews : 1);
   pack.view_per_warp = plan.view_per_warp;
   pack.row_per_step = plan.row_per_step;
-  pack.by_parity = problem.stride[0] == 2;
+  pack.by_parity = group.stride[0] == 2;
   pack.backward = pass == Pass::BackwardInput;
-  pack.in_channels = problem.in_channels;
-  pack.out_channels = problem.out_channels;
-  return with_pack_types(problem.type, weight_type, [&](auto scalar, auto parameter) {
+  pack.groups = plan.groups;
+  pack.in_channels = group.in_channels;
+  pack.out_channels = group.out_channels;
+  return with_pack_types(group.type, weight_type, [&](auto scalar, auto parameter) {
     return launch_pack<decltype(scalar), decltype(parameter)>(pack, weight, bias, packed, packed_bias,
                                                               stream);
   });

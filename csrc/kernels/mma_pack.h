@@ -9,7 +9,8 @@ namespace acsconv {
 // to TF32), [block of channels][step][view (one view per warp)][tap][tile][lane][2 registers], two tiles
 // interleaved so that a lane loads 16 bytes. `bias` becomes float32. Called by mma_convolve.cu; returns as
 // the launchers do.
-const char* pack_weights(const Problem& problem, const MmaPlan& plan, const MmaWork& work, Pass pass,
+// `group`: the problem of one of the plan's groups.
+const char* pack_weights(const Problem& group, const MmaPlan& plan, const MmaWork& work, Pass pass,
                          const void* weight, const void* bias, ScalarType weight_type, void* packed,
                          float* packed_bias, void* stream);
 

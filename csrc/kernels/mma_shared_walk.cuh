@@ -213,7 +213,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kTile.blocks)
     // 16-bit results are staged where the last step has been read; the other stage is being filled.
     const StagedColumns all = StagedColumns::of({0, work.columns}, {0, 0}, {0, 0});
     const ResultTile<T> tile(work, Config::kTile, mma_place(work, Config::kTile, static_cast<int>(index)),
-                             result, shared + kMemory.staged_at(stage ^ 1), all);
+                             /*block=*/0, result, shared + kMemory.staged_at(stage ^ 1), all);
     if constexpr (sizeof(T) == 2) __syncthreads();
     put_columns<Config>(sum, tile, columns, ptx::thread_x());
     if constexpr (sizeof(T) == 2) __syncthreads();

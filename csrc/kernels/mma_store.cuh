@@ -54,25 +54,25 @@ __device__ __forceinline__ void store_eight(T* to, const unsigned char* staged, 
   for (int i = begin; i < end; ++i) to[i * step] = *reinterpret_cast<const T*>(staged + 2 * i);
 }
 
-// A block's tile of the result.
+// A block's tile of the result; `block`: its number of channels (block_y()).
 template <class T>
 struct ResultTile {
   const MmaWork& work;
   const int depth, height;  // of the tile
   const MmaPlace place;
-  T* const result;  // of the sample
+  T* const result;  // of the sample and the group
   unsigned char* const staged;
   const bool by_channel;    // rows are a channel's voxels, not a voxel's channels
   const int channel_pitch;  // bytes from voxel to voxel, rows being channels
   const int voxel_pitch;    // bytes from channel to channel, rows being voxels
 
-  __device__ __forceinline__ ResultTile(const MmaWork& work, MmaShape shape, const MmaPlace& place, T* result,
-                                        unsigned char* staged, const StagedColumns& columns)
+  __device__ __forceinline__ ResultTile(const MmaWork& work, MmaShape shape, const MmaPlace& place, int block,
+                                        T* result, unsigned char* staged, const StagedColumns& columns)
       : work(work),
         depth(shape.depth),
         height(shape.height),
         place(place),
-        result(result + place.batch * work.result.batch),
+        result(result + place.batch * work.result.batch + group_offsets(work, block).result),
         staged(staged),
         by_channel(work.result.channel != 1),
         channel_pitch(mma_channel_pitch(columns.places)),
@@ -160,8 +160,13 @@ struct ResultTile {
   }
 };
 
-// A warp's sums, plus the bias, to the tile: Walk (mma_view.cuh) says where its voxels are, `columns.range[
-// index]` which channels its columns are.
+// The bias of a block's group, if there is any.
+__device__ __forceinline__ const float* bias_of_group(const MmaWork& work, int block, const float* bias) {
+  return bias == nullptr ? nullptr : bias + group_offsets(work, block).bias;
+}
+
+// A warp's sums, plus the group's bias, to the tile: Walk (mma_view.cuh) says where its voxels are,
+// `columns.range[ index]` which channels its columns are.
 template <class Walk, class T, int kRows, int kColumns>
 __device__ __forceinline__ void put_sums(const float (&sum)[kRows][kColumns][4], const ResultTile<T>& tile,
                                          const StagedColumns& columns, int index, const float* bias, int warp,
@@ -229,11 +234,12 @@ __device__ __forceinline__ void store_result(float (&sum)[Config::kRows][Config:
                                              unsigned char* shared) {
   const int thread = ptx::thread_x();
   if (!combine_parts<Config::kThreads>(sum, work, partials, thread)) return;
-  const ChannelRange range = block_columns(work, ptx::block_y(), 8 * Config::kColumns).range;
+  const int block = ptx::block_y();
+  const ChannelRange range = block_columns(work, block, 8 * Config::kColumns).range;
   const StagedColumns columns = StagedColumns::of(range, {0, 0}, {0, 0});
   const ResultTile<typename Config::Scalar> tile(
-      work, Config::kShape, mma_place(work, Config::kShape, ptx::block_x()), result, shared, columns);
-  put_sums<Walk>(sum, tile, columns, 0, bias, thread / 32, thread % 32);
+      work, Config::kShape, mma_place(work, Config::kShape, ptx::block_x()), block, result, shared, columns);
+  put_sums<Walk>(sum, tile, columns, 0, bias_of_group(work, block, bias), thread / 32, thread % 32);
   __syncthreads();
   tile.template store<Config::kThreads>(columns, thread);
 }

@@ -193,7 +193,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
     Config::rows(shared).fill(work, tap_row_block(work, place, view), threadIdx.x, Config::kThreads);
     fill_voxel_tables(work, place, Config::voxels(shared), Config::kLines, Config::kTableHeight,
                       Config::kEntries, threadIdx.x, Config::kThreads);
-    source += place.batch * work.source.batch;
+    source += place.batch * work.source.batch + group_offsets(work, blockIdx.y).source;
 #pragma unroll
     for (int axis = 0; axis < 3; ++axis) {
       source += tap_row_origin(work, place, axis) * work.source.axis[axis];

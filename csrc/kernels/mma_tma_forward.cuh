@@ -121,8 +121,8 @@ __global__ void __launch_bounds__(Config::kBlockThreads, Config::kShape.blocks)
   __syncthreads();
   // Derived anew: beside the sums there are no registers to keep it in.
   const StagedColumns columns = staged_columns(work, ptx::block_y());
-  const ResultTile<T> tile(work, Config::kShape, mma_place(work, Config::kShape, ptx::block_x()), result,
-                           staged, columns);
+  const ResultTile<T> tile(work, Config::kShape, mma_place(work, Config::kShape, ptx::block_x()),
+                           ptx::block_y(), result, staged, columns);
   tile.template store<Config::kBlockThreads>(columns, ptx::thread_x());
 }
 

@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
     fill_table<typename Config::template HaloOf<1>, Config::kThreads>(work, place, table + kFirst, thread);
     fill_table<typename Config::template HaloOf<2>, Config::kThreads>(work, place, table + kFirst + kSecond,
                                                                       thread);
-    source += halo_offset(work, place, 1);
+    source += halo_offset(work, place, 1) + group_offsets(work, blockIdx.y).source;
   }
   __syncthreads();
   const auto load = [&](int step, int stage) {

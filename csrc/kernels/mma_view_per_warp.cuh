@@ -90,9 +90,11 @@ __device__ __forceinline__ void put_tile(float (&sum)[Config::kRows][Config::kCo
                                          unsigned char* staged) {
   const int thread = ptx::thread_x();
   if (!combine_parts<Config::kThreads>(sum, work, partials, thread)) return;
-  const StagedColumns columns = staged_columns(work, ptx::block_y());
+  const int block = ptx::block_y();
+  const StagedColumns columns = staged_columns(work, block);
   const ResultTile<typename Config::Scalar> tile(
-      work, Config::kShape, mma_place(work, Config::kShape, ptx::block_x()), result, staged, columns);
+      work, Config::kShape, mma_place(work, Config::kShape, ptx::block_x()), block, result, staged, columns);
+  bias = bias_of_group(work, block, bias);
   const int view = thread / 32 % kViews, warp = thread / 32 / kViews;
   if (view == 0) {
     put_sums<typename Config::template Walk<0>>(sum, tile, columns, 0, bias, warp, thread % 32);
@@ -115,7 +117,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
   {
     const MmaPlace place = mma_place(work, Config::kShape, ptx::block_x());
     fill_table<HaloOf, Config::kThreads>(work, place, reinterpret_cast<int*>(shared), threadIdx.x);
-    source += halo_offset(work, place, Config::kShape.stride);
+    source += halo_offset(work, place, Config::kShape.stride) + group_offsets(work, blockIdx.y).source;
   }
   __syncthreads();
   const auto load = [&](int step, int stage) {
@@ -140,8 +142,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
   __syncthreads();
   // Derived anew: beside the sums there are no registers to keep it in.
   const StagedColumns columns = staged_columns(work, ptx::block_y());
-  const ResultTile<T> tile(work, Config::kShape, mma_place(work, Config::kShape, ptx::block_x()), result,
-                           shared, columns);
+  const ResultTile<T> tile(work, Config::kShape, mma_place(work, Config::kShape, ptx::block_x()),
+                           ptx::block_y(), result, shared, columns);
   tile.template store<Config::kThreads>(columns, ptx::thread_x());
 }
 

@@ -8,7 +8,8 @@
 namespace acsconv {
 
 struct MmaWeightWork {
-  Problem problem;
+  Problem problem;          // of one group
+  int64_t groups;           // a row of the grid each
   bool soft, weight, bias;  // Soft ACS; which gradients are wanted
   MmaWeightShape shape;
   int64_t first_unit, units;  // those of this launch

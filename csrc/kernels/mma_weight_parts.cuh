@@ -58,10 +58,11 @@ __device__ inline void write_weight(const MmaWeightWork& work, int fragment, int
   const int tap = unit.view == 2 ? outer * s.taps + inner : inner * s.taps + outer;
   const int column = unit.first + n * 8 + lane % 4 * 2;
   const int in_channels = static_cast<int>(work.problem.in_channels), taps = s.taps * s.taps;
-  const int first_row = work.soft ? unit.view * static_cast<int>(work.problem.out_channels) : 0;
+  const int64_t first_row =
+      ((work.soft ? unit.view * work.groups : 0) + blockIdx.y) * work.problem.out_channels;
   const auto write = [&](float value, int at_column, int at_channel) {
     if (!unit.contain(at_column) || at_channel >= in_channels) return;
-    narrow(value, grad_weight[(int64_t{first_row + at_column} * in_channels + at_channel) * taps + tap]);
+    narrow(value, grad_weight[((first_row + at_column) * in_channels + at_channel) * taps + tap]);
   };
   write(sum.x, column, channel);
   write(sum.y, column + 1, channel);
@@ -77,6 +78,7 @@ __global__ void __launch_bounds__(32 * kAddWarps)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, block = blockIdx.x;
   const int parts = static_cast<int>(work.parts), fragments = weight_blocks(work);
   const int columns = work.shape.columns(), warps = work.shape.warps();
+  const int first_part = blockIdx.y * parts;  // of the group's sums
   const int all_columns = static_cast<int>(work.units) * columns, column = (block - fragments) * 32 + lane;
   const auto add = [](float4& to, const float4& more) {
     to.x += more.x, to.y += more.y, to.z += more.z, to.w += more.w;
@@ -86,12 +88,12 @@ __global__ void __launch_bounds__(32 * kAddWarps)
   if (block < fragments) {
     const auto* sums = reinterpret_cast<const float4*>(work.weight_sums);
     for (int part = parts * warp / kAddWarps; part < parts * (warp + 1) / kAddWarps; ++part) {
-      add(total, sums[(part * fragments + block) * 32 + lane]);
+      add(total, sums[((first_part + part) * fragments + block) * 32 + lane]);
     }
   } else if (column < all_columns) {  // [part][unit][warp][column of the unit]
     const int unit = column / columns, units = static_cast<int>(work.units), rows = parts * warps;
     for (int row = rows * warp / kAddWarps; row < rows * (warp + 1) / kAddWarps; ++row) {
-      const int slot = (row / warps * units + unit) * warps + row % warps;
+      const int slot = ((first_part + row / warps) * units + unit) * warps + row % warps;
       total.x += work.bias_sums[slot * columns + column % columns];
     }
   }
@@ -105,7 +107,9 @@ __global__ void __launch_bounds__(32 * kAddWarps)
   } else if (column < all_columns) {
     const UnitColumns unit = unit_columns(work, column / columns);
     const int channel = unit.first + column % columns;
-    if (unit.contain(channel) && (!work.soft || unit.view == 0)) narrow(total.x, grad_bias[channel]);
+    if (unit.contain(channel) && (!work.soft || unit.view == 0)) {
+      narrow(total.x, grad_bias[blockIdx.y * work.problem.out_channels + channel]);
+    }
   }
 }
 

@@ -11,7 +11,7 @@
 #pragma once
 
 #include "../common/ptx.cuh"
-#include "../mma_weight_plan.h"
+#include "mma_weight_launch.h"
 
 namespace acsconv {
 
@@ -27,21 +27,24 @@ struct WeightGeometry {
   int halo[kWeightAxes];            // and of x; its voxels are `halo_voxels`
   int shift[kWeightAxes];           // log2 of the distance of its voxels: of the stride, along the thin axis
   int halo_voxels, evens;           // even positions along W that lie before the odd ones; 0: in order
-  int view, first_column, columns;  // the block's first channel of grad_output, and how many the tensor has
+  int view, first_column, columns;  // the block's first channel of grad_output, and where its group's end
+  int first_channel, channels;      // the same of x
 };
 
 struct WeightTile {
   int at[kWeightAxes], sample;
 };
 
-__device__ inline void describe_block(const Problem& p, bool soft, const MmaWeightShape& shape, int64_t unit,
-                                      WeightGeometry& to) {
+__device__ inline void describe_block(const MmaWeightWork& work, int64_t unit, int64_t channel_block,
+                                      int group, WeightGeometry& to) {
+  const Problem& p = work.problem;
+  const MmaWeightShape& shape = work.shape;
   const int columns = shape.columns();
   int view = 0;
-  ViewColumns v = view_columns(p, soft, view, columns);
+  ViewColumns v = view_columns(p, work.soft, view, columns);
   while (unit >= v.units) {
     unit -= v.units;
-    v = view_columns(p, soft, ++view, columns);
+    v = view_columns(p, work.soft, ++view, columns);
   }
   const int axes[kWeightAxes] = {2, weight_inner_axis(view), weight_pair_axis(view)};
   for (int i = 0; i < kWeightAxes; ++i) {
@@ -61,8 +64,10 @@ __device__ inline void describe_block(const Problem& p, bool soft, const MmaWeig
   to.halo_voxels = to.halo[kAlongW] * to.halo[kAlongInner] * to.halo[kAlongPair];
   to.evens = shape.stride == 2 && view != 2 ? (to.halo[kAlongW] + 1) / 2 : 0;
   to.view = view;
-  to.first_column = static_cast<int>(v.base + unit * columns);
-  to.columns = static_cast<int>(p.out_channels);
+  to.first_column = static_cast<int>(group * p.out_channels + v.base + unit * columns);
+  to.columns = static_cast<int>((group + 1) * p.out_channels);
+  to.first_channel = static_cast<int>(group * p.in_channels + channel_block * shape.channels());
+  to.channels = static_cast<int>((group + 1) * p.in_channels);
 }
 
 // A table entry of a voxel of a box: its offset from the box's corner, and a bit for each of its coordinates.

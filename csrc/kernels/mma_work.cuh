@@ -20,8 +20,9 @@ struct MmaWork {
   int centre[3], dilation[3];
   int spacing[3];  // between neighbouring voxels of a tile of the result
   VolumeStrides source, result;
-  int reduced, columns;                // channels of the source and of the result
-  int split[3];                        // of the layer's output channels
+  int reduced, columns;                // channels of the source and of the result, of one group
+  int column_blocks;                   // of one group; the grid has those of all, group by group
+  int split[3];                        // of a group's output channels
   int view_columns[3], view_steps[3];  // as in MmaPlan
   int steps, parts;                    // parts: 1 in phase 0
   int axis_tiles[3];
@@ -73,10 +74,20 @@ struct ChannelRange {
   int begin, end;
 };
 
-// One view per warp: the channels of a view in a block of channels.
+// Where the channels of a block's group begin: elements of the source, of the result, and of the bias.
+struct GroupOffsets {
+  int64_t source, result, bias;
+};
+__device__ __forceinline__ GroupOffsets group_offsets(const MmaWork& work, int block) {
+  const int64_t group = block / work.column_blocks;
+  return {group * work.reduced * work.source.channel, group * work.columns * work.result.channel,
+          group * work.columns};
+}
+
+// One view per warp: the channels of a view in a block of channels, in its group.
 ACSCONV_HD inline ChannelRange view_columns(const MmaWork& work, int view, int block) {
-  const int before = view_channels_begin(work.split, view);
-  const int size = work.split[view], begin = block * work.view_columns[view];
+  const int before = view_channels_begin(work.split, view), size = work.split[view];
+  const int begin = block % work.column_blocks * work.view_columns[view];
   const int end = begin + work.view_columns[view];
   return {before + (begin < size ? begin : size), before + (end < size ? end : size)};
 }
@@ -86,6 +97,7 @@ struct BlockColumns {
   ChannelRange range;
 };
 ACSCONV_HD inline BlockColumns block_columns(const MmaWork& work, int block, int width) {
+  block %= work.column_blocks;
   BlockColumns result{-1, {0, work.columns}};
   if (work.view_per_block) {
     result.view = 0;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from kernels.mma_layers import mma_layers
+from kernels.mma_layers import grouped_layers, mma_layers
 from numerics import random_problems
 
 from acsconv_cuda import acs_conv3d, soft_acs_conv3d
@@ -33,6 +33,7 @@ def run_on_tensor_cores() -> None:
             for taps in (5, 7)
             for stride in (1, 2)
         ),
+        *grouped_layers(6, seed=7),
     ]
     for index, layer in enumerate(layers):
         dtype = getattr(torch, layer.dtype)
@@ -41,7 +42,7 @@ def run_on_tensor_cores() -> None:
         if layer.layout == "channels_last":
             input = input.contiguous(memory_format=torch.channels_last_3d)
         tensors = [t.requires_grad_() for t in (input, weight, bias)]
-        options = {name: getattr(layer, name) for name in ("stride", "padding", "dilation")}
+        options = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
         if index % 3 == 0:
             factors = torch.rand(layer.out_channels, 3, device="cuda", dtype=dtype, requires_grad=True)
             out = soft_acs_conv3d(*tensors[:2], factors, bias, backend="cuda", **options)

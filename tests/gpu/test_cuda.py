@@ -13,7 +13,7 @@ import pytest
 import torch
 from acsconv.operators import ACSConv, SoftACSConv
 from cases import CASES
-from kernels.mma_layers import mma_layers
+from kernels.mma_layers import grouped_layers, mma_layers
 from numerics import Problem, random_problems, relative_error
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
@@ -104,6 +104,7 @@ def test_integers_bit_for_bit(problem):
         *mma_layers(
             10, seed=16, most_products=1e9, kernel=(2, 2), stride=(2, 2, 2), dilation=(1, 1, 1)
         ),  # of which only the gradient of the weight is on tensor cores
+        *grouped_layers(30, seed=19),
     ],
     ids=str,
 )
@@ -114,7 +115,7 @@ def test_tensor_cores_bit_for_bit(layer, soft):
     if soft:
         factors = torch.tensor([1.0, 0.5, 2.0], device="cuda", dtype=dtype)
         tensors.insert(2, factors.expand(layer.out_channels, 3).contiguous())
-    names = ("stride", "padding", "dilation") + (() if soft else ("split",))
+    names = ("stride", "padding", "dilation", "groups") + (() if soft else ("split",))
     options = {name: getattr(layer, name) for name in names}
     grad_output = torch.randint(-4, 5, layer.output_shape, device="cuda")
     if layer.layout == "channels_last":

@@ -64,6 +64,32 @@ def mma_layers(count: int, seed: int, most_products: float = 6e6, **fixed: objec
     return list(layers.values())
 
 
+def grouped_layers(count: int, seed: int, **fixed: object) -> list[Layer]:
+    """``count`` different layers with groups that tensor cores take, drawn at random; ``fixed``: the same in all."""
+    draw = random.Random(seed)
+    layers: dict[str, Layer] = {}
+    while len(layers) < count:
+        groups = draw.choice((2, 2, 3, 5))
+        in_channels, out_channels = (groups * draw.choice((8, 9, 12, 16, 16, 24, 33)) for _ in range(2))
+        kernel = draw.choice((3, 3, 3, 5, 7))
+        stride = draw.choice((1, 1, 2))
+        values = {
+            "in_channels": in_channels, "out_channels": out_channels, "groups": groups,
+            "size": tuple(draw.choice((1, 2, 3, 4, 5, 9)) for _ in range(3)), "kernel": (kernel, kernel),
+            "stride": (stride,) * 3, "padding": (draw.choice((kernel // 2, kernel // 2, 0, kernel - 1)),) * 3,
+            "split": draw_split(draw, out_channels), "batch": draw.choice((1, 1, 2)), "bias": draw.random() < 0.7,
+            "dtype": draw.choice(MMA_DTYPES), "layout": draw.choice(("channels_last", "channels_last", "contiguous")),
+            **fixed,
+        }  # fmt: skip
+        layer = Layer(**values)
+        if (
+            min(layer.out_size) >= 1
+            and np.prod(layer.size) * in_channels * out_channels * kernel**2 / groups < 2e6
+        ):
+            layers[str(layer)] = layer
+    return list(layers.values())
+
+
 def draw_split(draw: random.Random, channels: int) -> Triple | None:
     """The default split, one with an empty view, two empty views, or any."""
     kind = draw.choice(("default", "default", "empty", "any", "one"))

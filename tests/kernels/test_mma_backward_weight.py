@@ -335,7 +335,6 @@ REJECTED = [
         "3 input channels or fewer",
     ),
     (replace(LAYER, dtype="float64"), "float64"),
-    (replace(LAYER, groups=2), "groups > 1"),
     (replace(LAYER, kernel=(1, 1), padding=(0, 0, 0)), "no block takes kernels of 1 x 1 and stride 1"),
     (replace(LAYER, kernel=(1, 3), padding=(0, 1)), "the kernel is not square"),
     (replace(LAYER, stride=(3, 3, 3)), "no block takes kernels of 3 x 3 and stride 3"),

@@ -191,7 +191,6 @@ def test_soft(emulator, layer):
     "change, reason",
     [
         ({"dtype": "float64"}, "float64"),
-        ({"groups": 2}, "groups"),
         ({"kernel": (1, 1), "padding": (0, 0, 0)}, "the kernel is not 3 x 3, 5 x 5 or 7 x 7"),
         ({"stride": (1, 2, 1)}, "strides differ between axes"),
         ({"stride": (3, 3, 3)}, "a stride above 2"),

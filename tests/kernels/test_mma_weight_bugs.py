@@ -16,6 +16,7 @@ from kernels.test_mma_backward_weight import LARGE, run
 # Three tiles in a part, a part of a unit and of a block of input channels, all three views.
 COPIED = Layer(24, 20, (4, 5, 19), dtype="bfloat16", layout="channels_last")
 GATHERED = replace(COPIED, layout="contiguous")
+GROUPED = replace(COPIED, out_channels=24, groups=3, split=(0, 24, 0))
 TF32, TF32_GATHERED, TF32_SHAPE = replace(COPIED, dtype="float32"), replace(GATHERED, dtype="float32"), 8
 HALVED, HALVED_SHAPE = (
     Layer(24, 20, (7, 9, 35), stride=(2, 2, 2), dtype="bfloat16", layout="channels_last"),
@@ -85,8 +86,12 @@ BUGS = [
     Bug("last part left out", PARTS, "part < parts * (warp + 1) / kAddWarps",
         "part < (parts - 1) * (warp + 1) / kAddWarps", WRONG, multiprocessors=LARGE),
     Bug("parts share their sums", KERNEL,
-        "((part * work.units + unit) * work.channel_blocks + channel_block) * Config::kSums",
+        "((slot * work.units + unit) * work.channel_blocks + channel_block) * Config::kSums",
         "(unit * work.channel_blocks + channel_block) * Config::kSums", "RACE between blocks", multiprocessors=LARGE),
+    Bug("groups share their sums", KERNEL, "ptx::block_y() * work.parts + part", "part", "RACE between blocks",
+        GROUPED),
+    Bug("input channels of another group", TILES, "group * p.in_channels + channel_block", "channel_block", WRONG,
+        GROUPED),
     Bug("even positions not first", TILES, "evens == 0 ? column", "true ? column", WRONG, HALVED, shape=HALVED_SHAPE),
     Bug("odd tap among the even positions", KERNEL, "outer % 2 * geometry.evens", "0 * geometry.evens", WRONG, HALVED,
         shape=HALVED_SHAPE),

@@ -1,0 +1,218 @@
+"""Groups of channels on tensor cores, in the emulator: forward, both gradients, ACS and Soft ACS.
+
+The passes are run as the dispatcher runs them: a launch for every run of groups (csrc/group_runs.h).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from kernels.harness import (
+    Data,
+    Layer,
+    assert_close,
+    assert_equal,
+    backward_bias,
+    backward_weight,
+    forward,
+    integer_data,
+    one_view,
+    problem,
+    real_data,
+    round_to_tf32,
+    run_backward_input,
+    run_forward,
+    soft_kernels,
+    to_storage,
+    unaligned,
+    unwritten,
+    with_layout,
+)
+from kernels.mma_layers import PASSES, STEPS, expected, grouped_layers
+from kernels.planting import WRONG, copy_sources, leave_out, replace_once
+
+#: ResNeXt-like: 4 groups of 16 channels, of which the second one and the third are cut by a view.
+LAYER = Layer(64, 64, (3, 5, 9), groups=4, dtype="bfloat16", layout="channels_last")
+#: Runs of several groups in every view, none of which is cut.
+WHOLE = Layer(48, 72, (3, 4, 9), groups=6, split=(24, 24, 24), dtype="float16", layout="channels_last")
+
+
+def plan(emulator, which: str, layer: Layer) -> list[str]:
+    """Descriptions of the plans of a layer's runs."""
+    volumes = unwritten(layer.input_shape, layer.dtype), unwritten(layer.output_shape, layer.dtype)
+    soft = which.startswith("soft")
+    return emulator.plan("mma_" + which.removeprefix("soft_"), problem(layer, *volumes), soft=soft)[0].split(
+        "\n"
+    )
+
+
+def check(emulator, which: str, layer: Layer, **arrays: np.ndarray) -> None:
+    """One of ``PASSES`` is planned on tensor cores and gives the oracle's result to the bit."""
+    assert all(text.startswith("tensor cores") for text in plan(emulator, which, layer))
+    data = integer_data(layer)
+    if which.startswith("soft"):
+        data.weight = soft_kernels(layer)
+    launch = run_forward if which.endswith("forward") else run_backward_input
+    result = launch(emulator, layer, data, launcher=which, **arrays)
+    assert_equal(result, expected(which, layer, data), layer.dtype)
+
+
+def run_weight(emulator, layer: Layer, data: Data, *, soft: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    grad_output = with_layout(to_storage(data.grad_output, layer.dtype), layer.layout)
+    input = with_layout(to_storage(data.input, layer.dtype), layer.layout)
+    weight = unwritten((3, *layer.weight_shape) if soft else layer.weight_shape, layer.dtype)
+    bias = unwritten((layer.out_channels,), layer.dtype)
+    launcher = "soft_backward_weight" if soft else "backward_weight"
+    emulator.run(launcher, problem(layer, input, grad_output), [grad_output, input, weight, bias])
+    return weight, bias
+
+
+def check_weight(emulator, layer: Layer) -> None:
+    assert not any(
+        "cores:" in text and "blocks" not in text for text in plan(emulator, "backward_weight", layer)
+    )
+    data = integer_data(layer)
+    weight, bias = run_weight(emulator, layer, data)
+    assert_equal(weight, backward_weight(layer, data), layer.dtype)
+    assert_equal(bias, backward_bias(layer, data), layer.dtype)
+
+
+@pytest.mark.parametrize("which", PASSES)
+@pytest.mark.parametrize("layer", grouped_layers(12, seed=141), ids=str)
+def test_bit_equal_on_integers(emulator, layer, which):
+    check(emulator, which, layer)
+
+
+@pytest.mark.parametrize("layer", grouped_layers(14, seed=142), ids=str)
+def test_gradients_of_the_weight(emulator, layer):
+    check_weight(emulator, layer)
+
+
+@pytest.mark.parametrize("layer", grouped_layers(2, seed=143), ids=str)
+def test_soft_gradient_of_the_weight(emulator, layer):
+    data = integer_data(layer)
+    weight, bias = run_weight(emulator, layer, data, soft=True)
+    for view in range(3):
+        assert_equal(
+            weight[view], backward_weight(replace(layer, split=one_view(layer, view)), data), layer.dtype
+        )
+    assert_equal(bias, backward_bias(layer, data), layer.dtype)
+
+
+@pytest.mark.parametrize("which", ["forward", "backward_input", "backward_weight"])
+@pytest.mark.parametrize("channels", STEPS)
+def test_steps(emulator, channels, which):
+    """1, 2, 3 and 5 steps of the reduction, or tiles of a part of the gradient of the weight."""
+    layer = Layer(2 * channels, 2 * channels, (3, 4, 9), groups=2, dtype="bfloat16", layout="channels_last")
+    if which == "backward_weight":
+        check_weight(emulator, replace(LAYER, size=(3, 4, channels // 2 - 3)))
+    else:
+        check(emulator, which, layer)
+
+
+@pytest.mark.parametrize("which", ["forward", "backward_input", "backward_weight"])
+def test_parts(emulator, which):
+    """Few tiles on a large GPU: parts of a group's reduction have places of their own in the workspace."""
+    emulator.configure(multiprocessors=10**4)
+    layer = Layer(192, 192, (3, 5, 9), groups=3, split=(64, 64, 64), dtype="bfloat16", layout="channels_last")
+    assert all(re.search(r"[2-9]\d* parts", text) for text in plan(emulator, which, layer))
+    check_weight(emulator, layer) if which == "backward_weight" else check(emulator, which, layer)
+
+
+@pytest.mark.parametrize("which", PASSES)
+def test_any_schedule(emulator, which):
+    emulator.configure(schedule="random", seed=5, async_copies="random")
+    check(emulator, which, LAYER)
+    if which == "forward":
+        check_weight(emulator, replace(LAYER, size=(3, 5, 17)))
+
+
+def test_unaligned_storage(emulator):
+    data = integer_data(LAYER)
+    input = unaligned(with_layout(to_storage(data.input, LAYER.dtype), LAYER.layout), 3)
+    check(emulator, "forward", LAYER, input=input)
+
+
+def test_only_the_groups_own_channels(emulator):
+    """A group of 8 channels is half a step: what lies beside it in memory is not read, so NaN stay in their group."""
+    data = integer_data(WHOLE)
+    data.input[:, 8:16] = np.nan
+    output = run_forward(emulator, WHOLE, data, launcher="forward").astype(np.float64)
+    assert np.isnan(output[:, 12:24]).any()
+    others = np.r_[0:12, 24:72]
+    data.input[:, 8:16] = 0
+    np.testing.assert_array_equal(output[:, others], forward(WHOLE, data)[:, others])
+
+
+def test_rounded_as_on_tensor_cores(emulator):
+    """float32 is rounded to TF32 in the runs that the dispatcher launches, so these are the kernels that ran."""
+    layer = replace(LAYER, dtype="float32")
+    data = real_data(layer)
+    rounded = replace(data, input=round_to_tf32(data.input), weight=round_to_tf32(data.weight))
+    exact, result = forward(layer, data), run_forward(emulator, layer, data, launcher="forward")
+    assert_close(result, forward(layer, rounded), 9 * 16, layer.dtype)
+    assert np.abs(result - exact).max() > 1e-4
+
+
+@pytest.mark.parametrize("which", ["forward", "backward_input", "backward_weight"])
+def test_runs(emulator, which):
+    """Groups that no view cuts are one launch for each view; one that is cut is a launch of its own."""
+    for layer, groups in (
+        (WHOLE, (2, 2, 2)),
+        (LAYER, (1, 1, 1, 1)),
+        (replace(WHOLE, split=(72, 0, 0)), (6,)),
+    ):
+        found = [re.search(r"of (\d+) groups", text) for text in plan(emulator, which, layer)]
+        assert tuple(int(match[1]) if match else 1 for match in found) == groups
+
+
+@pytest.mark.parametrize("which", ["forward", "backward_input", "backward_weight"])
+def test_small_groups_are_left_to_cuda_cores(emulator, which):
+    for change in ({"in_channels": 42}, {"out_channels": 42, "split": (14, 14, 14)}):
+        (text,) = plan(emulator, which, replace(WHOLE, **change))
+        assert text.endswith("groups of fewer than 8 channels")
+
+
+def test_views_of_a_launch_must_be_the_same(emulator):
+    with pytest.raises(RuntimeError, match="groups of several views"):
+        run_forward(emulator, WHOLE, integer_data(WHOLE), launcher="mma_forward")
+
+
+@pytest.mark.parametrize("which", ["forward", "backward_input"])
+def test_no_bank_conflicts(emulator, which):
+    emulator.configure(detect_races=False, count_banks=True)
+    emulator.take_bank_report()
+    check(emulator, which, replace(WHOLE, in_channels=96, out_channels=96, split=(32, 32, 32)))
+    for instruction, (executed, wavefronts, least) in emulator.take_bank_report().items():
+        assert executed > 0
+        assert wavefronts == least, f"{instruction}: {wavefronts} wavefronts, {least} without conflicts"
+
+
+BUGS = [  # of the gradient of the weight: test_mma_weight_bugs.py
+    ("mma_work.cuh", "{group * work.reduced * work.source.channel,", "{0,"),
+    ("mma_pack.cu", "block / work.column_blocks * group_pairs", "0"),
+    ("dispatch.cu", "run.first_output * p.output.channel;", "0;"),
+]
+
+
+@pytest.mark.parametrize("file, old, new", BUGS, ids=[file for file, _, _ in BUGS])
+def test_bug_is_found(emulator_builder, tmp_path, file, old, new):
+    root = tmp_path / "csrc"
+    copy_sources(root)
+    replace_once(root / "kernels" / file, old, new)
+    if file == "mma_work.cuh":  # what the layer does not need is not compiled again
+        scalars = {"bf16": "BFloat16", "tf32": "float", "f16": "Float16"}
+        unused = {name: scalar for name, scalar in scalars.items() if name != "bf16"}
+        leave_out(root, "view_per_warp", "int", unused)
+        leave_out(root, "view_per_step", "int, bool", scalars)
+        leave_out(root, "tap_rows", "int", scalars)
+        leave_out(root, "tma_forward", "int", scalars)
+        leave_out(root, "shared_walk", "int", scalars, "mma_shared_walk_launch.h", "SharedWalkLauncher")
+    module = emulator_builder.module(root)
+    module.configure()
+    with pytest.raises((RuntimeError, AssertionError)) as found:
+        check(module, "forward", replace(WHOLE, dtype="bfloat16"))
+    assert re.search("RACE|device read|" + WRONG, str(found.value)), str(found.value)
