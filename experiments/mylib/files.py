@@ -14,11 +14,14 @@ import torch
 
 # What numpy, zipfile and torch raise for files that end early or hold something else.
 _DAMAGED = (
+    AssertionError,
+    AttributeError,
     EOFError,
     LookupError,
     OSError,
     RuntimeError,
     SyntaxError,
+    TypeError,
     ValueError,
     pickle.UnpicklingError,
     tokenize.TokenError,
@@ -53,7 +56,7 @@ def read_npz(path: str | Path, names: Iterable[str], source: str) -> dict[str, n
             if not missing:
                 return {name: file[name] for name in names}
             found = ", ".join(file.files) or "nothing"
-    except (*_DAMAGED, AttributeError, TypeError) as error:  # the last two: a single array, without names
+    except _DAMAGED as error:
         raise ValueError(f"{path} is damaged or no .npz file ({_first_line(error)}). {source}") from error
     raise ValueError(f"{path} lacks the array {', '.join(missing)}; it holds {found}. {source}")
 

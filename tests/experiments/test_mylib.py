@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from typing import Literal
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 from experiments.mylib import figures
 from experiments.mylib.classification import ClassificationModule
 from experiments.mylib.figures import draw_curves, three_planes
+from experiments.mylib.files import read_checkpoint
 from experiments.mylib.networks import CONVS, to_3d
 from experiments.mylib.options import parse, setting
 from experiments.mylib.results import read_results, table, write_results
@@ -240,6 +242,16 @@ def test_curves_are_the_means_over_seeds(tmp_path, monkeypatch):
         (3, 0.6),
         (3, 0.8),
     }
+
+
+def test_a_checkpoint_that_is_one_no_more_is_named(tmp_path):
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "whole.pth")
+    with ZipFile(tmp_path / "whole.pth") as whole, ZipFile(tmp_path / "damaged.pth", "w") as damaged:
+        for name in whole.namelist():
+            # A tensor's place is to be a tuple, and is a number.
+            damaged.writestr(name, b"\x80\x02K\x01Q." if name.endswith("data.pkl") else whole.read(name))
+    with pytest.raises(ValueError, match=r"damaged\.pth is damaged or no checkpoint .*Get another"):
+        read_checkpoint(tmp_path / "damaged.pth", "Get another")
 
 
 def test_a_column_of_a_log(tmp_path):
