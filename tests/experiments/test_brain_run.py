@@ -124,7 +124,7 @@ def test_the_page_has_every_model_and_turn():
     plans = {name: {**vars(plan)} for name, plan in run.SIZES["toy"].items()}
     result = {
         "settings": {"plans": plans, "size": "toy", "neighbour_grid": (16, 4.0), "seeds": (0,)},
-        "environment": {"machine": "a machine", "threads": 1, "torch": "2"},
+        "environment": {"machine": "a machine", "torch": "2"},
         "rows": [*rows, baseline, network],
     }
     text = report.page(result, "result.json")
