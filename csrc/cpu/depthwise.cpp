@@ -1,193 +1,193 @@
-// The depthwise kernels: outputs and gradients of the input, and of the weight.
+// The depthwise kernels: outputs and gradients of the input, and of the weight. Here, for tensors whose rows
+// are contiguous, and all others: vectors run over the voxels of a channel.
 //
-//   accumulator[output along the line][16 voxels] += weight[row tap] * source[16 voxels, line + row tap]
-//
-// Vectors run over voxels. Where a layer has one channel per group, a source serves a single product of the
-// gather kernel, and loads decide; here it serves up to 7, and weights stay in registers.
+// Where a layer has one channel per group, a source serves a single product of the gather kernel, and loads
+// decide; here it serves up to 7, and weights stay in registers (depthwise_lines.h).
 //
 // Compiled once per instruction set, see walk.cpp; depthwise_pass.cpp calls it.
-#include "depthwise_walk.h"
-
 #include "depthwise_slices.h"
-#include "pack.h"
 
 namespace acsconv {
 namespace ACSCONV_ISA {
 
-constexpr int64_t kTilesPerSum = 64;
+// Rows of one line, as they are packed.
+struct PackedRows {
+  int64_t row_begin, rows, in_rows;  // in rows of the tensor; those outside are zeros
+  int64_t zeros_left, count, pitch;  // of a row; what is left are zeros
+  int64_t row_stride, column_stride;
+  int64_t size;  // up to here zeros follow: at least a vector
+};
 
-// A view's tiles in a slab of `planes` x `rows`: body(plane, flat, outputs, valid), where the tile's first
-// line begins at the flat index and has `valid` voxels (at most a vector) that belong to it alone. Vectors
-// that reach into the next row are called before the one that begins it.
-template <class T, class Body>
-[[gnu::always_inline]] inline void for_each_tile(const DepthwiseWalk& walk, const DepthwiseView& view,
-                                                 int64_t planes, int64_t rows, const Body& body) {
-  constexpr int lanes = kLanes<T>;
-  const int64_t pitch = walk.walk.packing.pitch, columns = walk.walk.out_size[2];
-  if (view.along_planes) {
-    const int64_t voxels = (rows - 1) * pitch + columns;
-    for_each_piece(planes, [&](int64_t plane, int64_t outputs) {
-      for (int64_t flat = 0; flat < voxels; flat += lanes) body(plane, flat, outputs, int64_t{lanes});
-    });
-    return;
-  }
-  for (int64_t plane = 0; plane < planes; ++plane) {
-    for_each_piece(rows, [&](int64_t row, int64_t outputs) {
-      for (int64_t c = (columns - 1) / lanes * lanes; c >= 0; c -= lanes) {
-        body(plane, row * pitch + c, outputs, columns - c < lanes ? columns - c : lanes);
-      }
-    });
-  }
-}
-
-template <class S, class T>
-void pack_slab(const DepthwiseWalk& depthwise, const Task& task, const S* source, T* to) {
-  const Walk& walk = depthwise.walk;
-  const int64_t channels = task.block_end - task.block_begin;
-  const int64_t first = task.plane_begin + depthwise.plane_min;
-  const int64_t planes = task.plane_end - task.plane_begin + depthwise.halo_planes;
-  const int64_t rows = task.row_end - task.row_begin + walk.packing.halo_rows;
-  const S* p =
-      source + task.sample * walk.packing.source.batch + task.block_begin * walk.packing.source.channel;
-  for (int64_t i = 0; i < planes; ++i, to += depthwise.source_plane) {
-    if (first + i >= 0 && first + i < walk.in_planes) {
-      pack_plane(walk.packing, p + (first + i) * walk.packing.source.plane, channels,
-                 walk.packing.row_min + task.row_begin, rows, to);
-    } else {
-      for (int64_t c = 0; c < channels; ++c) {
-        fill_zero(to + c * walk.packing.channel_stride, depthwise.source_plane);
-      }
-    }
-  }
-}
-
-const DepthwiseView& view_of(const DepthwiseWalk& walk, int64_t channel) {
-  const DepthwiseView* view = walk.views;
-  while (channel >= view->channel_end) ++view;
-  return *view;
-}
-
-template <class S>
-void run_depthwise(const DepthwiseWalk& depthwise, const Task& task, const void* source_data,
-                   const void* weight_data, const void* bias_data, void* target_data,
-                   const Scratch& scratch) {
-  using T = Computed<S>;
-  constexpr int lanes = kLanes<T>;
-  const Walk& walk = depthwise.walk;
-  const auto kernel = static_cast<int>(depthwise.kernel);
-  const Lines<T>& lines = lines_for<T>(depthwise.kernel);
-  T* slab = static_cast<T*>(scratch.ring);
-  T* stage = static_cast<T*>(scratch.stage);
-  pack_slab(depthwise, task, static_cast<const S*>(source_data), slab);
-
-  const int64_t planes = task.plane_end - task.plane_begin, rows = task.row_end - task.row_begin;
-  for (int64_t channel = task.block_begin; channel < task.block_end; ++channel) {
-    const DepthwiseView& view = view_of(depthwise, channel);
-    const T* x = slab + (channel - task.block_begin) * walk.packing.channel_stride + view.first;
-    T* out = stage + (channel - task.block_begin) * walk.stage_channel;
-    const T* weights = static_cast<const T*>(weight_data) + channel * depthwise.kernel * depthwise.kernel;
-    T wide[kMostTaps * lanes], bias[lanes];
-    for (int64_t i = 0; i < depthwise.kernel * depthwise.kernel; ++i) {
-      store<T>(wide + i * lanes, broadcast(weights[i]));
-    }
-    store<T>(bias, broadcast(static_cast<const T*>(bias_data)[channel]));
-    const int64_t out_line = view.along_planes ? walk.stage_plane : walk.packing.pitch;
-    for_each_tile<T>(
-        depthwise, view, planes, rows, [&](int64_t plane, int64_t flat, int64_t outputs, int64_t) {
-          lines.outputs[outputs](
-              {x + plane * depthwise.source_plane + flat, view.line, view.other, kernel, 0, kLine + kernel},
-              wide, bias, out + plane * walk.stage_plane + flat, out_line);
-        });
-  }
-  S* target = static_cast<S*>(target_data) + task.sample * walk.target.batch +
-              task.block_begin * walk.target.channel + task.row_begin * walk.target.row;
-  for (int64_t o = 0; o < planes; ++o) {
-    write_plane(walk, stage + o * walk.stage_plane, task.block_end - task.block_begin, rows, walk.target.row,
-                target + (task.plane_begin + o) * walk.target.plane);
-  }
-}
-
-template <class S>
-void run_depthwise_weight(const DepthwiseWalk& depthwise, const Task& task, const void* source_data,
-                          const void* grad_data, void* vectors, const Scratch& scratch) {
-  using T = Computed<S>;
-  constexpr int lanes = kLanes<T>;
-  const Walk& walk = depthwise.walk;
-  const auto kernel = static_cast<int>(depthwise.kernel);
-  const Lines<T>& lines = lines_for<T>(depthwise.kernel);
-  T* slab = static_cast<T*>(scratch.ring);
-  T* packed_grad = static_cast<T*>(scratch.stage);
-  const int64_t channels = task.block_end - task.block_begin;
-  const int64_t planes = task.plane_end - task.plane_begin, rows = task.row_end - task.row_begin;
-  pack_slab(depthwise, task, static_cast<const S*>(source_data), slab);
-  const Strides5& from = depthwise.grad.source;
-  const S* grad =
-      static_cast<const S*>(grad_data) + task.sample * from.batch + task.block_begin * from.channel;
-  for (int64_t o = 0; o < planes; ++o) {
-    pack_plane(depthwise.grad, grad + (task.plane_begin + o) * from.plane, channels, task.row_begin, rows,
-               packed_grad + o * walk.stage_plane);
-  }
-
-  T* sums = static_cast<T*>(vectors);
-  for (int64_t c = 0; c < channels; ++c) {
-    const DepthwiseView& view = view_of(depthwise, task.block_begin + c);
-    const T* x = slab + c * walk.packing.channel_stride + view.first;
-    const T* g = packed_grad + c * walk.stage_channel;
-    const int64_t grad_line = view.along_planes ? walk.stage_plane : walk.packing.pitch;
-    const int64_t voxels = (rows - 1) * walk.packing.pitch + walk.out_size[2];
-    for (int64_t o = 0; o < planes; ++o) {
-      Vec<T> total = broadcast(T(0));
-      for (int64_t v = 0; v < voxels; v += lanes) total += load<T>(g + o * walk.stage_plane + v);
-      store<T>(sums, load<T>(sums) + total);
-    }
-    sums += lanes;
-    // Short chains of additions: first of some tiles.
-    const int64_t taps = depthwise.kernel * depthwise.kernel;
-    T tile_sums[kMostTaps * lanes];
-    int64_t tiles = 0;
-    auto add_tiles = [&] {
-      for (int64_t i = 0; i < taps * lanes && tiles > 0; i += lanes) {
-        store<T>(sums + i, load<T>(sums + i) + load<T>(tile_sums + i));
-      }
-      fill_zero(tile_sums, taps * lanes);
-      tiles = 0;
-    };
-    add_tiles();
-    for_each_tile<T>(
-        depthwise, view, planes, rows, [&](int64_t plane, int64_t flat, int64_t outputs, int64_t valid) {
-          const T* first = g + plane * walk.stage_plane + flat;
-          T own[kLine * lanes];
-          if (valid < lanes) {  // the rest is the next row's
-            for (int64_t o = 0; o < outputs; ++o) {
-              for (int64_t i = 0; i < lanes; ++i) {
-                own[o * lanes + i] = i < valid ? first[o * grad_line + i] : T(0);
-              }
-            }
-          }
-          lines.products[outputs](
-              {x + plane * depthwise.source_plane + flat, view.line, view.other, kernel, 0, kLine + kernel},
-              valid < lanes ? own : first, valid < lanes ? lanes : grad_line, tile_sums);
-          if (++tiles == kTilesPerSum) add_tiles();
-        });
-    add_tiles();
-    sums += taps * lanes;
-  }
-}
-
+// Writes n zeros and, as what follows them is written later, up to a vector beyond.
 template <class T>
-void add_lanes(const void* vectors, int64_t count, void* sums) {
+[[gnu::always_inline]] inline void zeros_ahead(T* to, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes<T>) store<T>(to + i, Vec<T>{});
+}
+
+// `from`: the first row's first column inside. Numbers before `readable` are there to be read.
+template <class S, class T>
+void pack_rows(const PackedRows& packed, const S* from, const S* readable, T* to) {
   constexpr int lanes = kLanes<T>;
-  const T* from = static_cast<const T*>(vectors);
-  for (int64_t i = 0; i < count; ++i, from += lanes) {
-    T sum = 0;
-    for (int lane = 0; lane < lanes; ++lane) sum += from[lane];
-    static_cast<T*>(sums)[i] = sum;
+  T* const end = to + packed.size;
+  const int64_t count = packed.count, zeros_right = packed.pitch - packed.zeros_left - count;
+  // Of the packed rows, those inside the volume.
+  const int64_t first = clamped(-packed.row_begin, 0, packed.rows);
+  const int64_t last = clamped(packed.in_rows - packed.row_begin, first, packed.rows);
+  zeros_ahead(to, first * packed.pitch);
+  to += first * packed.pitch;
+  from += (packed.row_begin + first) * packed.row_stride;
+  if (packed.column_stride == 1 && packed.row_stride == packed.pitch && count == packed.pitch) {
+    copy_wide(to, from, (last - first) * count);
+    to += (last - first) * count;
+  } else {
+    for (int64_t r = first; r < last; ++r, from += packed.row_stride, to += packed.pitch) {
+      zeros_ahead(to, packed.zeros_left);
+      T* inside = to + packed.zeros_left;
+      if (packed.column_stride != 1) {
+        for (int64_t c = 0; c < count; ++c) inside[c] = widen(from[c * packed.column_stride]);
+      } else if (readable - from >= (count + lanes - 1) / lanes * lanes) {
+        for (int64_t c = 0; c < count; c += lanes) store<T>(inside + c, load_wide(from + c));
+      } else {
+        copy_wide(inside, from, count);
+      }
+      zeros_ahead(inside + count, zeros_right);
+    }
   }
+  zeros_ahead(to, end - to - lanes);
+  store<T>(end - lanes, Vec<T>{});
+}
+
+// Writes rows of `columns` numbers. `ahead`: what lies behind a line's rows in memory is written later.
+template <class S, class T>
+void write_rows(const T* from, int64_t pitch, int64_t rows, int64_t columns, S* to, int64_t row_stride,
+                int64_t column_stride, bool ahead) {
+  constexpr int lanes = kLanes<T>;
+  if (column_stride == 1 && row_stride == columns && pitch == columns) {
+    return copy_narrow(to, from, rows * columns);
+  }
+  const bool next_row = row_stride == columns;
+  for (int64_t r = 0; r < rows; ++r, from += pitch, to += row_stride) {
+    if (column_stride != 1) {
+      for (int64_t c = 0; c < columns; ++c) to[c * column_stride] = narrow<S>(from[c]);
+    } else if (2 * columns >= lanes && (next_row ? r + 1 < rows : ahead)) {
+      for (int64_t c = 0; c < columns; c += lanes) store_narrow(to + c, load<T>(from + c));
+    } else if (columns >= lanes) {
+      copy_narrow(to, from, columns);
+    } else {
+      store_lanes<S, T>(to, load<T>(from), 0, columns);
+    }
+  }
+}
+
+// Packs a task's sources and calls body(x, first, outputs, flat) for all tiles of a piece of its lines: the
+// tile's outputs are those from line `first` of the task on, at the flat index. begin_piece(first, outputs)
+// is called before them, end_piece after them.
+template <class S, class T, class Begin, class Body, class End>
+[[gnu::always_inline]] inline void for_each_slab_tile(const DepthwiseSlabs& slabs, const SlabTask& task,
+                                                      const S* source, T* packed, const Begin& begin_piece,
+                                                      const Body& body, const End& end_piece) {
+  const SlabView& view = slabs.views[task.view];
+  const DepthwiseAxis &line = view.line, &row = view.row, &column = view.column;
+  const int64_t rows = task.row_end - task.row_begin, lines = task.line_end - task.line_begin;
+  const PackedRows packed_rows{task.row_begin + row.first,
+                               rows + view.row_halo,
+                               row.in_size,
+                               view.zeros_left,
+                               view.count,
+                               view.pitch,
+                               row.source,
+                               column.source,
+                               view.packed_line};
+  const int64_t first_line = task.line_begin + line.first;
+  const int64_t begin = clamped(first_line, 0, line.in_size);
+  const int64_t end = clamped(first_line + lines + slabs.kernel - 1, begin, line.in_size);
+  const S* volume = source + task.sample * slabs.source_batch + task.channel * slabs.source_channel;
+  const S* readable =
+      volume + (line.in_size - 1) * line.source + (row.in_size - 1) * row.source + column.in_size;
+  for (int64_t l = begin; l < end; ++l) {
+    pack_rows(packed_rows, volume + l * line.source + view.begin * column.source, readable,
+              packed + (l - begin) * view.packed_line);
+  }
+  const int64_t voxels = (rows - 1) * view.pitch + column.out_size;
+  for_each_piece(lines, [&](int64_t l, int64_t outputs) {
+    begin_piece(l, outputs);
+    const int64_t places = outputs + slabs.kernel - 1, from_line = first_line + l;
+    LineSource<T> x{nullptr, view.packed_line, view.other, static_cast<int>(slabs.kernel), 0, 0};
+    x.place_begin = static_cast<int>(clamped(-from_line, 0, places));
+    x.place_end = static_cast<int>(clamped(line.in_size - from_line, 0, places));
+    for (int64_t flat = 0; flat < voxels; flat += kLanes<T>) {
+      x.source = packed + (from_line - begin) * view.packed_line + flat;
+      body(x, outputs, flat);
+    }
+    end_piece(l, outputs);
+  });
+}
+
+template <class S>
+void run_slab(const DepthwiseSlabs& slabs, const SlabTask& task, const void* source, const void* weight_data,
+              const void* bias_data, void* target_data, void* packed, void* staged_data) {
+  using T = Computed<S>;
+  constexpr int lanes = kLanes<T>;
+  const Lines<T>& lines = lines_for<T>(slabs.kernel);
+  const SlabView& view = slabs.views[task.view];
+  const int64_t taps = slabs.kernel * slabs.kernel;
+  const T* weights = static_cast<const T*>(weight_data) + task.channel * taps;
+  T wide[kMostTaps * lanes], bias[lanes];
+  for (int64_t i = 0; i < taps; ++i) store<T>(wide + i * lanes, broadcast(weights[i]));
+  store<T>(bias, broadcast(static_cast<const T*>(bias_data)[task.channel]));
+  T* staged = static_cast<T*>(staged_data);
+  const int64_t last_line = task.line_end - task.line_begin - 1;
+  S* target = static_cast<S*>(target_data) + task.sample * slabs.target_batch +
+              task.channel * slabs.target_channel + task.line_begin * view.line.target +
+              task.row_begin * view.row.target;
+  for_each_slab_tile(
+      slabs, task, static_cast<const S*>(source), static_cast<T*>(packed), [](int64_t, int64_t) {},
+      [&](const LineSource<T>& x, int64_t outputs, int64_t flat) {
+        lines.outputs[outputs](x, wide, bias, staged + flat, view.target_line);
+      },
+      [&](int64_t line, int64_t outputs) {
+        for (int64_t o = 0; o < outputs; ++o) {
+          write_rows(staged + o * view.target_line, view.pitch, task.row_end - task.row_begin,
+                     view.column.out_size, target + (line + o) * view.line.target, view.row.target,
+                     view.column.target, view.line.target == view.column.out_size && line + o < last_line);
+        }
+      });
+}
+
+template <class S>
+void run_slab_weight(const DepthwiseSlabs& slabs, const SlabTask& task, const void* source,
+                     const void* grad_data, void* sums, void* packed, void* staged_data) {
+  using T = Computed<S>;
+  const Lines<T>& lines = lines_for<T>(slabs.kernel);
+  const SlabView& view = slabs.views[task.view];
+  const int64_t rows = task.row_end - task.row_begin;
+  T* staged = static_cast<T*>(staged_data);
+  const S* grad = static_cast<const S*>(grad_data) + task.sample * slabs.target_batch +
+                  task.channel * slabs.target_channel;
+  const S* readable = grad + (view.line.out_size - 1) * view.line.target +
+                      (view.row.out_size - 1) * view.row.target + view.column.out_size;
+  const PackedRows packed_rows{task.row_begin,       rows,       view.row.out_size, 0,
+                               view.column.out_size, view.pitch, view.row.target,   view.column.target,
+                               view.target_line};
+  TileSums<T> tile_sums(static_cast<T*>(sums), slabs.kernel * slabs.kernel);
+  for_each_slab_tile(
+      slabs, task, static_cast<const S*>(source), static_cast<T*>(packed),
+      [&](int64_t line, int64_t outputs) {
+        for (int64_t o = 0; o < outputs; ++o) {
+          pack_rows(packed_rows, grad + (task.line_begin + line + o) * view.line.target, readable,
+                    staged + o * view.target_line);
+        }
+      },
+      [&](const LineSource<T>& x, int64_t outputs, int64_t flat) {
+        tile_sums.add_grad(staged + flat, view.target_line, outputs);
+        lines.products[outputs](x, staged + flat, view.target_line, tile_sums.next());
+      },
+      [](int64_t, int64_t) {});
 }
 
 template <class S>
 constexpr DepthwiseKernel depthwise_kernel() {
-  return {run_depthwise<S>, run_slices<S>, run_depthwise_weight<S>, add_lanes<Computed<S>>};
+  return {run_slab<S>, run_slab_weight<S>, run_slice<S>, run_slice_weight<S>};
 }
 
 extern const DepthwiseKernel kDepthwiseFloat64, kDepthwiseFloat32, kDepthwiseFloat16, kDepthwiseBFloat16;

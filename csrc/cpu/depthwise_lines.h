@@ -6,6 +6,8 @@
 // A vector is 16 voxels of one channel or 16 channels of one voxel: here they differ in strides alone.
 #pragma once
 
+#include <cstdint>
+
 #include "vec.h"
 
 namespace acsconv {
@@ -105,6 +107,50 @@ template <class Body>
     body(begin, (i + 1) * size / pieces - begin);
   }
 }
+
+[[gnu::always_inline]] inline int64_t clamped(int64_t value, int64_t least, int64_t most) {
+  return value < least ? least : value > most ? most : value;
+}
+
+// The gradient of the weight of a vector: sums of some tiles, which are added to sums[1 + taps] before they
+// become long chains of additions. The first of these is the sum of grad.
+template <class T>
+class TileSums {
+ public:
+  TileSums(T* sums, int64_t taps) : all_(sums), numbers_((1 + taps) * kLanes<T>) { clear(); }
+  TileSums(const TileSums&) = delete;
+  ~TileSums() { add_up(); }
+
+  void add_grad(const T* grad, int64_t grad_line, int64_t outputs) {
+    Vec<T> sum{};
+    for (int64_t o = 0; o < outputs; ++o) sum += load<T>(grad + o * grad_line);
+    store<T>(sums_, load<T>(sums_) + sum);
+  }
+
+  // Where to add the products of one more tile.
+  T* next() {
+    if (tiles_ == kTilesPerSum) add_up(), clear();
+    ++tiles_;
+    return sums_ + kLanes<T>;
+  }
+
+ private:
+  static constexpr int64_t kTilesPerSum = 64;
+
+  void clear() {
+    for (int64_t i = 0; i < numbers_; i += kLanes<T>) store<T>(sums_ + i, Vec<T>{});
+    tiles_ = 0;
+  }
+
+  void add_up() {
+    for (int64_t i = 0; i < numbers_; i += kLanes<T>)
+      store<T>(all_ + i, load<T>(all_ + i) + load<T>(sums_ + i));
+  }
+
+  T* all_;
+  int64_t numbers_, tiles_ = 0;
+  T sums_[(1 + kMostTaps) * kLanes<T>];
+};
 
 }  // namespace ACSCONV_ISA
 }  // namespace acsconv

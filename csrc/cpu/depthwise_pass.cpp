@@ -1,4 +1,4 @@
-// Drives the depthwise kernels: plans, packs weights, hands slabs to the threads.
+// Drives the depthwise kernels: plans, packs weights, hands tasks to the threads.
 #include "depthwise_pass.h"
 
 #include <algorithm>
@@ -38,17 +38,17 @@ void gather_slices(const Problem& p, bool mirrored, const void* source, const T*
   T* biases = weights + blocks * taps * lanes;
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t first = plan.blocks()[b].first;
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      for (int64_t i = 0; i < taps; ++i) {
+    for (int64_t i = 0; i < taps; ++i) {
+      for (int64_t lane = 0; lane < lanes; ++lane) {
         weights[(b * taps + i) * lanes + lane] = weight[(first + lane) * taps + i];
       }
-      biases[b * lanes + lane] = bias[first + lane];
     }
+    std::copy_n(bias + first, lanes, biases + b * lanes);
   }
   parallel(threads, static_cast<int64_t>(plan.tasks().size()), [&](int64_t i) {
     thread_local Buffer packed;
-    isa.depthwise[type]->run_slices(plan.walk(), plan.tasks()[i], source, weights, biases, target,
-                                    packed.get(plan.packed_size() * sizeof(T)));
+    isa.depthwise[type]->run_slice(plan.slices(), plan.tasks()[i], source, weights, biases, target,
+                                   packed.get(plan.packed_size() * sizeof(T)));
   });
 }
 
@@ -57,7 +57,6 @@ void gather(const Problem& p, bool mirrored, const void* source, const void* wei
             void* target, const Threads& threads) {
   const Isa& isa = cpu_isa();
   const int type = static_cast<int>(p.type), lanes = isa.walk[type]->lanes;
-  const DepthwiseKernel& kernel = *isa.depthwise[type];
   const Conversion& convert = *isa.conversion[type];
   advise_huge_pages(target,
                     p.batch * p.groups * volume(mirrored ? p.in_size : p.out_size) * convert.stored_size);
@@ -73,53 +72,93 @@ void gather(const Problem& p, bool mirrored, const void* source, const void* wei
   if (SlicePlan::fits(p, lanes)) {
     return gather_slices<T>(p, mirrored, source, packed.data(), wide_bias.data(), target, threads);
   }
-  const DepthwisePlan plan(p, mirrored, lanes, sizeof(T), cache_size());
+  const SlabPlan plan(p, mirrored, lanes, sizeof(T), cache_size());
   parallel(threads, static_cast<int64_t>(plan.tasks().size()), [&](int64_t i) {
     thread_local Buffer slab, stage;
-    const Scratch scratch{slab.get(plan.slab_size() * sizeof(T)), stage.get(plan.stage_size() * sizeof(T)),
-                          nullptr};
-    kernel.run(plan.walk(), plan.tasks()[i], source, packed.data(), wide_bias.data(), target, scratch);
+    isa.depthwise[type]->run_slab(plan.slabs(), plan.tasks()[i], source, packed.data(), wide_bias.data(),
+                                  target, slab.get(plan.packed_size() * sizeof(T)),
+                                  stage.get(plan.staged_size() * sizeof(T)));
   });
+}
+
+// Sums of vectors, [1 + taps][lane], of every unit, a block or a channel: run(unit, part, parts, sums) adds
+// to them for a part of the volume, where units are few, and the parts are added in order. Unit i's sums
+// begin at i * stride.
+template <class T>
+struct Sums {
+  const T* first;
+  int64_t stride;
+};
+
+template <class T, class Run>
+Sums<T> sums_of_units(int64_t units, int64_t numbers, const Threads& threads, const Run& run) {
+  const int64_t parts = std::max<int64_t>(1, kTasks / units), stride = parts * numbers;
+  thread_local Buffer buffer;
+  auto* sums = static_cast<T*>(buffer.get(units * stride * sizeof(T)));
+  parallel(threads, units * parts, [&](int64_t i) {
+    std::fill_n(sums + i * numbers, numbers, T(0));
+    run(i / parts, i % parts, parts, sums + i * numbers);
+  });
+  for (int64_t i = 0; i < units; ++i) {
+    T* all = sums + i * stride;
+    for (int64_t k = numbers; k < stride; ++k) all[k % numbers] += all[k];
+  }
+  return {sums, stride};
 }
 
 template <class T>
 void backward_weight(const Problem& p, const void* grad_output, const void* input, void* grad_weight,
                      void* grad_bias, ScalarType gradient_type, const Threads& threads) {
   const Isa& isa = cpu_isa();
-  const int type = static_cast<int>(p.type);
+  const int type = static_cast<int>(p.type), lanes = isa.walk[type]->lanes;
   const DepthwiseKernel& kernel = *isa.depthwise[type];
   const Conversion& convert = *isa.conversion[static_cast<int>(gradient_type)];
-  const int lanes = isa.walk[type]->lanes;
-  const DepthwisePlan plan(p, false, lanes, sizeof(T), cache_size());
-  const int64_t taps = p.kernel_h * p.kernel_w, sums_per_channel = taps + 1;
-
-  // Chunks of channels, and where these are few, parts of the volume, which are added in order.
-  const int64_t chunks = ceil_div(p.groups, plan.chunk_channels());
-  const int64_t parts = std::clamp<int64_t>(kTasks / chunks, 1, std::max<int64_t>(1, plan.slabs()));
-  std::vector<T> sums(parts * p.groups * sums_per_channel);
-  parallel(threads, chunks * parts, [&](int64_t i) {
-    thread_local Buffer slab, stage, vector_buffer;
-    const Scratch scratch{slab.get(plan.slab_size() * sizeof(T)), stage.get(plan.stage_size() * sizeof(T)),
-                          nullptr};
-    const int64_t chunk = i / parts, part = i % parts, first = chunk * plan.chunk_channels();
-    const int64_t channels = std::min(plan.chunk_channels(), p.groups - first);
-    const int64_t count = channels * sums_per_channel;
-    auto* vectors = static_cast<T*>(vector_buffer.get(count * lanes * sizeof(T)));
-    std::fill_n(vectors, count * lanes, T(0));
-    for (int64_t s = part * plan.slabs() / parts; s < (part + 1) * plan.slabs() / parts; ++s) {
-      kernel.run_weight(plan.walk(), plan.tasks()[chunk * plan.slabs() + s], input, grad_output, vectors,
-                        scratch);
-    }
-    kernel.add_lanes(vectors, count, &sums[(part * p.groups + first) * sums_per_channel]);
-  });
-
   const std::vector<int64_t> places = kernel_places(p, false);
+  const auto taps = static_cast<int64_t>(places.size());
+  const int64_t numbers = (1 + taps) * lanes;
+
   std::vector<T> weight(p.groups * taps), bias(p.groups);
-  for (int64_t c = 0; c < p.groups; ++c) {
-    for (int64_t i = 0; i < sums_per_channel; ++i) {
-      T sum = 0;
-      for (int64_t part = 0; part < parts; ++part) sum += sums[(part * p.groups + c) * sums_per_channel + i];
-      (i == 0 ? bias[c] : weight[c * taps + places[i - 1]]) = sum;
+  auto sum_to = [&](int64_t channel, int64_t i) -> T& {
+    return i == 0 ? bias[channel] : weight[channel * taps + places[i - 1]];
+  };
+  if (SlicePlan::fits(p, lanes)) {
+    const SlicePlan plan(p, false, lanes, sizeof(T), cache_size());
+    const auto blocks = static_cast<int64_t>(plan.blocks().size());
+    const int64_t per_block = static_cast<int64_t>(plan.tasks().size()) / blocks;
+    const Sums<T> sums =
+        sums_of_units<T>(blocks, numbers, threads, [&](int64_t block, int64_t part, int64_t parts, T* own) {
+          thread_local Buffer packed;
+          for (int64_t i = part * per_block / parts; i < (part + 1) * per_block / parts; ++i) {
+            kernel.run_slice_weight(plan.slices(), plan.tasks()[block * per_block + i], input, grad_output,
+                                    own, packed.get(plan.packed_size() * sizeof(T)));
+          }
+        });
+    for (int64_t b = 0; b < blocks; ++b) {
+      const SliceBlock& block = plan.blocks()[b];
+      for (int64_t lane = block.skip; lane < block.skip + block.count; ++lane) {
+        for (int64_t i = 0; i <= taps; ++i)
+          sum_to(block.first + lane, i) = sums.first[b * sums.stride + i * lanes + lane];
+      }
+    }
+  } else {
+    const SlabPlan plan(p, false, lanes, sizeof(T), cache_size());
+    const Sums<T> sums = sums_of_units<T>(
+        p.groups, numbers, threads, [&](int64_t channel, int64_t part, int64_t parts, T* own) {
+          thread_local Buffer slab, stage;
+          const int64_t first = plan.first_task(channel), count = plan.first_task(channel + 1) - first;
+          for (int64_t i = part * count / parts; i < (part + 1) * count / parts; ++i) {
+            kernel.run_slab_weight(plan.slabs(), plan.tasks()[first + i], input, grad_output, own,
+                                   slab.get(plan.packed_size() * sizeof(T)),
+                                   stage.get(plan.staged_size() * sizeof(T)));
+          }
+        });
+    for (int64_t c = 0; c < p.groups; ++c) {
+      for (int64_t i = 0; i <= taps; ++i) {
+        const T* from = sums.first + c * sums.stride + i * lanes;
+        T sum = 0;
+        for (int lane = 0; lane < lanes; ++lane) sum += from[lane];
+        sum_to(c, i) = sum;
+      }
     }
   }
   convert.narrow(weight.data(), grad_weight, p.groups * taps);

@@ -1,4 +1,5 @@
-// Builds the DepthwiseWalk. The numbers that decide on sizes are explained in csrc/cpu/DESIGN.md.
+// Builds what the depthwise kernels follow. The numbers that decide on sizes are explained in
+// csrc/cpu/DESIGN.md.
 #include "depthwise_plan.h"
 
 #include <algorithm>
@@ -10,21 +11,20 @@
 namespace acsconv {
 namespace {
 
-constexpr int64_t kFarthest = 64;     // a displacement beyond which slabs would be mostly zeros
-constexpr int64_t kSmallestSlab = 8;  // planes and rows
-// Of the second-level cache: a slab is worked on channel by channel, so only one of its channels has to stay
-// there.
-constexpr double kSlabShare = 1.2;
-
-constexpr double kSliceShare = 0.25;  // of the second-level cache, for what is packed of a slice
+constexpr int64_t kFarthest = 64;  // a displacement beyond which slabs would be mostly zeros
+constexpr int64_t kSmallest = 8;   // rows of a slab, columns of a piece of a slice
+constexpr int64_t kFewestLines = 28;
+constexpr int64_t kMostLines = 14;    // that a tile has
+constexpr double kSlabShare = 0.6;    // of the second-level cache, for what is packed of a slab
+constexpr double kSliceShare = 0.25;  // and of a slice
 constexpr int64_t kSliceTasks = 64;   // what the work is cut into, where there are as many slices
 
-Strides5 five(const VolumeStrides& s) { return {s.batch, s.channel, s.axis[0], s.axis[1], s.axis[2]}; }
-
-// From a target's place to the source of its first tap.
-int64_t first_source(const Problem& p, bool mirrored, int view, int axis) {
+// An axis of the volume as a pass sees it.
+DepthwiseAxis axis_of(const Problem& p, bool mirrored, int view, int axis) {
   const int64_t origin = p.origin[view][axis];
-  return mirrored ? 1 - origin - kernel_extent(view, axis, p.kernel_h, p.kernel_w) : origin;
+  if (!mirrored) return {p.in_size[axis], p.out_size[axis], origin, p.input.axis[axis], p.output.axis[axis]};
+  return {p.out_size[axis], p.in_size[axis], 1 - origin - kernel_extent(view, axis, p.kernel_h, p.kernel_w),
+          p.output.axis[axis], p.input.axis[axis]};
 }
 
 }  // namespace
@@ -42,93 +42,62 @@ bool is_depthwise(const Problem& p, bool soft) {
   return true;
 }
 
-DepthwisePlan::DepthwisePlan(const Problem& p, bool mirrored, int lanes, int number_size,
-                             int64_t cache_size) {
-  const int64_t (&in_size)[3] = mirrored ? p.out_size : p.in_size;
-  const int64_t (&out_size)[3] = mirrored ? p.in_size : p.out_size;
-  int64_t first[kViews][3], least[3], most[3];
-  for (int axis = 0; axis < 3; ++axis) {
-    for (int view = 0; view < kViews; ++view) {
-      const int64_t reach = kernel_extent(view, axis, p.kernel_h, p.kernel_w) - 1;
-      first[view][axis] = first_source(p, mirrored, view, axis);
-      least[axis] = view == 0 ? first[view][axis] : std::min(least[axis], first[view][axis]);
-      most[axis] = view == 0 ? first[view][axis] + reach : std::max(most[axis], first[view][axis] + reach);
-    }
-  }
-
-  Walk& walk = depthwise_.walk;
-  Packing& packing = walk.packing;
-  packing.source = five(mirrored ? p.output : p.input);
-  packing.in_rows = in_size[1], packing.in_columns = in_size[2];
-  packing.row_stride = packing.column_stride = 1;
-  packing.phases = &phase_, packing.phase_count = 1;
-  packing.row_min = least[1], packing.column_min = least[2];
-  packing.halo_rows = most[1] - least[1];
-  // Zeros between two rows serve both, see lattice.cpp.
-  const int64_t width = out_size[2] + most[2] - least[2];
-  const int64_t shared = std::min(std::clamp<int64_t>(-least[2], 0, width),
-                                  std::clamp<int64_t>(out_size[2] + most[2] - in_size[2], 0, width));
-  packing.pitch = std::max(width - shared, out_size[2]);
-  walk.in_planes = in_size[0];
-  walk.target = five(mirrored ? p.input : p.output);
-  for (int axis = 0; axis < 3; ++axis) {
-    walk.out_size[axis] = out_size[axis], walk.out_stride[axis] = walk.classes[axis] = 1;
-  }
-  depthwise_.kernel = p.kernel_h;
-  depthwise_.plane_min = least[0];
-  depthwise_.halo_planes = most[0] - least[0];
-
-  // Squares are transposed where channels are adjacent in memory; else one channel at a time stays in the
-  // cache.
-  const bool channels_last = p.input.channel == 1 || p.output.channel == 1;
-  chunk_channels_ = channels_last ? std::min<int64_t>(lanes, p.groups) : 1;
+SlabPlan::SlabPlan(const Problem& p, bool mirrored, int lanes, int number_size, int64_t cache_size) {
+  const VolumeStrides &source = mirrored ? p.output : p.input, &target = mirrored ? p.input : p.output;
+  slabs_.source_batch = source.batch, slabs_.source_channel = source.channel;
+  slabs_.target_batch = target.batch, slabs_.target_channel = target.channel;
+  slabs_.kernel = p.kernel_h;
   const double budget = kSlabShare * static_cast<double>(cache_size) / number_size;
-  auto source_plane = [&](int64_t rows) {
-    return (rows + packing.halo_rows + 2) * packing.pitch + 2 * lanes;
-  };
-  auto slab = [&](int64_t planes, int64_t rows) {
-    return static_cast<double>(chunk_channels_ * (planes + depthwise_.halo_planes) * source_plane(rows));
-  };
-  int64_t rows = out_size[1], planes = out_size[0];
-  auto cut = [](int64_t size, int64_t pieces) { return std::max(kSmallestSlab, ceil_div(size, pieces)); };
-  for (int64_t n = 2; planes > kSmallestSlab && slab(planes, rows) > budget; ++n)
-    planes = cut(out_size[0], n);
-  for (int64_t n = 2; rows > kSmallestSlab && slab(planes, rows) > budget; ++n) rows = cut(out_size[1], n);
-
-  depthwise_.source_plane = source_plane(rows);
-  packing.channel_stride =
-      spread((planes + depthwise_.halo_planes) * depthwise_.source_plane + lanes, number_size);
-  walk.stage_plane = (rows + 1) * packing.pitch + 2 * lanes;
-  walk.stage_channel = spread(planes * walk.stage_plane, number_size);
-  slab_size_ = chunk_channels_ * packing.channel_stride;
-  stage_size_ = chunk_channels_ * walk.stage_channel;
-  depthwise_.grad = packing;
-  depthwise_.grad.source = five(p.output);
-  depthwise_.grad.in_rows = out_size[1], depthwise_.grad.in_columns = out_size[2];
-  depthwise_.grad.row_min = depthwise_.grad.column_min = 0;
-  depthwise_.grad.channel_stride = walk.stage_channel;
-
-  int64_t channel_end = 0;
   for (int view = 0; view < kViews; ++view) {
-    const int64_t step[3] = {depthwise_.source_plane, packing.pitch, 1};
-    channel_end += p.split[view];
-    int64_t offset = 0;
-    for (int axis = 0; axis < 3; ++axis) offset += (first[view][axis] - least[axis]) * step[axis];
-    depthwise_.views[view] = {channel_end, offset, step[row_axis(view)], step[column_axis(view)],
-                              row_axis(view) == 0};
-  }
+    // Rows are what is left: the thin axis of views with columns along W, else the columns.
+    const bool thin_rows = column_axis(view) == 2;
+    SlabView& v = slabs_.views[view];
+    v.line = axis_of(p, mirrored, view, row_axis(view));
+    v.row = axis_of(p, mirrored, view, thin_rows ? thin_axis(view) : column_axis(view));
+    v.column = axis_of(p, mirrored, view, 2);
+    v.row_halo = thin_rows ? 0 : p.kernel_w - 1;
+    // Zeros between two rows serve both, see lattice.cpp.
+    const int64_t reach = thin_rows ? p.kernel_w - 1 : 0, width = v.column.out_size + reach;
+    const int64_t shared = std::min(std::clamp<int64_t>(-v.column.first, 0, width),
+                                    std::clamp<int64_t>(width + v.column.first - v.column.in_size, 0, width));
+    v.pitch = std::max(width - shared, v.column.out_size);
+    v.zeros_left = std::clamp<int64_t>(-v.column.first, 0, v.pitch);
+    v.begin = std::max<int64_t>(v.column.first, 0);
+    v.count = std::max<int64_t>(0, std::min(v.column.in_size, v.column.first + v.pitch) - v.begin);
+    v.other = thin_rows ? 1 : v.pitch;
 
-  const int64_t strips = ceil_div(out_size[1], rows), depths = ceil_div(out_size[0], planes);
-  slabs_ = p.batch * strips * depths;
-  for (int64_t c = 0; c < p.groups; c += chunk_channels_) {
-    for (int64_t i = 0; i < slabs_; ++i) {
-      const int64_t strip = i / depths % strips, depth = i % depths;
-      tasks_.push_back({i / depths / strips, 0, static_cast<int32_t>(c),
-                        static_cast<int32_t>(std::min(p.groups, c + chunk_channels_)), strip * rows,
-                        std::min(out_size[1], (strip + 1) * rows), depth * planes,
-                        std::min(out_size[0], (depth + 1) * planes)});
+    auto packed_line = [&](int64_t rows) {
+      return spread((rows + v.row_halo) * v.pitch + reach + 2 * lanes, number_size);
+    };
+    auto slab = [&](int64_t lines, int64_t rows) {
+      return std::min(v.line.in_size, lines + p.kernel_h - 1) * packed_line(rows);
+    };
+    int64_t lines = v.line.out_size, rows = v.row.out_size;
+    for (int64_t n = 2; rows > kSmallest && static_cast<double>(slab(lines, rows)) > budget; ++n) {
+      rows = std::max(kSmallest, ceil_div(v.row.out_size, n));
+    }
+    for (int64_t n = 2; lines > kFewestLines && static_cast<double>(slab(lines, rows)) > budget; ++n) {
+      lines = std::max(kFewestLines, ceil_div(v.line.out_size, n));
+    }
+    v.packed_line = packed_line(rows);
+    v.target_line = spread(rows * v.pitch + 2 * lanes, number_size);
+    packed_size_ = std::max(packed_size_, slab(lines, rows));
+    staged_size_ = std::max(staged_size_, kMostLines * v.target_line);
+
+    const int64_t begin = view_channels_begin(p.split, view);
+    for (int64_t c = begin; c < begin + p.split[view]; ++c) {
+      first_task_.push_back(static_cast<int64_t>(tasks_.size()));
+      for (int64_t sample = 0; sample < p.batch; ++sample) {
+        for (int64_t l = 0; l < v.line.out_size; l += lines) {
+          for (int64_t r = 0; r < v.row.out_size; r += rows) {
+            tasks_.push_back({sample, view, static_cast<int32_t>(c), l, std::min(v.line.out_size, l + lines),
+                              r, std::min(v.row.out_size, r + rows)});
+          }
+        }
+      }
     }
   }
+  first_task_.push_back(static_cast<int64_t>(tasks_.size()));
 }
 
 bool SlicePlan::fits(const Problem& p, int lanes) {
@@ -136,21 +105,18 @@ bool SlicePlan::fits(const Problem& p, int lanes) {
 }
 
 SlicePlan::SlicePlan(const Problem& p, bool mirrored, int lanes, int number_size, int64_t cache_size) {
-  const int64_t (&in_size)[3] = mirrored ? p.out_size : p.in_size;
-  const int64_t (&out_size)[3] = mirrored ? p.in_size : p.out_size;
-  const VolumeStrides &source = mirrored ? p.output : p.input, &target = mirrored ? p.input : p.output;
-  walk_.source_batch = source.batch, walk_.target_batch = target.batch;
-  walk_.kernel = p.kernel_h;
+  slices_.source_batch = mirrored ? p.output.batch : p.input.batch;
+  slices_.target_batch = mirrored ? p.input.batch : p.output.batch;
+  slices_.kernel = p.kernel_h;
+  const double budget = kSliceShare * static_cast<double>(cache_size) / number_size;
   for (int view = 0; view < kViews; ++view) {
-    auto along = [&](int axis) -> SliceAxis {
-      return {in_size[axis], out_size[axis], first_source(p, mirrored, view, axis), source.axis[axis],
-              target.axis[axis]};
-    };
-    SliceView& v = walk_.views[view];
-    v = {along(thin_axis(view)), along(row_axis(view)), along(column_axis(view)), 0, 0};
-    const double budget = kSliceShare * static_cast<double>(cache_size) / number_size;
-    const auto columns = static_cast<int64_t>(budget / static_cast<double>(lanes * v.line.in_size));
-    v.piece = std::clamp(columns - p.kernel_w + 1, kSmallestSlab, std::max(kSmallestSlab, v.column.out_size));
+    SliceView& v = slices_.views[view];
+    v.slice = axis_of(p, mirrored, view, thin_axis(view));
+    v.line = axis_of(p, mirrored, view, row_axis(view));
+    v.column = axis_of(p, mirrored, view, column_axis(view));
+    const auto columns =
+        static_cast<int64_t>(budget / static_cast<double>(std::max<int64_t>(1, lanes * v.line.in_size)));
+    v.piece = std::clamp(columns - p.kernel_w + 1, kSmallest, std::max(kSmallest, v.column.out_size));
     v.packed_line = spread(std::min(v.piece + p.kernel_w - 1, v.column.in_size) * lanes, number_size);
     packed_size_ = std::max(packed_size_, v.line.in_size * v.packed_line);
 
@@ -162,14 +128,14 @@ SlicePlan::SlicePlan(const Problem& p, bool mirrored, int lanes, int number_size
                          static_cast<int32_t>(std::min<int64_t>(lanes, end - c))});
     }
   }
-  walk_.blocks = blocks_.data();
+  slices_.blocks = blocks_.data();
   const auto blocks = static_cast<int64_t>(blocks_.size());
-  for (int64_t sample = 0; sample < p.batch; ++sample) {
-    for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t slices = walk_.views[blocks_[block].view].slice.out_size;
-      const int64_t pieces = std::clamp<int64_t>(ceil_div(kSliceTasks, p.batch * blocks), 1, slices);
-      for (int64_t i = 0; i < pieces; ++i) {
-        tasks_.push_back({sample, block, i * slices / pieces, (i + 1) * slices / pieces});
+  const int64_t wanted = ceil_div(kSliceTasks, std::max<int64_t>(1, p.batch * blocks));
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t slices = slices_.views[blocks_[block].view].slice.out_size;
+    for (int64_t sample = 0; sample < p.batch; ++sample) {
+      for (int64_t i = 0; i < wanted; ++i) {
+        tasks_.push_back({sample, block, i * slices / wanted, (i + 1) * slices / wanted});
       }
     }
   }

@@ -1,22 +1,17 @@
-// Depthwise outputs and gradients of the input where channels are adjacent in memory: vectors run over the
-// channels of one view, so that none is transposed and nothing is computed outside the volume. Slices of the
-// volume, in the plane of the view, are packed as [line][column][channel of the block]: the tensor's own
-// lines lie so far apart that they would share few sets of the cache. Like vec.h for sources compiled once
-// per instruction set; depthwise.cpp includes it.
+// Depthwise passes of tensors whose channels are adjacent in memory: vectors run over the channels of one
+// view, so that nothing is transposed and nothing is computed outside the volume. Slices of the volume, in
+// the plane of the view, are packed: the tensor's own lines may lie so far apart that they share few sets of
+// the cache. Like vec.h for sources compiled once per instruction set; depthwise.cpp includes it.
 #pragma once
 
 #include "depthwise_lines.h"
 #include "depthwise_walk.h"
-#include "number.h"
+#include "pack.h"
 
 namespace acsconv {
 namespace ACSCONV_ISA {
 
-[[gnu::always_inline]] inline int64_t clamped(int64_t value, int64_t least, int64_t most) {
-  return value < least ? least : value > most ? most : value;
-}
-
-// Stores `count` lanes of a vector from `skip` on.
+// Stores `count` lanes of a vector, less than all, from `skip` on.
 template <class S, class T>
 [[gnu::always_inline]] inline void store_lanes(S* to, Vec<T> value, int64_t skip, int64_t count) {
   S numbers[kLanes<T>];
@@ -32,28 +27,21 @@ template <class S, class T>
   });
 }
 
-template <class S>
-void run_slices(const DepthwiseSlices& walk, const SliceTask& task, const void* source_data,
-                const void* weight_data, const void* bias_data, void* target_data, void* memory) {
-  using T = Computed<S>;
+// Packs a task's sources, slice by slice, and calls body(x, tap, outputs, target) for all tiles: the first
+// column tap that is read, and the offset of the first output from the sample's first channel of the block.
+template <class S, class T, class Body>
+[[gnu::always_inline]] inline void for_each_slice_tile(const DepthwiseSlices& slices, const SliceTask& task,
+                                                       const S* source, T* packed, const Body& body) {
   constexpr int lanes = kLanes<T>;
-  const Lines<T>& lines = lines_for<T>(walk.kernel);
-  const SliceBlock& block = walk.blocks[task.block];
-  const SliceView& view = walk.views[block.view];
-  const SliceAxis &slice = view.slice, &line = view.line, &column = view.column;
-  const S* source = static_cast<const S*>(source_data) + task.sample * walk.source_batch + block.first;
-  S* target = static_cast<S*>(target_data) + task.sample * walk.target_batch + block.first;
-  const T* weights = static_cast<const T*>(weight_data) + task.block * walk.kernel * walk.kernel * lanes;
-  const T* bias = static_cast<const T*>(bias_data) + task.block * lanes;
-  T* packed = static_cast<T*>(memory);
-  const bool whole = block.count == lanes;
-
+  const int64_t kernel = slices.kernel;
+  const SliceView& view = slices.views[slices.blocks[task.block].view];
+  const DepthwiseAxis &slice = view.slice, &line = view.line, &column = view.column;
   for (int64_t s = task.slice_begin; s < task.slice_end; ++s) {
     const bool inside = s + slice.first >= 0 && s + slice.first < slice.in_size;
     for (int64_t column_begin = 0; column_begin < column.out_size; column_begin += view.piece) {
       const int64_t column_end = clamped(column_begin + view.piece, 0, column.out_size);
       const int64_t begin = clamped(column_begin + column.first, 0, column.in_size);
-      const int64_t end = clamped(column_end - 1 + column.first + walk.kernel, begin, column.in_size);
+      const int64_t end = clamped(column_end - 1 + column.first + kernel, begin, column.in_size);
       if (inside) {
         const S* from = source + (s + slice.first) * slice.source + begin * column.source;
         for (int64_t l = 0; l < line.in_size; ++l, from += line.source) {
@@ -63,38 +51,81 @@ void run_slices(const DepthwiseSlices& walk, const SliceTask& task, const void* 
         }
       }
       for_each_piece(line.out_size, [&](int64_t l, int64_t outputs) {
-        const int64_t first_line = l + line.first, places = outputs + walk.kernel - 1;
+        const int64_t first_line = l + line.first, places = outputs + kernel - 1;
         LineSource<T> x{nullptr, view.packed_line, lanes, 0, 0, 0};
         x.place_begin = static_cast<int>(clamped(-first_line, 0, places));
         x.place_end = static_cast<int>(clamped(line.in_size - first_line, 0, places));
         for (int64_t c = column_begin; c < column_end; ++c) {
           const int64_t first_column = c + column.first;
-          const int64_t tap = clamped(-first_column, 0, walk.kernel);
-          const int64_t tap_end = clamped(column.in_size - first_column, tap, walk.kernel);
+          const int64_t tap = clamped(-first_column, 0, kernel);
+          const int64_t tap_end = clamped(column.in_size - first_column, tap, kernel);
           x.columns = inside ? static_cast<int>(tap_end - tap) : 0;
           x.source = packed + first_line * view.packed_line + (first_column + tap - begin) * lanes;
-          S* to = target + s * slice.target + l * line.target + c * column.target;
-          const T* w = weights + tap * walk.kernel * lanes;
-          if constexpr (sizeof(S) == sizeof(T)) {
-            if (whole) {
-              lines.outputs[outputs](x, w, bias, to, line.target);
-              continue;
-            }
-          }
-          T sums[kLine * lanes];
-          lines.outputs[outputs](x, w, bias, sums, lanes);
-          for (int64_t o = 0; o < outputs; ++o, to += line.target) {
-            const Vec<T> sum = load<T>(sums + o * lanes);
-            if (whole) {
-              store_narrow(to, sum);
-            } else {
-              store_lanes<S, T>(to + block.skip, sum, block.skip, block.count);
-            }
-          }
+          body(x, tap, outputs, s * slice.target + l * line.target + c * column.target);
         }
       });
     }
   }
+}
+
+template <class S>
+void run_slice(const DepthwiseSlices& slices, const SliceTask& task, const void* source,
+               const void* weight_data, const void* bias_data, void* target_data, void* packed) {
+  using T = Computed<S>;
+  constexpr int lanes = kLanes<T>;
+  const int64_t kernel = slices.kernel;
+  const Lines<T>& lines = lines_for<T>(kernel);
+  const SliceBlock& block = slices.blocks[task.block];
+  const int64_t line = slices.views[block.view].line.target;
+  const T* weights = static_cast<const T*>(weight_data) + task.block * kernel * kernel * lanes;
+  const T* bias = static_cast<const T*>(bias_data) + task.block * lanes;
+  S* target = static_cast<S*>(target_data) + task.sample * slices.target_batch + block.first;
+  for_each_slice_tile(
+      slices, task, static_cast<const S*>(source) + task.sample * slices.source_batch + block.first,
+      static_cast<T*>(packed), [&](const LineSource<T>& x, int64_t tap, int64_t outputs, int64_t at) {
+        const T* w = weights + tap * kernel * lanes;
+        if constexpr (sizeof(S) == sizeof(T)) {
+          if (block.count == lanes) return lines.outputs[outputs](x, w, bias, target + at, line);
+        }
+        T sums[kLine * lanes];
+        lines.outputs[outputs](x, w, bias, sums, lanes);
+        for (int64_t o = 0; o < outputs; ++o) {
+          const Vec<T> sum = load<T>(sums + o * lanes);
+          if (block.count == lanes) {
+            store_narrow(target + at + o * line, sum);
+          } else {
+            store_lanes<S, T>(target + at + o * line + block.skip, sum, block.skip, block.count);
+          }
+        }
+      });
+}
+
+template <class S>
+void run_slice_weight(const DepthwiseSlices& slices, const SliceTask& task, const void* source,
+                      const void* grad_data, void* sums, void* packed) {
+  using T = Computed<S>;
+  constexpr int lanes = kLanes<T>;
+  const int64_t kernel = slices.kernel;
+  const Lines<T>& lines = lines_for<T>(kernel);
+  const SliceBlock& block = slices.blocks[task.block];
+  const int64_t line = slices.views[block.view].line.target;
+  const S* grad = static_cast<const S*>(grad_data) + task.sample * slices.target_batch + block.first;
+  TileSums<T> tile_sums(static_cast<T*>(sums), kernel * kernel);
+  for_each_slice_tile(
+      slices, task, static_cast<const S*>(source) + task.sample * slices.source_batch + block.first,
+      static_cast<T*>(packed), [&](const LineSource<T>& x, int64_t tap, int64_t outputs, int64_t at) {
+        auto add = [&](const T* g, int64_t grad_line) {
+          tile_sums.add_grad(g, grad_line, outputs);
+          lines.products[outputs](x, g, grad_line, tile_sums.next() + tap * kernel * lanes);
+        };
+        if constexpr (sizeof(S) == sizeof(T)) {
+          add(grad + at, line);
+        } else {
+          T wide[kLine * lanes];
+          for (int64_t o = 0; o < outputs; ++o) store<T>(wide + o * lanes, load_wide(grad + at + o * line));
+          add(wide, lanes);
+        }
+      });
 }
 
 }  // namespace ACSCONV_ISA

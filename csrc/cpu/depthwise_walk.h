@@ -1,11 +1,10 @@
 // What the depthwise kernels are given: layers of one input and one output channel per group, with stride and
-// dilation 1 and square kernels of 3, 5 or 7. A channel's planes, as many as a slab has and those around it,
-// are packed together, so that every tap is a constant away:
+// dilation 1 and square kernels of 3, 5 or 7. A view is seen along its lines, the axis of its kernel's rows:
+// a vector of sources that is loaded once serves all row taps, for several outputs that follow one another
+// along that axis. What a vector runs over depends on what is adjacent in memory:
 //
-//   [channel][plane][row * pitch + column]       zeros stand for what lies outside the volume
-//
-// A vector of sources that is loaded once serves all taps along the view's row axis (K_h), for several
-// outputs that follow one another along that axis: the view's lines.
+//   slabs  (depthwise.cpp)       voxels of a channel, packed as [line][row * pitch + column], column along W
+//   slices (depthwise_slices.h)  channels of a view,  packed as [line][column][channel], for one slice
 //
 // Plain data only, and no functions, as in walk.h.
 #pragma once
@@ -14,33 +13,38 @@
 
 namespace acsconv {
 
-struct DepthwiseView {
-  int64_t channel_end;  // of the channels of this view
-  int64_t first;        // from a target's place in the slab to the source of its first tap
-  int64_t line, other;  // from one tap to the next along the row axis, and along the column axis
-  bool along_planes;    // lines run from plane to plane; else from row to row
-};
-
-struct DepthwiseWalk {
-  Walk walk;  // packing, target and sizes; a task's blocks are channels, and chunks are not used
-  DepthwiseView views[3];
-  int64_t kernel;        // 3, 5 or 7
-  int64_t plane_min;     // first packed plane, for target plane 0
-  int64_t halo_planes;   // packed planes = target planes + halo_planes
-  int64_t source_plane;  // numbers per packed plane
-  Packing grad;          // gradient of the weight: how the gradient of the output is packed
-};
-
-// Where channels are adjacent in memory, see depthwise_slices.h. One axis of a view: along its slices, or in
-// their plane along its lines (K_h) or columns (K_w).
-struct SliceAxis {
+// One axis of the volume, as a view sees it.
+struct DepthwiseAxis {
   int64_t in_size, out_size;
   int64_t first;           // a target reads from here on, relative to its own place
   int64_t source, target;  // strides
 };
 
+// Zeros stand for rows and columns outside the volume; lines outside are not read.
+struct SlabView {
+  DepthwiseAxis line, row, column;
+  int64_t row_halo;                  // packed rows = target rows + row_halo
+  int64_t zeros_left, begin, count;  // columns of a packed row: zeros, and those of the volume
+  int64_t pitch;                     // packed columns per row
+  int64_t other;                     // from one column tap to the next
+  int64_t packed_line, target_line;  // numbers from line to line, of sources and of targets
+};
+
+struct DepthwiseSlabs {
+  SlabView views[3];
+  int64_t source_batch, source_channel, target_batch, target_channel;  // strides
+  int64_t kernel;                                                      // 3, 5 or 7
+};
+
+// Targets of one channel.
+struct SlabTask {
+  int64_t sample;
+  int32_t view, channel;
+  int64_t line_begin, line_end, row_begin, row_end;
+};
+
 struct SliceView {
-  SliceAxis slice, line, column;
+  DepthwiseAxis slice, line, column;
   int64_t piece;        // columns of a slice that are packed together, and those around them
   int64_t packed_line;  // numbers from line to line
 };
@@ -51,10 +55,6 @@ struct SliceBlock {
   int32_t first, skip, count;
 };
 
-struct SliceTask {
-  int64_t sample, block, slice_begin, slice_end;
-};
-
 struct DepthwiseSlices {
   SliceView views[3];
   const SliceBlock* blocks;
@@ -62,19 +62,25 @@ struct DepthwiseSlices {
   int64_t kernel;                      // 3, 5 or 7
 };
 
+struct SliceTask {
+  int64_t sample, block, slice_begin, slice_end;
+};
+
+// Weights are vectors, [block or channel][column tap][row tap]; and so are the gradient's sums, behind the
+// sum of grad: [1 + column taps * row taps].
 struct DepthwiseKernel {
-  // weights: [channel][column tap][row tap]; bias: one for each channel.
-  void (*run)(const DepthwiseWalk& walk, const Task& task, const void* source, const void* weights,
-              const void* bias, void* target, const Scratch& scratch);
-  // weights: [block][column tap][row tap][lane]; bias: [block][lane]; memory for what is packed of a slice.
-  void (*run_slices)(const DepthwiseSlices& walk, const SliceTask& task, const void* source,
-                     const void* weights, const void* bias, void* target, void* memory);
-  // Adds to vectors [channel of the task][1 + column taps * row taps], whose lanes are not added to one
-  // another; the first is the sum of grad.
-  void (*run_weight)(const DepthwiseWalk& walk, const Task& task, const void* source, const void* grad,
-                     void* vectors, const Scratch& scratch);
-  // Adds the lanes of `count` vectors to one another.
-  void (*add_lanes)(const void* vectors, int64_t count, void* sums);
+  // bias: a number for each channel. packed, staged: memory for what a task packs and for its targets.
+  void (*run_slab)(const DepthwiseSlabs& slabs, const SlabTask& task, const void* source, const void* weights,
+                   const void* bias, void* target, void* packed, void* staged);
+  // Adds to `sums` of the task's channel, whose lanes are not added to one another.
+  void (*run_slab_weight)(const DepthwiseSlabs& slabs, const SlabTask& task, const void* source,
+                          const void* grad, void* sums, void* packed, void* staged);
+  // bias: a vector for each block.
+  void (*run_slice)(const DepthwiseSlices& slices, const SliceTask& task, const void* source,
+                    const void* weights, const void* bias, void* target, void* packed);
+  // Adds to `sums` of the task's block, a lane for each channel.
+  void (*run_slice_weight)(const DepthwiseSlices& slices, const SliceTask& task, const void* source,
+                           const void* grad, void* sums, void* packed);
 };
 
 }  // namespace acsconv
