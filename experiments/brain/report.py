@@ -111,7 +111,8 @@ def page(result: Mapping, link: str) -> str:
     """The text of docs/brain.md. ``link``: to the result file."""
     environment, plans = result["environment"], result["settings"]["plans"]
     text = HEAD.format(link=link)
-    text += f"\n{environment['machine']}, torch {environment['torch']}, size `{result['settings']['size']}`.{_unfinished(result)}\n\n## In short\n\n"
+    made = f"{environment['machine']}, torch {environment['torch']}, size `{result['settings']['size']}`."
+    text += f"\n{made}{_unfinished(result)}\n\n## In short\n\n"
     text += f"By how much `{OURS}` is better than the others: the mean of the differences in each turn and seed, and\n"
     text += f"in how many of these it is better.\n\n{_summary(result)}"
     for name in _trained(result["rows"]):
