@@ -29,7 +29,15 @@ from . import pointwise, reference
 from .backends import choose
 from .geometry import Geometry
 from .out_of_memory import explained
-from .transforms import AUTOCAST_DEVICES, autocast_rule, autograd_function, autograd_kernel, vmap_rule
+from .transforms import (
+    AUTOCAST_DEVICES,
+    TENSORS,
+    autocast_rule,
+    autograd_function,
+    differentiable,
+    needs_gradient,
+    vmap_rule,
+)
 
 #: The library must stay alive as long as the operators do.
 LIBRARY = torch.library.Library("acsconv", "DEF")
@@ -106,15 +114,21 @@ def backward_weight(
 
 
 def _call(name: str, *args):
-    """Calls an operator; inside ``torch.func``'s transforms as a Function, which they need to differentiate it."""
+    """Calls an operator.
+
+    Inside ``torch.func``'s transforms as a Function, which they need to differentiate it. Otherwise past autograd's
+    kernel, which does the same after one more round through the dispatcher; but not past what stands above that.
+    """
     if torch.compiler.is_compiling():
         return _OPERATORS[name](*args)
     if torch._C._are_functorch_transforms_active():
         return _FUNCTIONS[name].apply(*args)
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(*args[:3]):
+    if not needs_gradient(args):
+        with torch._C._AutoDispatchBelowAutograd():
+            return _OPERATORS[name](*args)
+    if torch._C._is_any_autocast_enabled() or torch._C._is_tracing():
         return _OPERATORS[name](*args)
-    with torch._C._AutoDispatchBelowAutograd():  # autograd's kernel, in Python, would do no more
-        return _OPERATORS[name](*args)
+    return _DIFFERENTIABLE[name].apply(*args[:TENSORS], args[TENSORS:], None)
 
 
 # ---- gradients: one set of formulas for the operators and for ACSConvFunction --------------------------------------
@@ -236,7 +250,7 @@ def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, *flat) -> Tenso
         return reference.acs_conv3d(input, weight, bias, split, geometry, groups)
     size = geometry.output_size(input.shape[2:])
     return torch.ops.acsconv.fused_forward(
-        input, weight, bias, *_fused(arguments), size, groups, tf32_is_allowed()
+        input, weight, bias, *_fused(arguments), size, groups, backend == "cuda" and tf32_is_allowed()
     )
 
 
@@ -254,7 +268,13 @@ def _backward_input(
             return pointwise.backward_input(grad_output, weight, size, geometry, format)
         return reference.backward_input(grad_output, weight, size, split, geometry, groups, format)
     return torch.ops.acsconv.fused_backward_input(
-        grad_output, weight, size, channels_last, *_fused(arguments), groups, tf32_is_allowed()
+        grad_output,
+        weight,
+        size,
+        channels_last,
+        *_fused(arguments),
+        groups,
+        backend == "cuda" and tf32_is_allowed(),
     )
 
 
@@ -263,7 +283,8 @@ def _backward_weight(
 ) -> tuple[Tensor, Tensor]:
     arguments = Arguments.of(flat)
     split, geometry, groups, _ = arguments
-    if choose("backward_weight", grad_output, arguments) == "torch":
+    backend = choose("backward_weight", grad_output, arguments)
+    if backend == "torch":
         if split is not None and pointwise.serves("backward_weight", grad_output, geometry, groups):
             grad_weight = pointwise.backward_weight(grad_output, input, geometry)
         else:
@@ -278,7 +299,7 @@ def _backward_weight(
         needs_bias,
         *_fused(arguments),
         groups,
-        tf32_is_allowed(),
+        backend == "cuda" and tf32_is_allowed(),
         float32,
     )
 
@@ -348,6 +369,9 @@ def _format(channels_last: bool) -> torch.memory_format:
 #: The operators by name.
 _OPERATORS: dict[str, torch._ops.OpOverload] = {}
 
+#: The operators as autograd Functions, by name.
+_DIFFERENTIABLE: dict[str, type[torch.autograd.Function]] = {}
+
 #: The operators as autograd Functions, for ``torch.func``: by name, the same formulas.
 _FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
 
@@ -390,7 +414,7 @@ def _register(name: str, split: str) -> None:
         LIBRARY.impl(name + suffix, explained(operation, implementation, fake), "CompositeExplicitAutograd")
         torch.library.register_fake(qualified, fake, lib=LIBRARY)
         operator = getattr(torch.ops.acsconv, name + suffix).default
-        kernel = autograd_kernel(name + suffix, operator, setup, backward)
+        _DIFFERENTIABLE[name + suffix], kernel = differentiable(name + suffix, operator, setup, backward)
         LIBRARY.impl(name + suffix, kernel, "Autograd", with_keyset=True)
         torch.library.register_vmap(qualified, vmap_rule(operator, folds), lib=LIBRARY)
         _OPERATORS[name + suffix] = operator

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -65,38 +65,51 @@ def _cast(value, device_type: str, dtype: torch.dtype):
     return value.to(dtype) if value.is_floating_point() and value.dtype != torch.float64 else value
 
 
-def autograd_kernel(
+#: So many arguments of an operator can be tensors, and they come first.
+TENSORS = 3
+
+
+def differentiable(
     name: str, operator: torch._ops.OpOverload, setup: Callable, backward: Callable
-) -> Callable:
-    """What ``torch.library.register_autograd`` would register, for operators without default values and keywords.
+) -> tuple[type[torch.autograd.Function], Callable]:
+    """An operator as an autograd Function, and the operator's autograd kernel, which applies that.
 
-    That one looks for default values in the schema at every call, which takes longer than all that we do in Python.
+    The Function takes the first :data:`TENSORS` arguments, the others as one tuple, and the dispatch keys that are
+    left, or None to dispatch anew. The kernel is what ``torch.library.register_autograd`` would register, except that
+    it does not look for default values, which these operators have not, in the schema: in every call that takes longer
+    than all that we do in Python.
     """
-    tensors = 3  # no operator has more, and they come first
 
-    def below(keyset, args: tuple):
+    def compute(args: Sequence, keys: torch._C.DispatchKeySet | None):
         with torch._C._AutoDispatchBelowAutograd():
-            return operator.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+            if keys is None:
+                return operator(*args)
+            return operator.redispatch(keys & torch._C._after_autograd_keyset, *args)
 
     def forward(ctx, *args):
-        *args, rest, keyset = args
-        args = (*args, *rest)
-        output = below(keyset, args)
+        *tensors, rest, keys = args
+        args = (*tensors, *rest)
+        output = compute(args, keys)
         setup(ctx, args, output)
         return output
 
     def gradients(ctx, *grad_outputs):
-        return (*backward(ctx, *grad_outputs)[:tensors], None, None)
+        return (*backward(ctx, *grad_outputs)[:TENSORS], None, None)
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(gradients)}
-    function = type("Differentiable_" + name, (torch.autograd.Function,), methods)
+    function = type(name, (torch.autograd.Function,), methods)
 
-    def kernel(keyset, *args):
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args[:tensors]):
-            return function.apply(*args[:tensors], args[tensors:], keyset)
-        return below(keyset, args)
+    def kernel(keys, *args):
+        if needs_gradient(args):
+            return function.apply(*args[:TENSORS], args[TENSORS:], keys)
+        return compute(args, keys)
 
-    return kernel
+    return function, kernel
+
+
+def needs_gradient(args: Sequence) -> bool:
+    """Whether autograd records an operator that is called with these arguments."""
+    return torch.is_grad_enabled() and torch._C._any_requires_grad(*args[:TENSORS])
 
 
 def autograd_function(
