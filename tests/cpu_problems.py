@@ -252,6 +252,26 @@ def depthwise_problem(seed: int, layout: str) -> Problem:
 
 
 @functools.cache
+def wide_problem(seed: int, layout: str) -> Problem:
+    """Long sums and short rows: the gather kernel's vectors run over channels. Reaches all lengths of a run."""
+    choose = random.Random(seed)
+    torch.manual_seed(seed)
+    size = [choose.randint(1, 4), choose.randint(1, 6), choose.choice([3, 5, 7, 9, 11, 13])]
+    stride = [choose.choice([1, 1, 2]) for _ in range(3)]
+    return Problem(
+        input=arrange([2, 40, *size], layout),
+        weight=values(96, 40, 3, 3),
+        bias=values(96),
+        split=[32, 16, 48],
+        stride=stride,
+        origin=[0 if view == axis else -1 for view in range(3) for axis in range(3)],
+        dilation=[1] * 9,
+        output_size=[(s - 1) // t + 1 for s, t in zip(size, stride)],
+        groups=1,
+    )
+
+
+@functools.cache
 def random_oracle(seed: int, layout: str, operation: str) -> list[tuple[Tensor, Tensor]]:
     return oracle(random_problem(seed, layout), operation)
 

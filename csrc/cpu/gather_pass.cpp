@@ -15,30 +15,6 @@
 namespace acsconv {
 namespace {
 
-// The weights of one block, in the order in which the kernel reads them.
-template <class T>
-void pack_weights(const Gather& gather, const CpuPlan& plan, const Block& block, const T* weight, T* packed) {
-  const Walk& walk = plan.walk();
-  T* to = packed + block.weights;
-  for (int32_t index = block.part_begin; index < block.part_end; ++index) {
-    const Part& part = walk.parts[index];
-    for (int64_t slice = 0; slice < part.in_count; slice += walk.channel_slice) {
-      const int64_t end = std::min(part.in_count, slice + walk.channel_slice);
-      for (int32_t t = part.tap_begin; t < part.tap_end; ++t) {
-        const GatherTap& tap = gather.taps[t];
-        for (int64_t c = slice; c < end; ++c) {
-          const T* from = weight + plan.weight_of_part(index) + c * gather.weight_in;
-          for (int32_t o = 0; o < block.out_count; ++o, from += gather.weight_out) {
-            T sum = from[tap.weights[0]];
-            for (int i = 1; i < tap.weight_count; ++i) sum += from[tap.weights[i]];
-            *to++ = sum;
-          }
-        }
-      }
-    }
-  }
-}
-
 // T is what sums are made in.
 template <class T>
 void run_gather(const Gather& gather, ScalarType type, const GatherTensors& tensors, const Threads& threads) {
@@ -49,7 +25,8 @@ void run_gather(const Gather& gather, ScalarType type, const GatherTensors& tens
   const CpuPlan plan(gather, {kernel.lanes, kernel.accumulators, sizeof(T), threads.count, cache_size()});
 
   thread_local Buffer weight_buffer, wide_buffer;
-  auto* packed = static_cast<T*>(weight_buffer.get((plan.weights_size() + tensors.bias_numbers) * sizeof(T)));
+  const int64_t bias_size = tensors.bias_numbers + 2 * kernel.lanes;  // vectors reach beyond the last channel
+  auto* packed = static_cast<T*>(weight_buffer.get((plan.weights_size() + bias_size) * sizeof(T)));
   T* bias = packed + plan.weights_size();
   if (tensors.bias == nullptr) {
     std::fill_n(bias, tensors.bias_numbers, T(0));
@@ -63,7 +40,7 @@ void run_gather(const Gather& gather, ScalarType type, const GatherTensors& tens
     weight = wide;
   }
   parallel(threads, static_cast<int64_t>(plan.blocks().size()),
-           [&](int64_t i) { pack_weights(gather, plan, plan.blocks()[i], weight, packed); });
+           [&](int64_t i) { kernel.pack_weights(plan.walk(), plan.blocks()[i], weight, packed); });
 
   parallel(threads, static_cast<int64_t>(plan.tasks().size()), [&](int64_t i) {
     thread_local Buffer ring, stage, segments;

@@ -13,18 +13,22 @@ constexpr int64_t kChannelSlice = 32;
 constexpr int64_t kChunkChannels = 64;
 constexpr int kWidestBlock = 14;  // channels; walk.cpp has no wider one
 constexpr int kMostVectors = 4;
+constexpr int kMostPositions = 14;       // voxels; the same for vectors over channels
+constexpr int64_t kShortestRun = 4;      // voxels of a row that are a run of their own
+constexpr int64_t kLongReduction = 256;  // products of a target
+constexpr double kChannelGain = 0.97;  // vectors over channels are taken where they cost this little
 constexpr double kRingShare = 0.55;      // of the second-level cache
 constexpr int64_t kStageBytes = 300000;  // staged outputs per step ...
 constexpr int64_t kHeavyWeights =
     800000;                          // ... and three times that where this many bytes of weights stream by
 constexpr double kPackCycles = 1.5;  // per number, for the split among threads only
 
-// Vectors of voxels and channels that a block of registers holds for a view's share of `channels`.
-std::pair<int, int64_t> block_shape(int64_t channels, const CpuMachine& machine) {
+// Vectors over voxels, of which `filled` is the share of lanes that are targets.
+BlockShape voxel_blocks(int64_t channels, double filled, const CpuMachine& machine) {
   // An unaligned load is two where vectors are as wide as a cache line, and now and then where they are half
   // as wide.
   const double load = machine.lanes * machine.number_size >= kCacheLine ? 2.0 : 1.3;
-  std::pair<int, int64_t> best{1, 1};
+  BlockShape best{1, 1, 0, 0};
   double best_score = -1;
   for (int vectors = kMostVectors; vectors >= 1; --vectors) {
     // Two vectors were best, or as good as any, from 8 channels on.
@@ -33,9 +37,20 @@ std::pair<int, int64_t> block_shape(int64_t channels, const CpuMachine& machine)
     const int64_t width = ceil_div(channels, ceil_div(channels, widest));
     const double work = vectors * width / 2.0;
     const double score = work / std::max({work, (load * vectors + width) / 2, 4.0});
-    if (score > best_score + 1e-9) best_score = score, best = {vectors, width};
+    if (score > best_score + 1e-9) {
+      best_score = score, best = {vectors, width, 0, static_cast<double>(channels) / filled};
+    }
   }
   return best;
+}
+
+// Vectors over channels: one or two of them, and voxels of a run.
+BlockShape channel_blocks(int64_t channels, int64_t run, const CpuMachine& machine) {
+  const int64_t vectors = ceil_div(channels, machine.lanes);
+  const int64_t most = std::min(kMostPositions, machine.accumulators / 2);
+  const int32_t positions = static_cast<int32_t>(ceil_div(run, ceil_div(run, most)));
+  return {2, ceil_div(vectors, ceil_div(vectors, 2)) * machine.lanes, positions,
+          static_cast<double>(vectors * machine.lanes)};
 }
 
 }  // namespace
@@ -88,7 +103,21 @@ std::vector<RangeChunk> range_chunks(const Gather& gather) {
 
 CpuPlan::CpuPlan(const Gather& gather, const CpuMachine& machine)
     : lattice_(gather),
-      walk_{sweep_of(gather, lattice_), lattice_.taps().data(), nullptr, nullptr, nullptr, kChannelSlice} {
+      walk_{sweep_of(gather, lattice_),
+            lattice_.taps().data(),
+            nullptr,
+            nullptr,
+            nullptr,
+            kChannelSlice,
+            nullptr,
+            nullptr,
+            gather.weight_in,
+            gather.weight_out,
+            gather.class_size(2) >= kShortestRun,
+            0} {
+  for (const GatherTap& tap : gather.taps) {
+    tap_weights_.push_back({tap.weight_count, {tap.weights[0], tap.weights[1], tap.weights[2]}});
+  }
   std::vector<int64_t> block_counts;
   for (const RangeChunk& ranges : range_chunks(gather)) {
     chunks_.push_back({ranges.in_begin, ranges.in_count, static_cast<int32_t>(blocks_.size()), 0});
@@ -102,6 +131,28 @@ CpuPlan::CpuPlan(const Gather& gather, const CpuMachine& machine)
   walk_.parts = parts_.data();
   walk_.blocks = blocks_.data();
   walk_.chunks = chunks_.data();
+  walk_.tap_weights = tap_weights_.data();
+  walk_.part_weights = part_weights_.data();
+}
+
+// Vectors over voxels, or, where these leave more lanes to the borders of rows than views of channels leave,
+// over channels.
+BlockShape CpuPlan::block_shape(const Gather& gather, const GatherRange& range,
+                                const CpuMachine& machine) const {
+  const int64_t channels = range.out_end - range.out_begin;
+  const int64_t rows = gather.class_size(1), columns = gather.class_size(2);
+  const int64_t flat = (rows - 1) * walk_.packing.pitch + columns;
+  const auto targets = static_cast<double>(rows * columns);
+  const BlockShape voxels =
+      voxel_blocks(channels, targets / static_cast<double>(round_up(flat, machine.lanes)), machine);
+  int64_t products = 0;
+  for (const GatherPart& part : range.parts) {
+    for (const GatherTap& tap : gather.taps) products += tap.set == part.set ? part.in_count : 0;
+  }
+  if (products < kLongReduction * gather.classes(0) * gather.classes(1) * gather.classes(2)) return voxels;
+  BlockShape over = channel_blocks(channels, walk_.rows_are_runs ? columns : flat, machine);
+  if (!walk_.rows_are_runs) over.cost *= static_cast<double>(flat) / targets;
+  return over.cost < kChannelGain * voxels.cost ? over : voxels;
 }
 
 // Target channels in blocks that fit into registers, for one class after the other.
@@ -110,14 +161,18 @@ void CpuPlan::cut_blocks(const Gather& gather, const CpuMachine& machine, Chunk&
   for_each_class(gather, [&](const std::array<int64_t, 3>& residue) {
     for (const GatherRange* range = ranges.begin; range != ranges.end; ++range) {
       const int64_t channels = range->out_end - range->out_begin;
-      const auto [vectors, width] = block_shape(channels, machine);
-      const int64_t count = ceil_div(channels, width);
+      const BlockShape shape = block_shape(gather, *range, machine);
+      const int64_t step = shape.positions > 0 ? machine.lanes : 1;  // blocks begin at whole vectors
+      const int64_t steps = ceil_div(channels, step), count = ceil_div(channels, shape.width);
       for (int64_t i = 0; i < count; ++i) {
-        const int64_t first = i * channels / count, last = (i + 1) * channels / count;
+        const int64_t first = i * steps / count * step;
+        const int64_t last = std::min(channels, (i + 1) * steps / count * step);
         Block block{};
         block.out_begin = static_cast<int32_t>(range->out_begin + first);
         block.out_count = static_cast<int32_t>(last - first);
-        block.vectors = vectors;
+        block.positions = shape.positions;
+        block.width = static_cast<int32_t>(round_up(last - first, step));
+        block.vectors = shape.positions > 0 ? block.width / machine.lanes : shape.vectors;
         block.single = true;
         block.part_begin = static_cast<int32_t>(parts_.size());
         block.weights = weights_size_;
@@ -127,10 +182,11 @@ void CpuPlan::cut_blocks(const Gather& gather, const CpuMachine& machine, Chunk&
           parts_.push_back({tap, tap_end, part.in_begin - chunk.in_begin, part.in_count});
           part_weights_.push_back(part.weight + first * gather.weight_out);
           block.single &= part.in_count == 1;
-          weights_size_ += (tap_end - tap) * part.in_count * block.out_count;
+          weights_size_ += (tap_end - tap) * part.in_count * block.width;
           segments += (tap_end - tap) * ceil_div(part.in_count, kChannelSlice);
         }
         block.part_end = static_cast<int32_t>(parts_.size());
+        if (shape.positions > 0) widest_sums_ = std::max<int64_t>(widest_sums_, block.width);
         segment_count_ = std::max(segment_count_, segments);
         blocks_.push_back(block);
       }
@@ -173,7 +229,8 @@ void CpuPlan::choose_strip(const Gather& gather, const CpuMachine& machine) {
   walk_.stage_plane = round_up(rows * walk_.packing.pitch, block_numbers) + block_numbers;
   walk_.stage_channel = spread(walk_.stage_plane * planes, machine.number_size);
   ring_size_ = channel_rows * walk_.packing.channel_stride * walk_.ring_planes;
-  stage_size_ = staged_channels * walk_.stage_channel;
+  walk_.sums = staged_channels * walk_.stage_channel;
+  stage_size_ = walk_.sums + walk_.stage_plane * widest_sums_;
 }
 
 TaskCosts CpuPlan::costs(const CpuMachine& machine) const {

@@ -68,6 +68,14 @@ int64_t rows_of_strip(int64_t class_rows, const Fits& fits) {
   return rows;
 }
 
+// How a view's share of target channels is cut into blocks, and what a product costs, in vectors.
+struct BlockShape {
+  int vectors;
+  int64_t width;      // most channels
+  int32_t positions;  // see Block
+  double cost;
+};
+
 class CpuPlan {
  public:
   CpuPlan(const Gather& gather, const CpuMachine& machine);
@@ -76,8 +84,6 @@ class CpuPlan {
   const Walk& walk() const { return walk_; }
   const std::vector<Task>& tasks() const { return tasks_; }
   const std::vector<Block>& blocks() const { return blocks_; }
-  // Where the weights of a block's part begin: those of its first source and target channel.
-  int64_t weight_of_part(int64_t part) const { return part_weights_[part]; }
 
   // Sizes of what a caller has to provide, in numbers; the last in segments.
   int64_t weights_size() const { return weights_size_; }
@@ -87,6 +93,7 @@ class CpuPlan {
 
  private:
   void cut_blocks(const Gather& gather, const CpuMachine& machine, Chunk& chunk, const RangeChunk& ranges);
+  BlockShape block_shape(const Gather& gather, const GatherRange& range, const CpuMachine& machine) const;
   void choose_strip(const Gather& gather, const CpuMachine& machine);
   TaskCosts costs(const CpuMachine& machine) const;
 
@@ -94,12 +101,14 @@ class CpuPlan {
   Walk walk_{};
   std::vector<Part> parts_;
   std::vector<int64_t> part_weights_;
+  std::vector<TapWeights> tap_weights_;
   std::vector<Block> blocks_;
   std::vector<Chunk> chunks_;
   std::vector<Task> tasks_;
   int64_t strip_rows_ = 0;
   int64_t weights_size_ = 0, ring_size_ = 0, stage_size_ = 0, segment_count_ = 0;
   int64_t widest_chunk_ = 0, most_targets_ = 0;  // source channels of a chunk, target channels of a chunk
+  int64_t widest_sums_ = 0;                      // numbers per voxel where vectors run over channels
 };
 
 // An odd number of cache lines, so that the same place of different channels falls into different sets of the

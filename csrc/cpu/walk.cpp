@@ -13,6 +13,7 @@
 #include "walk.h"
 
 #include "pack.h"
+#include "pack_weights.h"
 #include "sweep.h"
 
 namespace acsconv {
@@ -81,6 +82,35 @@ const Segment<T>* end_of_sum(const Segment<T>* segment, const Segment<T>* end) {
   return segment;
 }
 
+// The same where vectors run over target channels: adds the segments to `Positions` targets of Vectors *
+// lanes channels, to [position][channel] at `out`.
+template <class T, int Vectors, int Positions>
+[[gnu::noinline]] void multiply_channels(const Segment<T>* segment, const Segment<T>* end, int64_t voxel,
+                                         int64_t channel_stride, const T* bias, T* out) {
+  constexpr int lanes = kLanes<T>;
+  Vec<T> sum[Positions][Vectors];
+  unrolled<0, Positions>(
+      [&](auto p) { unrolled<0, Vectors>([&](auto v) { sum[p.value][v.value] = broadcast(T(0)); }); });
+  for (; segment != end; ++segment) {
+    const T* x = segment->x + voxel;
+    const T* w = segment->weights;
+    for (int64_t left = segment->count; left > 0; --left, x += channel_stride, w += Vectors * lanes) {
+      Vec<T> weights[Vectors];
+      unrolled<0, Vectors>([&](auto v) { weights[v.value] = load<T>(w + v.value * lanes); });
+      unrolled<0, Positions>([&](auto p) {
+        const Vec<T> source = broadcast(x[p.value]);
+        unrolled<0, Vectors>([&](auto v) { sum[p.value][v.value] += weights[v.value] * source; });
+      });
+    }
+  }
+  unrolled<0, Positions>([&](auto p) {
+    unrolled<0, Vectors>([&](auto v) {
+      T* to = out + (p.value * Vectors + v.value) * lanes;
+      store<T>(to, sum[p.value][v.value] + load<T>(bias != nullptr ? bias + v.value * lanes : to));
+    });
+  });
+}
+
 template <class T>
 using Multiply = void (*)(const Segment<T>*, const Segment<T>*, int64_t, int64_t, const T*, T*, int64_t);
 
@@ -95,6 +125,26 @@ struct MultiplyTable {
       unrolled<1, Single ? kMaxSingle : kMaxChannels>([&](auto c) {
         if constexpr (v.value * c.value <= ACSCONV_ACCUMULATORS) {
           entry[v.value][c.value] = multiply<T, v.value, c.value, Single>;
+        }
+      });
+    });
+  }
+};
+
+template <class T>
+using MultiplyChannels = void (*)(const Segment<T>*, const Segment<T>*, int64_t, int64_t, const T*, T*);
+
+constexpr int kMaxPositions = 14, kMaxChannelVectors = 2;
+
+template <class T>
+struct MultiplyChannelsTable {
+  MultiplyChannels<T> entry[kMaxChannelVectors + 1][kMaxPositions + 1] = {};
+
+  constexpr MultiplyChannelsTable() {
+    unrolled<1, kMaxChannelVectors>([&](auto v) {
+      unrolled<1, kMaxPositions>([&](auto p) {
+        if constexpr (kMaxChannelVectors * p.value <= ACSCONV_ACCUMULATORS) {
+          entry[v.value][p.value] = multiply_channels<T, v.value, p.value>;
         }
       });
     });
@@ -117,7 +167,7 @@ const Segment<T>* segments_of(const Walk& walk, const Block& block, int64_t out_
       const int64_t count = left < walk.channel_slice ? left : walk.channel_slice;
       const T* slice = ring + (part->in_begin + c) * channel_stride;
       for (const Tap* tap = walk.taps + part->tap_begin; tap != walk.taps + part->tap_end;
-           ++tap, w += count * block.out_count) {
+           ++tap, w += count * block.width) {
         const int64_t plane = first_plane + tap->plane;
         if (plane < 0 || plane >= walk.in_planes) continue;
         const int64_t ahead = first_slot + tap->plane;
@@ -130,6 +180,33 @@ const Segment<T>* segments_of(const Walk& walk, const Block& block, int64_t out_
   return segments;
 }
 
+// Calls add(from, to, before) for sums of the segments, such that all voxels go through a few kilobytes of
+// weights, body(add) being the loop over voxels, before the next ones. `before` is the bias for the first
+// sum.
+template <class T, class Voxels>
+[[gnu::always_inline]] inline void for_near_weights(const Block& block, const Segment<T>* segments,
+                                                    const Segment<T>* end, const T* bias,
+                                                    const Voxels& voxels) {
+  do {
+    const Segment<T>* const begin = segments;
+    int64_t near = 0;
+    do {
+      const Segment<T>* cut = end_of_sum<T>(segments, end);
+      for (; segments != cut; ++segments) near += segments->count * block.width * int64_t{sizeof(T)};
+    } while (segments != end && near < kNearWeights);
+    voxels([&](const auto& add) {
+      const T* before = bias;
+      const Segment<T>* from = begin;
+      do {
+        const Segment<T>* cut = end_of_sum<T>(from, segments);
+        add(from, cut, before);
+        from = cut, before = nullptr;
+      } while (from != segments);
+    });
+    bias = nullptr;
+  } while (segments != end);
+}
+
 // Computes a block in one target plane of a strip, `voxels` flat numbers per channel.
 template <class T>
 void run_block(const Walk& walk, const Block& block, const Segment<T>* segments, const Segment<T>* end,
@@ -138,31 +215,53 @@ void run_block(const Walk& walk, const Block& block, const Segment<T>* segments,
   static constexpr MultiplyTable<T, true> single;
   constexpr int lanes = kLanes<T>;
   const bool alone = block.single && block.out_count <= kMaxSingle;
-  const int64_t channel_stride = walk.packing.channel_stride;
-  const T* start = bias + block.out_begin;
-  do {
-    const Segment<T>* const begin = segments;
-    int64_t near = 0;
-    do {
-      const Segment<T>* cut = end_of_sum<T>(segments, end);
-      for (; segments != cut; ++segments) near += segments->count * block.out_count * int64_t{sizeof(T)};
-    } while (segments != end && near < kNearWeights);
+  for_near_weights<T>(block, segments, end, bias + block.out_begin, [&](const auto& for_sums) {
     for (int64_t voxel = 0; voxel < voxels;) {
       int vectors = block.vectors;
       while (vectors > 1 && voxels - voxel <= (vectors - 1) * lanes) --vectors;
       const Multiply<T> add =
           alone ? single.entry[vectors][block.out_count] : general.entry[vectors][block.out_count];
-      const T* before = start;
-      const Segment<T>* from = begin;
-      do {
-        const Segment<T>* cut = end_of_sum<T>(from, segments);
-        add(from, cut, voxel, channel_stride, before, to + voxel, walk.stage_channel);
-        from = cut, before = nullptr;
-      } while (from != segments);
+      for_sums([&](const Segment<T>* from, const Segment<T>* cut, const T* before) {
+        add(from, cut, voxel, walk.packing.channel_stride, before, to + voxel, walk.stage_channel);
+      });
       voxel += vectors * lanes;
     }
-    start = nullptr;
-  } while (segments != end);
+  });
+}
+
+// The same for a block whose vectors run over channels; `sums` is [voxel][width].
+template <class T>
+void run_channels(const Walk& walk, const Block& block, const Segment<T>* segments, const Segment<T>* end,
+                  int64_t voxels, const T* bias, T* sums, T* to) {
+  static constexpr MultiplyChannelsTable<T> table;
+  constexpr int lanes = kLanes<T>;
+  const int64_t run = walk.rows_are_runs ? walk.class_columns : voxels;
+  const int64_t pitch = walk.rows_are_runs ? walk.packing.pitch : voxels;
+  const int64_t pieces = (run + block.positions - 1) / block.positions;
+  for_near_weights<T>(block, segments, end, bias + block.out_begin, [&](const auto& for_sums) {
+    for (int64_t row = 0; row < voxels; row += pitch) {
+      for (int64_t i = 0; i < pieces; ++i) {
+        const int64_t voxel = row + i * run / pieces, next = row + (i + 1) * run / pieces;
+        const MultiplyChannels<T> add = table.entry[block.vectors][next - voxel];
+        for_sums([&](const Segment<T>* from, const Segment<T>* cut, const T* before) {
+          add(from, cut, voxel, walk.packing.channel_stride, before, sums + voxel * block.width);
+        });
+      }
+    }
+  });
+  for (int64_t first = 0; first < block.out_count; first += lanes) {
+    const int64_t left = block.out_count - first;
+    for (int64_t voxel = 0; voxel < voxels; voxel += lanes) {
+      Vec<T> square[lanes];
+      const T* from = sums + voxel * block.width + first;
+      unrolled<0, lanes>([&](auto i) { square[i.value] = load<T>(from + i.value * block.width); });
+      transpose<T>(square);
+      T* q = to + first * walk.stage_channel + voxel;
+      unrolled<0, lanes>([&](auto i) {
+        if (i.value < left) store<T>(q + i.value * walk.stage_channel, square[i.value]);
+      });
+    }
+  }
 }
 
 template <class S>
@@ -201,7 +300,12 @@ void run(const Walk& walk, const Task& task, const void* source_data, const void
       T* to = class_stage + (block->out_begin - out_begin) * walk.stage_channel;
       for (int64_t o = 0; o < planes; ++o) {
         const Segment<T>* end = segments_of(walk, *block, first + o, ring, weights, chunk.in_count, segments);
-        run_block<T>(walk, *block, segments, end, voxels, bias, to + o * walk.stage_plane);
+        T* plane = to + o * walk.stage_plane;
+        if (block->positions > 0) {
+          run_channels<T>(walk, *block, segments, end, voxels, bias, stage + walk.sums, plane);
+        } else {
+          run_block<T>(walk, *block, segments, end, voxels, bias, plane);
+        }
       }
     }
   };
@@ -215,7 +319,8 @@ void run(const Walk& walk, const Task& task, const void* source_data, const void
 
 template <class S>
 constexpr WalkKernel kernel_of() {
-  return {kLanes<Computed<S>>, ACSCONV_ACCUMULATORS, sizeof(Segment<Computed<S>>), run<S>};
+  return {kLanes<Computed<S>>, ACSCONV_ACCUMULATORS, sizeof(Segment<Computed<S>>), run<S>,
+          pack_weights<Computed<S>>};
 }
 
 extern const WalkKernel kWalkFloat64, kWalkFloat32, kWalkFloat16, kWalkBFloat16;

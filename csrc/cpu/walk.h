@@ -54,13 +54,17 @@ struct Part {
   int64_t in_begin, in_count;  // source channels, counted from the chunk's
 };
 
-// Up to 14 consecutive target channels of one class, which are computed together in registers.
+// Consecutive target channels of one class, which are computed together in registers: up to 14 where vectors
+// run over voxels, up to two vectors of them otherwise.
 struct Block {
   int32_t out_begin, out_count;
-  int32_t vectors;  // vectors of voxels per channel in registers
-  bool single;      // all its parts have one source channel
+  int32_t vectors;  // in registers: of voxels per channel, or of channels per voxel
+  int32_t
+      positions;  // most voxels in registers where vectors run over channels; 0 where they run over voxels
+  int32_t width;  // packed weights per source channel: out_count, or whole vectors
+  bool single;    // all its parts have one source channel
   int32_t part_begin, part_end;
-  int64_t weights;  // its packed weights start here: [part][channel slice][tap][channel][out_count]
+  int64_t weights;  // its packed weights start here: [part][channel slice][tap][channel][width]
 };
 
 // Consecutive groups that are computed together. With groups = 1, all there is.
@@ -89,12 +93,27 @@ struct Sweep {
   int64_t stage_channel;  // and per target channel
 };
 
+// The places of the weights that are added for one tap, among the numbers of one pair of channels.
+struct TapWeights {
+  int32_t count;
+  int64_t place[3];
+};
+
 struct Walk : Sweep {
   const Tap* taps;
   const Part* parts;
   const Block* blocks;
   const Chunk* chunks;
   int64_t channel_slice;  // a part goes through this many channels, all taps, then the next ones
+  // How weights lie before they are packed: of each tap, of each part (those of its first source and target
+  // channel), and from one source or target channel to the next.
+  const TapWeights* tap_weights;
+  const int64_t* part_weights;
+  int64_t weight_in, weight_out;
+  // Where vectors run over channels, the voxels of a plane are cut into runs: rows, or one of them all. Sums
+  // are kept as [voxel][width], behind the staged outputs, before they are transposed.
+  bool rows_are_runs;
+  int64_t sums;  // where they begin
 };
 
 // A piece of the output that one thread computes: a strip, a range of planes, a range of blocks of every
@@ -123,6 +142,8 @@ struct WalkKernel {
   // type that sums are made in, which is float for 16-bit tensors.
   void (*run)(const Walk& walk, const Task& task, const void* source, const void* weights, const void* bias,
               void* target, const Scratch& scratch);
+  // Packs a block's weights, both in that type.
+  void (*pack_weights)(const Walk& walk, const Block& block, const void* weight, void* packed);
 };
 
 }  // namespace acsconv

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 from cases import CASES
-from cpu_problems import LAYOUTS, Problem, depthwise_problem, random_problem
+from cpu_problems import LAYOUTS, Problem, depthwise_problem, random_problem, wide_problem
 
 from acsconv_cuda.geometry import default_split, resolve
 
@@ -152,6 +152,7 @@ def test_no_report_and_right_results(driver, type):
         pytest.skip("threads share the same memory whatever the type: float32 and bfloat16 are enough")
     lines = lines_of_cases(type) + lines_of_random_problems(type, random_problem, range(12))
     lines += lines_of_random_problems(type, depthwise_problem, range(6))
+    lines += lines_of_random_problems(type, wide_problem, range(6))
     result = run(driver, lines)
     assert result.returncode == 0, result.stdout[-500:] + result.stderr[:3000]
     assert result.stdout == f"{len(lines)} problems\n"

@@ -22,6 +22,7 @@ from cpu_problems import (
     random_oracle,
     random_problem,
     run,
+    wide_problem,
 )
 
 import acsconv_cuda  # noqa: F401  (defines and loads the operators)
@@ -59,6 +60,17 @@ def test_random_problems(monkeypatch, isa, layout, dtype, operation):
         if dtype != torch.float32:
             problem = problem.to(dtype)
         assert_close(problem, operation, random_oracle(seed, layout, operation))
+
+
+@pytest.mark.parametrize("operation", PASSES[:2])
+@pytest.mark.parametrize("seed", range(8))
+def test_wide_problems(monkeypatch, seed, operation):
+    problem = wide_problem(seed, LAYOUTS[seed % 2])
+    expected = oracle(problem, operation)
+    for isa in ISAS:
+        monkeypatch.setenv("ACSCONV_CPU_ISA", isa)
+        for dtype in DTYPES:
+            assert_close(problem if dtype == torch.float32 else problem.to(dtype), operation, expected)
 
 
 @pytest.mark.parametrize("operation", PASSES)
