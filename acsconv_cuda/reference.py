@@ -302,12 +302,17 @@ def _input_gradient(
         piece.in_end - piece.in_begin,
         *(len(range(a.begin, a.end, a.step)) for a in axes),
     )
-    if grad_output.device.type == "cpu":
+    on_cpu = grad_output.device.type == "cpu"
+    if on_cpu:
         # Memory that nothing reads or writes. oneDNN would write a smaller tensor out in full, and contiguous.
         x = torch.empty(shape, dtype=dtype, memory_format=format)
     else:
         x = grad_output.new_empty(1, dtype=dtype).expand(shape)
     arguments = _arguments(x, weight.to(dtype), piece.view, geometry, axes, False)
+    if not on_cpu:
+        # Of two tensors that say which format to compute in, x has none.
+        kernel = torch.empty_like(arguments[1], memory_format=format).copy_(arguments[1])
+        arguments = (x, kernel, *arguments[2:])
     share = _convolution_backward(
         _of_full_convolution(grad_output, axes).to(dtype), arguments, piece.groups, 0
     )
