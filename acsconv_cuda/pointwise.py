@@ -87,8 +87,10 @@ def backward_weight(grad_output: Tensor, input: Tensor, geometry: Geometry) -> T
         total = grad.new_zeros(grad.shape, dtype=torch.float32)  # not rounded from sample to sample
         for a, b in zip(left, right, strict=True):
             total += torch.mm(a, b.t(), out=grad)
-        grad = total.to(g.dtype)
-    return (grad.t().contiguous() if swapped else grad)[:, :, None, None]
+        grad = total
+    grad_weight = g.new_empty(g.shape[-2], x.shape[-2], 1, 1)
+    grad_weight[:, :, 0, 0].copy_(grad.t() if swapped else grad)
+    return grad_weight
 
 
 def _empty(like: Tensor, channels: int, size: Sequence[int], format: torch.memory_format) -> Tensor:

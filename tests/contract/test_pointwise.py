@@ -125,6 +125,18 @@ def test_backward_inside_autocast_is_not_cast():
     torch.testing.assert_close(run(True), run(False), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", [(4, 6), (6, 4)])
+def test_results_may_be_changed_in_place(channels, stride):
+    """Autograd refuses that for views that an operator returned."""
+    for format in FORMATS.values():
+        input = torch.randn(2, channels[0], 3, 4, 5).contiguous(memory_format=format).requires_grad_()
+        weight = torch.randn(channels[1], channels[0], 1, 1, requires_grad=True)
+        out = acs_conv3d(input, weight, stride=stride).relu_()
+        for grad in torch.autograd.grad(out.square().sum(), (input, weight), create_graph=True):
+            grad.mul_(2)
+
+
 def allocated(function):
     """Bytes that are allocated while the function runs, those freed again included."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
