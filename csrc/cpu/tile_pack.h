@@ -2,7 +2,7 @@
 // source keep their 16 bits.
 #pragma once
 
-#include "pack.h"
+#include "places.h"
 #include "tile.h"
 #include "tile_walk.h"
 
@@ -71,14 +71,90 @@ inline void pack_tile_row(uint16_t* to, int64_t channels, const uint16_t* from, 
   }
 }
 
-// Packs the channels of one panel, see TileWalk.
-inline void pack_tile_panel(const Packing& packing, const uint16_t* plane, int64_t channels,
-                            int64_t row_begin, int64_t rows, int64_t positions, uint16_t* to) {
-  pack_positions(packing, plane, row_begin, rows, channels, positions, to,
-                 [&](uint16_t* row, const uint16_t* from, int64_t voxel_stride, int64_t count, int64_t) {
-                   pack_tile_row(row, channels, from, packing.source.channel, voxel_stride, count);
-                 });
+// The numbers of two vectors in turns, within each 16 bytes: those of their low halves, or of the high ones.
+template <int First, int... Lane>
+[[gnu::always_inline]] inline Words pairs_of_halves(Vec<uint16_t> a, Vec<uint16_t> b, Indices<Lane...>) {
+  constexpr int lanes = sizeof...(Lane);
+#if defined(__clang__) || __GNUC__ >= 12
+  return bits_as<Words>(
+      __builtin_shufflevector(a, b, (Lane / 8 * 8 + First + Lane % 8 / 2 + Lane % 2 * lanes)...));
+#else
+  return bits_as<Words>(
+      __builtin_shuffle(a, b, Vec<uint16_t>{(Lane / 8 * 8 + First + Lane % 8 / 2 + Lane % 2 * lanes)...}));
+#endif
+}
+
+// All rows of a panel, to the places of their voxels, in two squares of pairs of channels: one has the first
+// four voxels of every eight, the other the last four. What lies behind a position is written after it, or is
+// zero.
+inline void pack_tile_plane(const PlanePlaces& places, const uint16_t* plane, int64_t channel_stride,
+                            int64_t channels, uint16_t* to) {
+  constexpr int lanes = kLanes<uint32_t>, voxels = 2 * lanes;
+  using All = typename MakeIndices<voxels>::Type;
+  for (int64_t next = 0; next < places.count; next += voxels) {
+    // The last squares overlap those before them rather than read past the plane.
+    const int64_t v = next + voxels <= places.count ? next : places.count - voxels;
+    const int32_t* place = places.place + v;
+    for (int64_t c = (channels - 1) / voxels * voxels; c >= 0; c -= voxels) {
+      const uint16_t* from = plane + places.first + v + c * channel_stride;
+      auto load_channel = [&](int64_t channel) {
+        return c + channel < channels ? load<uint16_t>(from + channel * channel_stride) : Vec<uint16_t>{};
+      };
+      Words low[lanes], high[lanes];
+      unrolled<0, lanes>([&](auto i) {
+        const Vec<uint16_t> even = load_channel(2 * i.value), odd = load_channel(2 * i.value + 1);
+        low[i.value] = pairs_of_halves<0>(even, odd, All{});
+        high[i.value] = pairs_of_halves<4>(even, odd, All{});
+      });
+      transpose<uint32_t>(low);
+      transpose<uint32_t>(high);
+      unrolled<0, voxels>([&](auto i) {
+        constexpr int in_square = i.value / 8 * 4 + i.value % 4;
+        const Words& pairs = i.value % 8 < 4 ? low[in_square] : high[in_square];
+        if (place[i.value] >= 0) __builtin_memcpy(to + place[i.value] * channels + c, &pairs, sizeof(Words));
+      });
+    }
+  }
+}
+
+// Packs the channels of one panel, see TileWalk; `places` where find_places found them, else null.
+inline void pack_tile_panel(const Packing& packing, const PlanePlaces* places, const uint16_t* plane,
+                            int64_t channels, int64_t row_begin, int64_t rows, int64_t positions,
+                            uint16_t* to) {
+  const int64_t channel_stride = packing.source.channel;
+  if (places != nullptr) {
+    pack_tile_plane(*places, plane, channel_stride, channels, to);
+    pack_zeros(packing, plane, row_begin, rows, channels, positions, to);
+  } else {
+    pack_positions(packing, plane, row_begin, rows, channels, positions, to,
+                   [&](uint16_t* row, const uint16_t* from, int64_t voxel_stride, int64_t count, int64_t) {
+                     pack_tile_row(row, channels, from, channel_stride, voxel_stride, count);
+                   });
+  }
   fill_zero(to + packing.phase_count * positions * channels, kTileDepth);
+}
+
+// See TileKernel::transpose.
+inline void transpose_weights(const uint16_t* from, int64_t stride, int64_t channels, int64_t numbers,
+                              uint16_t* to) {
+  constexpr int lanes = kLanes<uint32_t>;
+  for (int64_t next = 0; next < numbers; next += 2 * lanes) {
+    const int64_t k = next + 2 * lanes <= numbers ? next : numbers - 2 * lanes;
+    for (int64_t o = 0; o < kTileColumns; o += lanes) {
+      Words square[lanes];
+      unrolled<0, lanes>([&](auto i) {
+        square[i.value] = Words{};
+        if (o + i.value < channels)
+          __builtin_memcpy(&square[i.value], from + (o + i.value) * stride + k, sizeof(Words));
+      });
+      transpose<uint32_t>(square);
+      unrolled<0, 2 * lanes>([&](auto i) {
+        const Words numbers_of_pair = square[i.value / 2] >> (i.value % 2 * 16) & 0xffff;
+        *reinterpret_cast<UnalignedShortWords*>(to + (k + i.value) * kTileColumns + o) =
+            __builtin_convertvector(numbers_of_pair, ShortWords);
+      });
+    }
+  }
 }
 
 // Adds the bias to sums[voxels][width] and stages them as [channel][voxel].

@@ -94,13 +94,17 @@ inline void run_tiles(const TileWalk& walk, const Task& task, const void* source
   alignas(64) float sums[kTileVoxels * kTileColumns];
   Tiles tiles;
 
+  PlanePlaces places;
   auto pack = [&](int64_t plane) {
     uint16_t* to = ring + plane % walk.ring_planes * chunk.plane_size;
+    const int64_t row_begin = walk.packing.row_min + task.row_begin;
+    const bool found = find_places(walk.packing, row_begin, rows + walk.packing.halo_rows, walk.positions,
+                                   kLanes<uint16_t>, places);
     for (const TilePanel* panel = walk.panels + chunk.panel_begin; panel != walk.panels + chunk.panel_end;
          ++panel) {
-      pack_tile_panel(walk.packing, source + plane * from.plane + panel->in_begin * from.channel,
-                      panel->in_count, walk.packing.row_min + task.row_begin, rows + walk.packing.halo_rows,
-                      walk.positions, to + panel->offset);
+      pack_tile_panel(walk.packing, found ? &places : nullptr,
+                      source + plane * from.plane + panel->in_begin * from.channel, panel->in_count,
+                      row_begin, rows + walk.packing.halo_rows, walk.positions, to + panel->offset);
     }
   };
   auto compute = [&](int64_t residue, int64_t column_class, int64_t first, int64_t planes) {
@@ -136,7 +140,7 @@ inline void run_tiles(const TileWalk& walk, const Task& task, const void* source
 }
 
 extern const TileKernel kTiles;
-const TileKernel kTiles = {sizeof(TileSegment), run_tiles};
+const TileKernel kTiles = {sizeof(TileSegment), transpose_weights, run_tiles};
 
 }  // namespace ACSCONV_ISA
 }  // namespace acsconv

@@ -57,6 +57,9 @@ struct TileWalk : Sweep {
 
 struct TileKernel {
   int32_t segment_size;  // bytes
+  // to[number][kTileColumns] = from[channel][number] for `channels` rows of at least kTileDepth numbers,
+  // `stride` apart; zeros for the channels that are missing.
+  void (*transpose)(const uint16_t* from, int64_t stride, int64_t channels, int64_t numbers, uint16_t* to);
   // As WalkKernel::run, but for weights: bfloat16.
   void (*run)(const TileWalk& walk, const Task& task, const void* source, const void* weights,
               const void* bias, void* target, const Scratch& scratch);
