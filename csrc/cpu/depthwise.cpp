@@ -79,9 +79,9 @@ void write_rows(const T* from, int64_t pitch, int64_t rows, int64_t columns, S* 
   }
 }
 
-// Packs a task's sources and calls body(x, first, outputs, flat) for all tiles of a piece of its lines: the
-// tile's outputs are those from line `first` of the task on, at the flat index. begin_piece(first, outputs)
-// is called before them, end_piece after them.
+// Packs a task's sources and calls body(x, outputs, flat) for all tiles of a piece of its lines, at the flat
+// index of each vector of voxels. begin_piece(first, outputs) is called before them, end_piece after them;
+// the piece begins with line `first` of the task.
 template <class S, class T, class Begin, class Body, class End>
 [[gnu::always_inline]] inline void for_each_slab_tile(const DepthwiseSlabs& slabs, const SlabTask& task,
                                                       const S* source, T* packed, const Begin& begin_piece,

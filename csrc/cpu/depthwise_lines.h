@@ -6,8 +6,7 @@
 // A vector is 16 voxels of one channel or 16 channels of one voxel: here they differ in strides alone.
 #pragma once
 
-#include <cstdint>
-
+#include "depthwise_walk.h"
 #include "vec.h"
 
 namespace acsconv {
@@ -15,7 +14,7 @@ namespace ACSCONV_ISA {
 
 constexpr int kMostTaps = 49;
 // Outputs of a line in registers, beside up to 7 weights and a source.
-constexpr int kLine = ACSCONV_ACCUMULATORS < 24 ? 6 : 14;
+constexpr int kLine = ACSCONV_ACCUMULATORS < 24 ? 6 : kMostOutputs;
 
 // What a tile reads: vectors at source + place * line + column tap * other, place = output + row tap.
 template <class T>

@@ -11,10 +11,9 @@
 namespace acsconv {
 namespace {
 
-constexpr int64_t kFarthest = 64;  // a displacement beyond which slabs would be mostly zeros
-constexpr int64_t kSmallest = 8;   // rows of a slab, columns of a piece of a slice
-constexpr int64_t kFewestLines = 28;
-constexpr int64_t kMostLines = 14;    // that a tile has
+constexpr int64_t kFarthest = 64;     // a displacement beyond which slabs would be mostly zeros
+constexpr int64_t kSmallest = 8;      // rows of a slab, columns of a piece of a slice
+constexpr int64_t kFewestLines = 28;  // of a slab that is cut along them: two tiles
 constexpr double kSlabShare = 0.6;    // of the second-level cache, for what is packed of a slab
 constexpr double kSliceShare = 0.25;  // and of a slice
 constexpr int64_t kSliceTasks = 64;   // what the work is cut into, where there are as many slices
@@ -82,7 +81,7 @@ SlabPlan::SlabPlan(const Problem& p, bool mirrored, int lanes, int number_size, 
     v.packed_line = packed_line(rows);
     v.target_line = spread(rows * v.pitch + 2 * lanes, number_size);
     packed_size_ = std::max(packed_size_, slab(lines, rows));
-    staged_size_ = std::max(staged_size_, kMostLines * v.target_line);
+    staged_size_ = std::max(staged_size_, kMostOutputs * v.target_line);
 
     const int64_t begin = view_channels_begin(p.split, view);
     for (int64_t c = begin; c < begin + p.split[view]; ++c) {

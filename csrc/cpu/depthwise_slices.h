@@ -5,8 +5,7 @@
 #pragma once
 
 #include "depthwise_lines.h"
-#include "depthwise_walk.h"
-#include "pack.h"
+#include "number.h"
 
 namespace acsconv {
 namespace ACSCONV_ISA {

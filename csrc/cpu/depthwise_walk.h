@@ -9,9 +9,11 @@
 // Plain data only, and no functions, as in walk.h.
 #pragma once
 
-#include "walk.h"
+#include <cstdint>
 
 namespace acsconv {
+
+constexpr int kMostOutputs = 14;  // of a tile
 
 // One axis of the volume, as a view sees it.
 struct DepthwiseAxis {
@@ -66,16 +68,17 @@ struct SliceTask {
   int64_t sample, block, slice_begin, slice_end;
 };
 
-// Weights are vectors, [block or channel][column tap][row tap]; and so are the gradient's sums, behind the
-// sum of grad: [1 + column taps * row taps].
+// Weights lie as the tiles take them, [column tap][row tap] for each channel or block; so do the gradient's
+// sums of vectors, [1 + column taps * row taps], behind the sum of grad.
 struct DepthwiseKernel {
-  // bias: a number for each channel. packed, staged: memory for what a task packs and for its targets.
+  // weights, bias: numbers, for all channels. packed, staged: memory for what a task packs and for its
+  // targets.
   void (*run_slab)(const DepthwiseSlabs& slabs, const SlabTask& task, const void* source, const void* weights,
                    const void* bias, void* target, void* packed, void* staged);
   // Adds to `sums` of the task's channel, whose lanes are not added to one another.
   void (*run_slab_weight)(const DepthwiseSlabs& slabs, const SlabTask& task, const void* source,
                           const void* grad, void* sums, void* packed, void* staged);
-  // bias: a vector for each block.
+  // weights, bias: vectors, for all blocks.
   void (*run_slice)(const DepthwiseSlices& slices, const SliceTask& task, const void* source,
                     const void* weights, const void* bias, void* target, void* packed);
   // Adds to `sums` of the task's block, a lane for each channel.
