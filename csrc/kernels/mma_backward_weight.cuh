@@ -67,7 +67,8 @@ struct MmaBackwardWeight {
 
 template <class Config>
 __device__ __forceinline__ void load_stage(const MmaWeightWork& work, const WeightGeometry& geometry,
-                                           const WeightTile& tile, const typename Config::Scalar* grad_output,
+                                           const WeightTile& tile, int first_channel,
+                                           const typename Config::Scalar* grad_output,
                                            const typename Config::Scalar* input, unsigned char* memory,
                                            unsigned char* stage) {
   using Scalar = typename Config::Scalar;
@@ -85,7 +86,7 @@ __device__ __forceinline__ void load_stage(const MmaWeightWork& work, const Weig
                           x,
                           p.input.channel,
                           geometry.input_stride[kAlongW],
-                          geometry.first_channel,
+                          first_channel,
                           geometry.channels,
                           geometry.halo_voxels,
                           outside_box(read, geometry.input_end, geometry.halo, geometry.shift),
@@ -149,6 +150,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
   const int share = warp / (kTaps * Config::kGroups);
   const int64_t tiles = weight_tiles(work.problem, view, Config::kInner, Config::kPair);
   const int64_t first_tile = tiles * part / work.parts, last_tile = tiles * (part + 1) / work.parts;
+  const int first_channel = geometry.first_channel;  // looked up in every tile, it would cost registers
   const bool sums_bias = work.bias && channel_block == 0;
 
   // Matrices of a fragment of x: lane bit 3 is the upper 8 channels, bit 4 the second row of the pair; of two
@@ -169,7 +171,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
   if (first_tile < last_tile) ahead = tile_at(geometry, first_tile);  // there may be no voxels at all
   const auto load_next = [&](int64_t tile, int stage) {
     if (tile < last_tile) {
-      load_stage<Config>(work, geometry, ahead, grad_output, input, memory,
+      load_stage<Config>(work, geometry, ahead, first_channel, grad_output, input, memory,
                          memory + Config::kFirstStage + stage * Config::kStage);
       next_tile(geometry, ahead);
     }

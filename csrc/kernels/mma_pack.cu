@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads)
     const int half = in_unit % 2, unit = static_cast<int>(unit_index % pack.units);
     const int step = static_cast<int>(unit_index / pack.units % work.steps);
     const int block = static_cast<int>(unit_index / pack.units / work.steps);
-    const int64_t first_pair = block / work.column_blocks * group_pairs;
+    const int64_t first_pair = group_of_block(work, block) * group_pairs;
 
     int view, column, outer, inner;
     MmaStep reduced;

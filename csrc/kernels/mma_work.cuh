@@ -74,12 +74,20 @@ struct ChannelRange {
   int begin, end;
 };
 
+// A block's group, and its number in the group. Divided without a sign: with one, kernels spilled.
+ACSCONV_HD inline unsigned group_of_block(const MmaWork& work, int block) {
+  return static_cast<unsigned>(block) / static_cast<unsigned>(work.column_blocks);
+}
+ACSCONV_HD inline int block_in_group(const MmaWork& work, int block) {
+  return static_cast<int>(static_cast<unsigned>(block) % static_cast<unsigned>(work.column_blocks));
+}
+
 // Where the channels of a block's group begin: elements of the source, of the result, and of the bias.
 struct GroupOffsets {
   int64_t source, result, bias;
 };
 __device__ __forceinline__ GroupOffsets group_offsets(const MmaWork& work, int block) {
-  const int64_t group = block / work.column_blocks;
+  const int64_t group = group_of_block(work, block);
   return {group * work.reduced * work.source.channel, group * work.columns * work.result.channel,
           group * work.columns};
 }
@@ -87,7 +95,7 @@ __device__ __forceinline__ GroupOffsets group_offsets(const MmaWork& work, int b
 // One view per warp: the channels of a view in a block of channels, in its group.
 ACSCONV_HD inline ChannelRange view_columns(const MmaWork& work, int view, int block) {
   const int before = view_channels_begin(work.split, view), size = work.split[view];
-  const int begin = block % work.column_blocks * work.view_columns[view];
+  const int begin = block_in_group(work, block) * work.view_columns[view];
   const int end = begin + work.view_columns[view];
   return {before + (begin < size ? begin : size), before + (end < size ? end : size)};
 }
@@ -97,7 +105,7 @@ struct BlockColumns {
   ChannelRange range;
 };
 ACSCONV_HD inline BlockColumns block_columns(const MmaWork& work, int block, int width) {
-  block %= work.column_blocks;
+  block = block_in_group(work, block);
   BlockColumns result{-1, {0, work.columns}};
   if (work.view_per_block) {
     result.view = 0;

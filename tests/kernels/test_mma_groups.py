@@ -193,7 +193,7 @@ def test_no_bank_conflicts(emulator, which):
 
 BUGS = [  # of the gradient of the weight: test_mma_weight_bugs.py
     ("mma_work.cuh", "{group * work.reduced * work.source.channel,", "{0,"),
-    ("mma_pack.cu", "block / work.column_blocks * group_pairs", "0"),
+    ("mma_pack.cu", "group_of_block(work, block) * group_pairs", "0"),
     ("dispatch.cu", "run.first_output * p.output.channel;", "0;"),
 ]
 
