@@ -205,7 +205,9 @@ inline std::string mma_rejection(const Problem& p, bool forward, bool allow_tf32
   if (p.stride[1] != stride || p.stride[2] != stride) return "strides differ between axes";
   if (stride > 2) return "a stride above 2";
   for (int axis = 0; axis < 3 && stride == 2 && !forward; ++axis) {
-    if (p.dilation[(axis + 1) % 3][axis] != 1) return "dilation in the gradient of the input of stride 2";
+    if (p.dilation[(axis + 1) % 3][axis] % 2 == 0) {
+      return "an even dilation in the gradient of the input of stride 2";
+    }
   }
   if (p.in_channels < kLeastChannels || p.out_channels < kLeastChannels) return "4 channels or fewer";
   return {};

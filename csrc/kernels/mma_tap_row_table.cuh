@@ -5,9 +5,9 @@
 // of 2 makes the taps that share voxels those of one parity:
 //
 //   forward             odd and even taps of a row are steps of their own, of K / 2 and K / 2 + 1 taps
-//   gradient of input   a tile has result positions of one residue class modulo 2 on every axis, which either
-//                       the odd or the even taps reach. A view takes part where its middle tap reaches the
-//                       class of its thin axis.
+//   gradient of input   a tile has result positions of one residue class on every axis, modulo twice the
+//                       dilation, which is odd: either the odd or the even taps reach them. A view takes
+//                       part where its middle tap reaches the class of its thin axis.
 //
 // Soft ACS adds up what several views read of one voxel in the first one's weights (fold_soft.h). So the
 // coronal view leaves out the middle inner taps, and the sagittal one those and the row of the middle outer
@@ -162,9 +162,10 @@ struct TapRowTable {
 
 // Position of the source for entry `i` of an axis.
 __device__ __forceinline__ int tap_row_position(const MmaWork& work, const MmaPlace& place, int axis, int i) {
-  const int middle = work.kernel / 2;
+  const int middle = work.kernel / 2, dilation = work.dilation[axis];
   if (work.halves) {  // half of what is even with the first tap of the class's parity, 0 or 1
-    return place.first[axis] + i + ((place.residue[axis] + work.centre[axis] - middle + 1) >> 1);
+    const int first = place.residue[axis] + work.centre[axis] - middle * dilation;
+    return dilation * (place.first[axis] + i) + ((first + (first & 1) * dilation) >> 1);
   }
   return source_position(work, place, work.stride, axis, middle, i);
 }

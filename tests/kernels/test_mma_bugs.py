@@ -93,6 +93,8 @@ BUGS = [
     Bug("outer tap of another class", TABLE,
         "outer = 2 * index + parity_of_class(work, block, outer_axis(view));", "outer = 2 * index;", WRONG,
         "backward_input", STRIDED),
+    Bug("dilation of a class forgotten", TABLE, "dilation * (place.first[axis] + i)", "(place.first[axis] + i)",
+        WRONG, "backward_input", replace(STRIDED, dilation=(1, 3, 1), padding=(1, 3, 1))),
     Bug("inner taps of another class", PACK, "!by_parity ? place :", "", WRONG, layer=FIVE),
     Bug("folded taps read again at stride 2", TABLE, "work.soft && view > 0 &&", "work.soft && view > 1 &&", WRONG,
         "soft_backward_input", STRIDED),
