@@ -253,7 +253,7 @@ def depthwise_problem(seed: int, layout: str) -> Problem:
 
 @functools.cache
 def wide_problem(seed: int, layout: str) -> Problem:
-    """Long sums and short rows: the gather kernel's vectors run over channels.."""
+    """Long sums and short rows: the gather kernel's vectors run over channels."""
     choose = random.Random(seed)
     torch.manual_seed(seed)
     size = [choose.randint(1, 4), choose.randint(1, 6), choose.choice([3, 5, 7, 9, 11, 13])]

@@ -143,8 +143,9 @@ BlockShape CpuPlan::block_shape(const Gather& gather, const GatherRange& range,
   const int64_t rows = gather.class_size(1), columns = gather.class_size(2);
   const int64_t flat = (rows - 1) * walk_.packing.pitch + columns;
   const auto targets = static_cast<double>(rows * columns);
-  const BlockShape voxels =
-      voxel_blocks(channels, targets / static_cast<double>(round_up(flat, machine.lanes)), machine);
+  const double filled =
+      columns % machine.lanes == 0 ? 1.0 : targets / static_cast<double>(round_up(flat, machine.lanes));
+  const BlockShape voxels = voxel_blocks(channels, filled, machine);
   int64_t products = 0;
   for (const GatherPart& part : range.parts) {
     for (const GatherTap& tap : gather.taps) products += tap.set == part.set ? part.in_count : 0;

@@ -34,12 +34,13 @@ constexpr int64_t kTermsPerSum = 64;
 // first-level cache.
 constexpr int64_t kNearWeights = 12000;
 
-// Adds the segments to Vectors * lanes targets of Channels target channels, from flat voxel index `voxel` on:
-// to the bias, if there is one, or to what `out` holds.
+// Adds the segments to Vectors * lanes targets of Channels target channels: to the bias, if there is one, or
+// to what `out` holds. The first vector begins at flat voxel index `voxel`, the next one `spacing` further.
 // Single: every segment is one channel, as in a depthwise layer.
 template <class T, int Vectors, int Channels, bool Single>
 [[gnu::noinline]] void multiply(const Segment<T>* segment, const Segment<T>* end, int64_t voxel,
-                                int64_t channel_stride, const T* bias, T* out, int64_t out_stride) {
+                                int64_t spacing, int64_t channel_stride, const T* bias, T* out,
+                                int64_t out_stride) {
   constexpr int lanes = kLanes<T>;
   Vec<T> sum[Channels][Vectors];
   unrolled<0, Channels>(
@@ -49,7 +50,7 @@ template <class T, int Vectors, int Channels, bool Single>
     const T* w = segment->weights;
     for (int64_t left = Single ? 1 : segment->count; left > 0; --left, x += channel_stride, w += Channels) {
       Vec<T> voxels[Vectors];
-      unrolled<0, Vectors>([&](auto v) { voxels[v.value] = load<T>(x + v.value * lanes); });
+      unrolled<0, Vectors>([&](auto v) { voxels[v.value] = load<T>(x + v.value * spacing); });
       unrolled<0, Channels>([&](auto c) {
         const Vec<T> weight = broadcast(w[c.value]);
         unrolled<0, Vectors>([&](auto v) { sum[c.value][v.value] += voxels[v.value] * weight; });
@@ -60,7 +61,7 @@ template <class T, int Vectors, int Channels, bool Single>
     T* to = out;
     unrolled<0, Channels>([&](auto c) {
       unrolled<0, Vectors>([&](auto v) {
-        T* at = to + v.value * lanes;
+        T* at = to + v.value * spacing;
         store<T>(at, sum[c.value][v.value] + before(at, c.value));
       });
       to += out_stride;
@@ -112,7 +113,8 @@ template <class T, int Vectors, int Positions>
 }
 
 template <class T>
-using Multiply = void (*)(const Segment<T>*, const Segment<T>*, int64_t, int64_t, const T*, T*, int64_t);
+using Multiply = void (*)(const Segment<T>*, const Segment<T>*, int64_t, int64_t, int64_t, const T*, T*,
+                          int64_t);
 
 constexpr int kMaxVectors = 4, kMaxChannels = 14, kMaxSingle = 2;
 
@@ -216,14 +218,29 @@ void run_block(const Walk& walk, const Block& block, const Segment<T>* segments,
   constexpr int lanes = kLanes<T>;
   const bool alone = block.single && block.out_count <= kMaxSingle;
   for_near_weights<T>(block, segments, end, bias + block.out_begin, [&](const auto& for_sums) {
-    for (int64_t voxel = 0; voxel < voxels;) {
-      int vectors = block.vectors;
-      while (vectors > 1 && voxels - voxel <= (vectors - 1) * lanes) --vectors;
+    auto add_vectors = [&](int64_t voxel, int vectors, int64_t spacing) {
       const Multiply<T> add =
           alone ? single.entry[vectors][block.out_count] : general.entry[vectors][block.out_count];
       for_sums([&](const Segment<T>* from, const Segment<T>* cut, const T* before) {
-        add(from, cut, voxel, walk.packing.channel_stride, before, to + voxel, walk.stage_channel);
+        add(from, cut, voxel, spacing, walk.packing.channel_stride, before, to + voxel, walk.stage_channel);
       });
+    };
+    if (walk.class_columns % lanes == 0) {
+      // Whole vectors of each row, and as many rows together: no lane falls on a border.
+      const int64_t pitch = walk.packing.pitch, rows = (voxels + pitch - 1) / pitch;
+      for (int64_t row = 0; row < rows; row += block.vectors) {
+        const int64_t left = rows - row;
+        const int vectors = left < block.vectors ? static_cast<int>(left) : block.vectors;
+        for (int64_t column = 0; column < walk.class_columns; column += lanes) {
+          add_vectors(row * pitch + column, vectors, pitch);
+        }
+      }
+      return;
+    }
+    for (int64_t voxel = 0; voxel < voxels;) {
+      int vectors = block.vectors;
+      while (vectors > 1 && voxels - voxel <= (vectors - 1) * lanes) --vectors;
+      add_vectors(voxel, vectors, lanes);
       voxel += vectors * lanes;
     }
   });

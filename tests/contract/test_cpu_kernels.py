@@ -38,6 +38,7 @@ LAYERS = [
     (3, 20, (12, 30, 37), 7, 2),
     (100, 44, (4, 4, 4), 3, 1),  # rows far shorter than a vector
     (20, 10, (30, 9, 3), 1, 1),
+    (20, 22, (4, 5, 32), 3, 1),  # rows of whole vectors, and an odd number of them
     (9, 9, (13, 14, 20), 7, 1, 9),  # depthwise
     (16, 16, (26, 24, 20), 5, 1, 16),  # contiguous in several slabs
     (21, 21, (24, 2, 400), 3, 1, 21),  # channels-last slices in several pieces
