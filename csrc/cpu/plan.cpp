@@ -13,22 +13,22 @@ constexpr int64_t kChannelSlice = 32;
 constexpr int64_t kChunkChannels = 64;
 constexpr int kWidestBlock = 14;  // channels; walk.cpp has no wider one
 constexpr int kMostVectors = 4;
-constexpr int kMostPositions = 14;       // voxels; the same for vectors over channels
-constexpr int64_t kShortestRun = 4;      // voxels of a row that are a run of their own
-constexpr int64_t kLongReduction = 256;  // products of a target
-constexpr double kChannelGain = 0.97;    // vectors over channels are taken where they cost this little
+constexpr int kMostPositions = 14;   // voxels; the same for vectors over channels
+constexpr int64_t kShortestRun = 4;  // voxels of a row that are a run of their own
+// Products of a target from which vectors begin with rows, and may run over channels.
+constexpr int64_t kRowReduction = 64, kLongReduction = 256;
 constexpr double kRingShare = 0.55;      // of the second-level cache
 constexpr int64_t kStageBytes = 300000;  // staged outputs per step ...
 constexpr int64_t kHeavyWeights =
     800000;                          // ... and three times that where this many bytes of weights stream by
 constexpr double kPackCycles = 1.5;  // per number, for the split among threads only
 
-// Vectors over voxels, of which `filled` is the share of lanes that are targets.
-BlockShape voxel_blocks(int64_t channels, double filled, const CpuMachine& machine) {
+// Vectors over voxels.
+BlockShape voxel_blocks(int64_t channels, const CpuMachine& machine) {
   // An unaligned load is two where vectors are as wide as a cache line, and now and then where they are half
   // as wide.
   const double load = machine.lanes * machine.number_size >= kCacheLine ? 2.0 : 1.3;
-  BlockShape best{1, 1, 0, 0};
+  BlockShape best{1, 1, 0, false, 0};
   double best_score = -1;
   for (int vectors = kMostVectors; vectors >= 1; --vectors) {
     // Two vectors were best, or as good as any, from 8 channels on.
@@ -38,19 +38,20 @@ BlockShape voxel_blocks(int64_t channels, double filled, const CpuMachine& machi
     const double work = vectors * width / 2.0;
     const double score = work / std::max({work, (load * vectors + width) / 2, 4.0});
     if (score > best_score + 1e-9) {
-      best_score = score, best = {vectors, width, 0, static_cast<double>(channels) / filled};
+      best_score = score, best = {vectors, width, 0, false, static_cast<double>(channels)};
     }
   }
   return best;
 }
 
-// Vectors over channels: one or two of them, and voxels of a run.
+// Vectors over channels: one or two of them, and voxels of a run. The last factor is what layers showed whose
+// lanes are all used either way.
 BlockShape channel_blocks(int64_t channels, int64_t run, const CpuMachine& machine) {
   const int64_t vectors = ceil_div(channels, machine.lanes);
   const int64_t most = std::min(kMostPositions, machine.accumulators / 2);
   const int32_t positions = static_cast<int32_t>(ceil_div(run, ceil_div(run, most)));
-  return {2, ceil_div(vectors, ceil_div(vectors, 2)) * machine.lanes, positions,
-          static_cast<double>(vectors * machine.lanes)};
+  return {2, ceil_div(vectors, ceil_div(vectors, 2)) * machine.lanes, positions, false,
+          static_cast<double>(vectors * machine.lanes) * (0.89 + 1.0 / positions)};
 }
 
 }  // namespace
@@ -142,18 +143,19 @@ BlockShape CpuPlan::block_shape(const Gather& gather, const GatherRange& range,
   const int64_t channels = range.out_end - range.out_begin;
   const int64_t rows = gather.class_size(1), columns = gather.class_size(2);
   const int64_t flat = (rows - 1) * walk_.packing.pitch + columns;
-  const auto targets = static_cast<double>(rows * columns);
-  const double filled =
-      columns % machine.lanes == 0 ? 1.0 : targets / static_cast<double>(round_up(flat, machine.lanes));
-  const BlockShape voxels = voxel_blocks(channels, filled, machine);
   int64_t products = 0;
   for (const GatherPart& part : range.parts) {
     for (const GatherTap& tap : gather.taps) products += tap.set == part.set ? part.in_count : 0;
   }
-  if (products < kLongReduction * gather.classes(0) * gather.classes(1) * gather.classes(2)) return voxels;
+  products /= gather.classes(0) * gather.classes(1) * gather.classes(2);
+  const auto targets = static_cast<double>(rows * columns);
+  BlockShape voxels = voxel_blocks(channels, machine);
+  voxels.whole_rows = columns % machine.lanes == 0 && products >= kRowReduction;
+  if (!voxels.whole_rows) voxels.cost *= static_cast<double>(round_up(flat, machine.lanes)) / targets;
+  if (products < kLongReduction) return voxels;
   BlockShape over = channel_blocks(channels, walk_.rows_are_runs ? columns : flat, machine);
   if (!walk_.rows_are_runs) over.cost *= static_cast<double>(flat) / targets;
-  return over.cost < kChannelGain * voxels.cost ? over : voxels;
+  return over.cost < voxels.cost ? over : voxels;
 }
 
 // Target channels in blocks that fit into registers, for one class after the other.
@@ -172,6 +174,7 @@ void CpuPlan::cut_blocks(const Gather& gather, const CpuMachine& machine, Chunk&
         block.out_begin = static_cast<int32_t>(range->out_begin + first);
         block.out_count = static_cast<int32_t>(last - first);
         block.positions = shape.positions;
+        block.whole_rows = shape.whole_rows;
         block.width = static_cast<int32_t>(round_up(last - first, step));
         block.vectors = shape.positions > 0 ? block.width / machine.lanes : shape.vectors;
         block.single = true;

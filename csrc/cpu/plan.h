@@ -73,6 +73,7 @@ struct BlockShape {
   int vectors;
   int64_t width;      // most channels
   int32_t positions;  // see Block
+  bool whole_rows;
   double cost;
 };
 

@@ -41,7 +41,6 @@ template <class T, int Vectors, int Channels, bool Single>
 [[gnu::noinline]] void multiply(const Segment<T>* segment, const Segment<T>* end, int64_t voxel,
                                 int64_t spacing, int64_t channel_stride, const T* bias, T* out,
                                 int64_t out_stride) {
-  constexpr int lanes = kLanes<T>;
   Vec<T> sum[Channels][Vectors];
   unrolled<0, Channels>(
       [&](auto c) { unrolled<0, Vectors>([&](auto v) { sum[c.value][v.value] = broadcast(T(0)); }); });
@@ -225,8 +224,7 @@ void run_block(const Walk& walk, const Block& block, const Segment<T>* segments,
         add(from, cut, voxel, spacing, walk.packing.channel_stride, before, to + voxel, walk.stage_channel);
       });
     };
-    if (walk.class_columns % lanes == 0) {
-      // Whole vectors of each row, and as many rows together: no lane falls on a border.
+    if (block.whole_rows) {  // so many rows together: no lane falls on a border
       const int64_t pitch = walk.packing.pitch, rows = (voxels + pitch - 1) / pitch;
       for (int64_t row = 0; row < rows; row += block.vectors) {
         const int64_t left = rows - row;

@@ -60,9 +60,10 @@ struct Block {
   int32_t out_begin, out_count;
   int32_t vectors;  // in registers: of voxels per channel, or of channels per voxel
   int32_t
-      positions;  // most voxels in registers where vectors run over channels; 0 where they run over voxels
-  int32_t width;  // packed weights per source channel: out_count, or whole vectors
-  bool single;    // all its parts have one source channel
+      positions;    // most voxels in registers where vectors run over channels; 0 where they run over voxels
+  int32_t width;    // packed weights per source channel: out_count, or whole vectors
+  bool single;      // all its parts have one source channel
+  bool whole_rows;  // where vectors run over voxels: they begin with the rows, whole vectors all
   int32_t part_begin, part_end;
   int64_t weights;  // its packed weights start here: [part][channel slice][tap][channel][width]
 };
