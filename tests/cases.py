@@ -290,6 +290,7 @@ _SINGLE = [
     Case("convnext-depthwise-96", 96, 96, (24, 24, 24), kernel_size=7, groups=96),
     Case("convnext-depthwise-384", 384, 384, (12, 12, 12), kernel_size=7, groups=384),
     Case("resnext-grouped-128", 128, 128, (24, 24, 24), groups=32, bias=False),
+    Case("resnext-grouped-512", 512, 512, (12, 12, 12), groups=32, bias=False),
 ]
 
 _SMOKE = [
