@@ -177,10 +177,12 @@ const char* shared_walk(const Problem& p, const std::vector<void*>& t) {
   return error;
 }
 
-// A pass by the kernel that the dispatcher chooses, float32 as TF32.
-template <acsconv::Pass kPass, bool kSoft>
+// A pass by the kernel that the dispatcher chooses, float32 as TF32; kWide: weight and bias, or their
+// gradients, in float32.
+template <acsconv::Pass kPass, bool kSoft, bool kWide = false>
 const char* dispatched(const Problem& p, const std::vector<void*>& t) {
-  const acsconv::Convolution c{p, kPass, kSoft, /*allow_tf32=*/true, p.type};
+  const acsconv::Convolution c{p, kPass, kSoft, /*allow_tf32=*/true,
+                               kWide ? acsconv::ScalarType::Float32 : p.type};
   const size_t bytes = acsconv::convolve_workspace(c);
   void* workspace = bytes > 0 ? emulator::allocate_device(bytes) : nullptr;
   const bool forward = kPass == acsconv::Pass::Forward;
@@ -189,9 +191,10 @@ const char* dispatched(const Problem& p, const std::vector<void*>& t) {
   emulator::release_device(workspace);
   return error;
 }
-template <bool kSoft>
+template <bool kSoft, bool kWide = false>
 const char* dispatched_weight(const Problem& p, const std::vector<void*>& t) {
-  const acsconv::WeightGradient g{p, kSoft, /*allow_tf32=*/true, p.type};
+  const acsconv::WeightGradient g{p, kSoft, /*allow_tf32=*/true,
+                                  kWide ? acsconv::ScalarType::Float32 : p.type};
   const size_t bytes = acsconv::backward_weight_workspace(g);
   void* workspace = bytes > 0 ? emulator::allocate_device(bytes) : nullptr;
   const char* error = acsconv::backward_weight(g, t.at(0), t.at(1), t.at(2), t.at(3), workspace, nullptr);
@@ -204,10 +207,12 @@ using Launcher = const char* (*)(const Problem&, const std::vector<void*>&);
 const std::map<std::string, Launcher>& launchers() {
   static const std::map<std::string, Launcher> table = {
       {"forward", dispatched<acsconv::Pass::Forward, false>},  // input, weight, bias, output
+      {"forward_float32_weight", dispatched<acsconv::Pass::Forward, false, true>},
       {"soft_forward", dispatched<acsconv::Pass::Forward, true>},
       {"backward_input", dispatched<acsconv::Pass::BackwardInput, false>},  // grad_output, weight, grad_input
       {"soft_backward_input", dispatched<acsconv::Pass::BackwardInput, true>},
       {"backward_weight", dispatched_weight<false>},  // as simt_backward_weight
+      {"backward_weight_float32", dispatched_weight<false, true>},
       {"soft_backward_weight", dispatched_weight<true>},
       {"simt_forward",  // as forward
        [](const Problem& p, const std::vector<void*>& t) {

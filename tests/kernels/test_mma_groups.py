@@ -147,6 +147,21 @@ def test_only_the_groups_own_channels(emulator):
     np.testing.assert_array_equal(output[:, others], forward(WHOLE, data)[:, others])
 
 
+def test_float32_parameters(emulator):
+    """Weight, bias and their gradients in float32 beside 16 bits, as autocast has them: of every run its own."""
+    data = integer_data(LAYER)
+    input = with_layout(to_storage(data.input, LAYER.dtype), LAYER.layout)
+    grad_output = with_layout(to_storage(data.grad_output, LAYER.dtype), LAYER.layout)
+    output = unwritten(LAYER.output_shape, LAYER.dtype, LAYER.layout)
+    fields = problem(LAYER, input, output)
+    parameters = [data.weight.astype(np.float32), data.bias.astype(np.float32)]
+    emulator.run("forward_float32_weight", fields, [input, *parameters, output])
+    assert_equal(output, forward(LAYER, data), LAYER.dtype)
+    emulator.run("backward_weight_float32", fields, [grad_output, input, *parameters])  # overwritten
+    assert_equal(parameters[0], backward_weight(LAYER, data), "float32")
+    assert_equal(parameters[1], backward_bias(LAYER, data), "float32")
+
+
 def test_rounded_as_on_tensor_cores(emulator):
     """float32 is rounded to TF32 in the runs that the dispatcher launches, so these are the kernels that ran."""
     layer = replace(LAYER, dtype="float32")
