@@ -155,7 +155,10 @@ def gradients(
     """
     needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
     grad_input = grad_weight = grad_bias = None
-    if needs_input and needs_weight and ctx.arguments.geometry.is_one_view():
+    batched = torch._C._functorch.is_legacy_batchedtensor(
+        grad_output
+    )  # by is_grads_batched; it knows no formats
+    if needs_input and needs_weight and not batched and ctx.arguments.geometry.is_one_view():
         grad_output = grad_output.contiguous(memory_format=_format(ctx.channels_last))  # once, not in both
     if needs_weight:
         grad_weight, grad_bias = backward_weight(

@@ -84,7 +84,8 @@ def backward_weight(grad_output: Tensor, input: Tensor, geometry: Geometry) -> T
     elif g.dtype.itemsize > 2:
         torch.addbmm(grad, left, right.transpose(1, 2), beta=0, out=grad)
     else:
-        total = grad.new_zeros(grad.shape, dtype=torch.float32)  # not rounded from sample to sample
+        # Rounded for each sample, where the product is, and once more as a sum.
+        total = grad.new_zeros(grad.shape, dtype=torch.float32)
         for a, b in zip(left, right, strict=True):
             total += torch.mm(a, b.t(), out=grad)
         grad = total

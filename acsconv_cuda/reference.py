@@ -305,7 +305,7 @@ def _input_gradient(
     on_cpu = grad_output.device.type == "cpu"
     if on_cpu:
         # Memory that nothing reads or writes. oneDNN would write a smaller tensor out in full, and contiguous.
-        x = torch.empty(shape, dtype=dtype, memory_format=format)
+        x = torch.empty(shape, dtype=dtype, device=grad_output.device, memory_format=format)
     else:
         x = grad_output.new_empty(1, dtype=dtype).expand(shape)
     arguments = _arguments(x, weight.to(dtype), piece.view, geometry, axes, False)

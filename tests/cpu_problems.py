@@ -262,7 +262,7 @@ def wide_problem(seed: int, layout: str) -> Problem:
         input=arrange([2, 40, *size], layout),
         weight=values(96, 40, 3, 3),
         bias=values(96),
-        split=[32, 16, 48],
+        split=[31, 17, 48],
         stride=stride,
         origin=[0 if view == axis else -1 for view in range(3) for axis in range(3)],
         dilation=[1] * 9,

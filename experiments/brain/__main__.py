@@ -45,10 +45,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main(arguments: Sequence[str]) -> None:
-    name = arguments[0] if arguments else "--help"
-    if name in ("-h", "--help"):
+    name = arguments[0] if arguments else ""
+    if name in ("", "-h", "--help"):
         print(__doc__.rstrip())
-        return
+        raise SystemExit(0 if name else 2)
     if name not in COMMANDS:
         raise SystemExit(f"{name}: expected one of {', '.join(COMMANDS)}; --help says what they do")
     try:

@@ -33,11 +33,11 @@ HEAD = """# Brains: the library on real volumes
 
 Three tasks on volumes that packages ship, seven ways to get a 3D network from one 2D architecture: MobileNetV2's
 layers down to 1/16 of the resolution, and around them a U-Net where voxels are to be labelled, converted as a
-whole. This page is made by `python -m experiments.brain report` from [one result file]({link}). From the repository's
-root, after `pip install --no-build-isolation ".[experiments]"`:
+whole. This page is made by `python -m experiments.brain report` from [one result file]({link}).
+From the repository's root, after `pip install --no-build-isolation ".[experiments]"`:
 
     make volumes                                  # the volumes, into .peers: nothing of them is in this repository
-    python -m experiments.brain run --save        # about forty minutes of one core for each of --seeds 0 1 2
+    python -m experiments.brain run --save        # an hour of one core, more or less, for each of --seeds
     python -m experiments.brain run --size full   # more of everything; not run yet
     python -m experiments.brain report            # this page
     python -m experiments.brain predict IN.nii.gz OUT.nii.gz

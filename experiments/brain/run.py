@@ -130,11 +130,11 @@ def run(options: Options) -> list[dict]:
     Raises:
         PeerMissing: the ImageNet weights are not installed.
         VolumeMissing: volumes are not; what needs none of them has been trained.
-        ValueError: no turn is of these tasks.
+        ValueError: a turn is of none of these tasks.
     """
-    if not any(_turns(options, task) for task in options.tasks):
-        turns = [turn for task in options.tasks for turn in TASKS[task].turns]
-        raise ValueError(f"turns: expected some of {', '.join(turns)}, got {', '.join(options.turns)}")
+    turns = [turn for task in options.tasks for turn in TASKS[task].turns]
+    if unknown := [turn for turn in options.turns if turn not in turns]:
+        raise ValueError(f"turns: expected some of {', '.join(turns)}, got {', '.join(unknown)}")
     root, file = _root(options), result_file(options)
     kept, settings = _others(file, options)
     rows: list[dict] = []

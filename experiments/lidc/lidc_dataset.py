@@ -130,13 +130,16 @@ class LIDCTwoClassDataset(_Nodules):
     """
 
     def names(self, data_path: str | Path, train: bool) -> list[str]:
-        labels = _malignancies(data_path)
-        names = [name for name in super().names(data_path, train) if name.removesuffix(".npz") in labels]
-        self.labels = [labels[name.removesuffix(".npz")] for name in names]
-        return names
+        self.malignancies = _malignancies(data_path)
+        return [name for name in super().names(data_path, train) if Path(name).stem in self.malignancies]
+
+    @property
+    def labels(self) -> list[int]:
+        """0 (benign) or 1 (malignant) for every nodule."""
+        return [self.malignancies[file.stem] for file in self.files]
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.image(*self.crops(index, "voxel")), self.labels[index]
+        return self.image(*self.crops(index, "voxel")), self.malignancies[self.files[index].stem]
 
 
 def _split(data_path: str | Path, train: bool) -> list[str]:

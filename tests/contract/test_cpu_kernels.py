@@ -13,6 +13,7 @@ from cpu_problems import (
     LAYOUTS,
     PASSES,
     TILES,
+    arrange,
     assert_close,
     depthwise_problem,
     is_channels_last,
@@ -205,6 +206,7 @@ def test_threads_do_not_change_the_result(monkeypatch, isa, dtype, operation):
             layer(40, 31, (6, 40, 70)),
             layer(64, 64, (5, 5, 5)),
             layer(9, 9, (13, 14, 20), 7, 1, 9),
+            layer(53, 53, (9, 17, 13), 7, 1, 53)._replace(input=arrange([1, 53, 9, 17, 13], "channels_last")),
             layer(20, 18, (7, 12, 19), 3, 2, 1, True),
             random_problem(3, "contiguous"),
         ]:

@@ -174,3 +174,15 @@ def test_no_copy_of_a_volume_in_groups():
     out = acs_conv3d(input, torch.randn(16, 12, 1, 1).bfloat16(), groups=2)
     grad_output = torch.randn_like(out)
     assert allocated(lambda: torch.autograd.grad(out, input, grad_output)) <= 2 * input.nbytes + 20_000
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_batched_gradients(format):
+    """Many gradients in one pass, which do not know their format."""
+    tensors = [
+        torch.randn(2, 4, 4, 5, 6).double().contiguous(memory_format=FORMATS[format]),
+        torch.randn(6, 4, 1, 1).double(),
+        torch.randn(6).double(),
+    ]
+    leaves = [t.requires_grad_() for t in tensors]
+    assert torch.autograd.gradcheck(lambda *t: acs_conv3d(*t, stride=2), leaves, check_batched_grad=True)

@@ -291,8 +291,10 @@ def test_missing_weights_are_named_with_the_command(tmp_path, monkeypatch):
 
 
 def test_help_and_unknown_words(capsys):
-    for words in ([], ["--help"]):
-        command.main(words)
+    for words, code in (([], 2), (["--help"], 0)):
+        with pytest.raises(SystemExit) as ended:
+            command.main(words)
+        assert ended.value.code == code
         shown = capsys.readouterr().out
         assert all(f"experiments.brain {name} " in shown for name in command.COMMANDS)
     for name in command.COMMANDS:
@@ -303,7 +305,7 @@ def test_help_and_unknown_words(capsys):
     with pytest.raises(SystemExit, match="fly: expected one of run, predict"):
         command.main(["fly"])
     with pytest.raises(SystemExit, match="run: turns: expected some of anterior, posterior, got colin27"):
-        command.main(["run", "--tasks", "tissue", "--turns", "colin27"])
+        command.main(["run", "--tasks", "tissue", "--turns", "anterior", "colin27"])
     with pytest.raises(SystemExit, match=r"figure: .*model\.dat is missing.*run --tasks extraction"):
         command.main(["figure", "--seed", "99"])
     with pytest.raises(SystemExit, match=r"report: .*no/such\.json"):

@@ -207,6 +207,8 @@ def test_three_planes_show_labels(tmp_path):
         three_planes(tmp_path / "x.png", volume[0], {}, names)
     with pytest.raises(ValueError, match="class_names: expected at most 8, got 9"):
         three_planes(tmp_path / "x.png", volume, {}, "abcdefghi")
+    three_planes(tmp_path / "some.pdf", volume, {"labels": labels}, names)
+    assert (tmp_path / "some.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_a_picture_that_fails_leaves_nothing(tmp_path, monkeypatch):
