@@ -30,7 +30,8 @@ def finished(tmp_path_factory) -> Path:
 
 
 def toy(folder: Path, **changes) -> list[dict]:
-    options = {"size": "toy", "turns": TURNS, "folder": str(folder)}
+    turns = tuple(turn for task in changes["tasks"] for turn in tasks.TASKS[task].turns if turn in TURNS)
+    options = {"size": "toy", "turns": turns, "folder": str(folder)}
     return run.run(run.Options(**{**options, "progress": False, "accelerator": "cpu", **changes}))
 
 
