@@ -289,6 +289,9 @@ def _check_like(name: str, tensor: Tensor, other_name: str, other: Tensor) -> No
 def _autocasts(tensor: Tensor) -> bool:
     """Whether autocast is on and would cast the tensor; it leaves float64 and complex tensors alone."""
     device_type = tensor.device.type
-    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+    # torch.compile cannot trace the question whether there is autocast in PyTorch 2.11.
+    if not torch.compiler.is_compiling() and not torch.amp.is_autocast_available(device_type):
+        return False
+    if not torch.is_autocast_enabled(device_type):
         return False
     return tensor.is_floating_point() and tensor.dtype != torch.float64

@@ -131,7 +131,8 @@ def _scaled(source: Kept | Remade, mean: Tensor, variance: Tensor, eps: float, a
     def make(values: list[Tensor], fresh: list[bool]) -> Tensor:
         (value,) = values
         rows = value if value.shape[1] == len(mean) else value.reshape(1, len(mean), *value.shape[2:])
-        out = F.batch_norm(rows, mean, variance, *affine, training=False, eps=eps)
+        # Not F.batch_norm, which refuses an eps of 0 in PyTorch 2.11.
+        out = torch.batch_norm(rows, *affine, mean, variance, False, 0.0, eps, torch.backends.cudnn.enabled)
         return out.view(value.shape) if rows is not value else out
 
     return Remade(make, [source])
