@@ -183,6 +183,7 @@ void run_slab_weight(const DepthwiseSlabs& slabs, const SlabTask& task, const vo
         lines.products[outputs](x, staged + flat, view.target_line, tile_sums.next());
       },
       [](int64_t, int64_t) {});
+  tile_sums.add_up();
 }
 
 template <class S>

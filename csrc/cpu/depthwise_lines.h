@@ -117,8 +117,6 @@ template <class T>
 class TileSums {
  public:
   TileSums(T* sums, int64_t taps) : all_(sums), numbers_((1 + taps) * kLanes<T>) { clear(); }
-  TileSums(const TileSums&) = delete;
-  ~TileSums() { add_up(); }
 
   void add_grad(const T* grad, int64_t grad_line, int64_t outputs) {
     Vec<T> sum{};
@@ -128,9 +126,16 @@ class TileSums {
 
   // Where to add the products of one more tile.
   T* next() {
-    if (tiles_ == kTilesPerSum) add_up(), clear();
+    if (tiles_ == kTilesPerSum) add_up();
     ++tiles_;
     return sums_ + kLanes<T>;
+  }
+
+  // Once more at the end. Not the destructor's work: with one, an exception's handler comes into the object.
+  void add_up() {
+    for (int64_t i = 0; i < numbers_; i += kLanes<T>)
+      store<T>(all_ + i, load<T>(all_ + i) + load<T>(sums_ + i));
+    clear();
   }
 
  private:
@@ -139,11 +144,6 @@ class TileSums {
   void clear() {
     for (int64_t i = 0; i < numbers_; i += kLanes<T>) store<T>(sums_ + i, Vec<T>{});
     tiles_ = 0;
-  }
-
-  void add_up() {
-    for (int64_t i = 0; i < numbers_; i += kLanes<T>)
-      store<T>(all_ + i, load<T>(all_ + i) + load<T>(sums_ + i));
   }
 
   T* all_;

@@ -125,6 +125,7 @@ void run_slice_weight(const DepthwiseSlices& slices, const SliceTask& task, cons
           add(wide, lanes);
         }
       });
+  tile_sums.add_up();
 }
 
 }  // namespace ACSCONV_ISA
