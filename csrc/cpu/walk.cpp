@@ -6,9 +6,9 @@
 // so that no lane is lost on a view of 11 or 21 channels, and one loop serves all kernels, strides and
 // layouts: they only change the addresses. Accumulators stay in registers for kTermsPerSum products, then
 // they are added to the staged output: one long chain of float additions would lose digits. Every target is
-// the same sum in the same order, whatever strip, vector or thread it falls into. Where rows are short, vectors
-// run over a view's channels and each is multiplied by one source (run_channels): lanes are lost in a view's
-// last vector then, and not at the ends of the rows.
+// the same sum in the same order, whatever strip, vector or thread it falls into. Where rows are short,
+// vectors run over a view's channels and each is multiplied by one source (run_channels): lanes are lost in a
+// view's last vector then, and not at the ends of the rows.
 //
 // This file is compiled once per instruction set, with ACSCONV_ISA as its namespace. It includes nothing with
 // inline functions outside that namespace, see walk.h; gather_pass.cpp calls it.
