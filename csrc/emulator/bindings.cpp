@@ -350,6 +350,8 @@ PYBIND11_MODULE(acsconv_emulator, module) {
              py::arg("detect_races") = true, py::arg("async_copies") = "late", py::arg("multiprocessors") = 1,
              py::arg("compute_capability") = 90, py::arg("block_shared_bytes") = size_t{227} << 10,
              py::arg("count_banks") = false, "Settings of the launches that follow.");
+  module.def("release_memory", &emulator::release_memory,
+             "Gives back stacks and device addresses; what runs next takes new ones.");
   module.def(
       "take_bank_report",
       [](bool plain) {

@@ -73,6 +73,10 @@ const char* launch(dim3 grid, dim3 block, size_t shared_bytes, const std::functi
 
 void* allocate_device(size_t bytes);  // filled with 0xFF: NaN in every floating-point type
 void release_device(void* pointer);
+// Gives back what is kept from launch to launch: the fibers' stacks and the range of device addresses. A
+// process has 2^16 mappings and 2^47 bytes of addresses for all emulators that it loads, one for each planted
+// bug.
+void release_memory();
 
 unsigned char* dynamic_shared();
 uint3 thread_index();

@@ -47,9 +47,14 @@ unsigned char* allocate_stack() {
   void* memory = mmap(nullptr, kStackBytes + kPage, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
-  mprotect(memory, kPage, PROT_NONE);
+  if (mprotect(memory, kPage, PROT_NONE) != 0) {
+    munmap(memory, kStackBytes + kPage);
+    throw std::bad_alloc();
+  }
   return static_cast<unsigned char*>(memory) + kPage;
 }
+
+void release_stack(unsigned char* stack) { munmap(stack - kPage, kStackBytes + kPage); }
 
 void prepare_fiber(Fiber& fiber, unsigned char* stack, void (*entry)()) {
   // Stacks of equal alignment would compete for the same cache sets.

@@ -17,8 +17,7 @@ namespace emulator {
 namespace {
 
 constexpr size_t kPage = 4096, kAlignment = 16;
-// All buffers lie in one reserved range, so that a wild pointer into the gaps between them is recognised. A
-// process has 2^47 bytes of addresses for the ranges of all emulators that it loads: a test run loads dozens.
+// All buffers lie in one reserved range, so that a wild pointer into the gaps between them is recognised.
 constexpr size_t kArenaBytes = size_t{1} << 39, kGap = size_t{1} << 20;
 
 struct Buffer {
@@ -39,6 +38,8 @@ struct Arena {
     if (range == MAP_FAILED) throw std::bad_alloc();
     begin = next = reinterpret_cast<uintptr_t>(range);
   }
+  Arena(const Arena&) = delete;
+  ~Arena() { munmap(reinterpret_cast<void*>(begin), kArenaBytes); }
   bool contains(uintptr_t address) const { return address - begin < kArenaBytes; }
 
   Buffer* find(uintptr_t address) {
@@ -49,9 +50,11 @@ struct Arena {
   }
 };
 
+std::unique_ptr<Arena> reserved;
+
 Arena& arena() {
-  static Arena instance;
-  return instance;
+  if (reserved == nullptr) reserved = std::make_unique<Arena>();
+  return *reserved;
 }
 
 const char* name(Access access) {
@@ -173,6 +176,8 @@ void release_device(void* pointer) {
   a.last = nullptr;
   a.buffers.erase(found);
 }
+
+void release_device_range() { reserved.reset(); }
 
 std::string source_line(const void* counter) {
   Dl_info object;

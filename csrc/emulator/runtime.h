@@ -79,6 +79,7 @@ extern bool instrumented;  // the kernels' plain loads and stores are reported; 
 
 // fiber.cpp
 unsigned char* allocate_stack();
+void release_stack(unsigned char* stack);
 void prepare_fiber(Fiber& fiber, unsigned char* stack, void (*entry)());
 extern "C" void emulator_switch(void** save, void* resume);
 
@@ -99,6 +100,7 @@ void aligned_collective(const char* name, void* argument, Collective operation, 
 
 // memory.cpp
 std::string source_line(const void* program_counter);
+void release_device_range();  // with every buffer in it
 inline bool races_are_checked() { return options.detect_races && instrumented; }
 void check_access(const void* address, size_t bytes, Access access, const void* program_counter);
 void check_shared(ptrdiff_t offset, size_t bytes, Access access, const void* program_counter);

@@ -215,6 +215,12 @@ const char* launch(dim3 grid, dim3 size, size_t shared_bytes, const std::functio
   return block.error.empty() ? nullptr : block.error.c_str();
 }
 
+void release_memory() {
+  for (unsigned char* stack : block.stacks) release_stack(stack);
+  block.stacks.clear();
+  release_device_range();
+}
+
 unsigned char* dynamic_shared() { return block.shared; }
 uint3 thread_index() { return fiber->thread; }
 uint3 block_index() { return block.index; }

@@ -33,10 +33,18 @@ class EmulatorBuilder:
         self.cache = cache
         self.build = _load("acsconv_emulator_build", CSRC / "emulator" / "build.py")
         self.pybind11 = str(Path(torch.__file__).parent / "include")  # torch carries the headers
+        self.variant: ModuleType | None = None
 
     def module(self, root: Path = CSRC) -> ModuleType:
         path = self.build.build_module(self.cache, [self.pybind11], root)
         return _load(f"{path.parent.name}.acsconv_emulator", path)  # pybind11 keeps one module per full name
+
+    def variant_module(self, root: Path) -> ModuleType:
+        """The module of changed sources. It serves one test: what it holds is given back when the next one comes."""
+        if self.variant is not None:
+            self.variant.release_memory()
+        self.variant = self.module(root)
+        return self.variant
 
     def library(self, source: Path) -> Path:
         return self.build.build_library(self.cache, source)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kernels.harness import Layer, assert_equal, forward, integer_data, run_forward
 
 PROBES = Path(__file__).with_name("probes.cu")
 UNWRITTEN = -1
@@ -184,6 +185,22 @@ def test_pipeline_bug_gives_wrong_values_without_the_race_detector(library, bug,
 def test_runs_again_after_a_fault(library):
     run(library, "race_write_read", 64)
     assert run(library, "block_reverse")[0] == FULL[::-1]
+
+
+def test_memory_is_given_back_and_taken_again(emulator):
+    layer = Layer(3, 4, (3, 4, 5))
+    data = integer_data(layer)
+
+    def mappings_after_a_run() -> int:
+        assert_equal(run_forward(emulator, layer, data), forward(layer, data), layer.dtype)
+        return Path("/proc/self/maps").read_text().count("\n")
+
+    held = mappings_after_a_run()
+    emulator.release_memory()
+    assert (
+        Path("/proc/self/maps").read_text().count("\n") <= held - 2 * 32
+    )  # a stack and its guard for each lane
+    assert mappings_after_a_run() <= held
 
 
 @pytest.mark.parametrize("blocks, threads", [(0, 32), (1, 0), (1, 1025)])

@@ -141,7 +141,7 @@ def build_variant(emulator_builder, root, bug: Bug):
     leave_out(root, "tma_forward", "int", scalars)
     leave_out(root, "shared_walk", "int", scalars, "mma_shared_walk_launch.h", "SharedWalkLauncher")
     replace_once(root / "kernels" / bug.file, bug.old, bug.new)
-    return emulator_builder.module(root)
+    return emulator_builder.variant_module(root)
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: re.sub(r"\W+", "-", bug.name))

@@ -226,7 +226,7 @@ def test_bug_is_found(emulator_builder, tmp_path, file, old, new):
         leave_out(root, "tap_rows", "int", scalars)
         leave_out(root, "tma_forward", "int", scalars)
         leave_out(root, "shared_walk", "int", scalars, "mma_shared_walk_launch.h", "SharedWalkLauncher")
-    module = emulator_builder.module(root)
+    module = emulator_builder.variant_module(root)
     module.configure()
     with pytest.raises((RuntimeError, AssertionError)) as found:
         check(module, "forward", replace(WHOLE, dtype="bfloat16"))

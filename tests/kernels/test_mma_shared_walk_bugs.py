@@ -64,7 +64,7 @@ def build_variant(emulator_builder, root, bug: Bug):
         "  return shared_walk_from<BFloat16, kSharedWalkShapeCount - 1>(shape);\n}\n}\n"
     )
     replace_once(root / bug.file, bug.old, bug.new)
-    return emulator_builder.module(root)
+    return emulator_builder.variant_module(root)
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: re.sub(r"\W+", "-", bug.name))

@@ -125,7 +125,7 @@ def test_bug_is_found(emulator_builder, tmp_path, bug):
         f"{is_of_type} && kShape == {bug.shape} && !std::is_same_v<Scalar, Float16>",
     )
     replace_once(root / "kernels" / bug.file, bug.old, bug.new)
-    module = emulator_builder.module(root)
+    module = emulator_builder.variant_module(root)
     module.configure(multiprocessors=bug.multiprocessors, block_shared_bytes=100 << 10)
     data = integer_data(bug.layer)
     with pytest.raises((RuntimeError, AssertionError)) as found:

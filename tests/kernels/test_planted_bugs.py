@@ -191,7 +191,7 @@ def build_variant(emulator_builder, root: Path, bug: Bug | None, few_blocks: boo
         replace_once(root / "kernels" / "report.h", "kLargestGrid = 2147483647", "kLargestGrid = 3")
     if bug is not None:
         replace_once(root / "kernels" / bug.file, bug.old, bug.new)
-    return emulator_builder.module(root)
+    return emulator_builder.variant_module(root)
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))
