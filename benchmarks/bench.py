@@ -206,7 +206,10 @@ def run(options: argparse.Namespace) -> dict:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.benchmark = True
     record = environment.collect(options.device)
-    warnings = environment.conv3d_warnings(record["torch"], record["cudnn"], options.device.type)
+    warnings = [
+        *environment.conv3d_warnings(record["torch"], record["cudnn"], options.device.type),
+        *environment.thread_warnings(record["threads"], record["cores"], options.device.type),
+    ]
     backends, notes = choose_backends(options.backend, options.device)
     try:
         peer = load_acsconv()

@@ -104,6 +104,13 @@ def conv3d_warnings(torch_version: str, cudnn_version: int | None, device_type: 
     return warnings
 
 
+def thread_warnings(threads: int, cores: int, device_type: str) -> list[str]:
+    """A sentence where ``threads`` take turns on the ``cores`` that the process may use (``taskset``, a container)."""
+    if device_type != "cpu" or threads <= cores:
+        return []
+    return [f"{threads} threads have {cores} core{'' if cores == 1 else 's'}: they wait for one another."]
+
+
 def lines(record: dict) -> list[str]:
     """The record for people, one line a topic."""
     commit = record["commit"]

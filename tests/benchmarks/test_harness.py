@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from environment import conv3d_warnings
+from environment import conv3d_warnings, thread_warnings
 from harness import (
     Ceiling,
     CpuClock,
@@ -180,3 +180,8 @@ def test_known_faults_of_conv3d_are_named(torch_version, cudnn, device, words):
     assert len(found) == len(words)
     for word, line in zip(words, found, strict=True):
         assert line.startswith(word)
+
+
+def test_threads_without_cores_are_named():
+    assert thread_warnings(2, 1, "cpu") == ["2 threads have 1 core: they wait for one another."]
+    assert thread_warnings(2, 2, "cpu") == thread_warnings(2, 1, "cuda") == []
