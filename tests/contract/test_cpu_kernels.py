@@ -64,26 +64,25 @@ def test_random_problems(monkeypatch, isa, layout, dtype, operation):
         assert_close(problem, operation, random_oracle(seed, layout, operation))
 
 
-@pytest.mark.parametrize("operation", PASSES[:2])
-@pytest.mark.parametrize("seed", range(8))
-def test_wide_problems(monkeypatch, seed, operation):
-    problem = wide_problem(seed, LAYOUTS[seed % 2])
+def assert_close_in_all_variants(monkeypatch, problem, operation):
+    """With every instruction set and dtype."""
     expected = oracle(problem, operation)
     for isa in ISAS:
         monkeypatch.setenv("ACSCONV_CPU_ISA", isa)
         for dtype in DTYPES:
             assert_close(problem if dtype == torch.float32 else problem.to(dtype), operation, expected)
+
+
+@pytest.mark.parametrize("operation", PASSES[:2])
+@pytest.mark.parametrize("seed", range(8))
+def test_wide_problems(monkeypatch, seed, operation):
+    assert_close_in_all_variants(monkeypatch, wide_problem(seed, LAYOUTS[seed % 2]), operation)
 
 
 @pytest.mark.parametrize("operation", PASSES)
 @pytest.mark.parametrize("seed", range(15))
 def test_depthwise_problems(monkeypatch, seed, operation):
-    problem = depthwise_problem(seed, LAYOUTS[seed % 5])
-    expected = oracle(problem, operation)
-    for isa in ISAS:
-        monkeypatch.setenv("ACSCONV_CPU_ISA", isa)
-        for dtype in DTYPES:
-            assert_close(problem if dtype == torch.float32 else problem.to(dtype), operation, expected)
+    assert_close_in_all_variants(monkeypatch, depthwise_problem(seed, LAYOUTS[seed % 5]), operation)
 
 
 @pytest.mark.parametrize("operation", PASSES)
