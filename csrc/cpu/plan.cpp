@@ -204,10 +204,9 @@ void CpuPlan::cut_blocks(const Gather& gather, const CpuMachine& machine, Chunk&
 // Strips as high as a ring of planes fits into the cache, and as many planes per step as stay there with
 // their outputs.
 void CpuPlan::choose_strip(const Gather& gather, const CpuMachine& machine) {
-  // Reads go up to a block of vectors beyond the last target.
-  const int64_t block_numbers = kMostVectors * machine.lanes;
+  // The last vector begins before the last target ends, so it reads and writes less than its length beyond it.
   auto channel_stride = [&](int64_t rows) {
-    return spread(lattice_.row_numbers(rows, block_numbers), machine.number_size);
+    return spread(lattice_.row_numbers(rows, machine.lanes), machine.number_size);
   };
   const double budget = kRingShare * static_cast<double>(machine.cache_size) / machine.number_size;
   const int64_t channel_rows = widest_chunk_ * walk_.packing.phase_count;
@@ -230,7 +229,7 @@ void CpuPlan::choose_strip(const Gather& gather, const CpuMachine& machine) {
   walk_.step_planes = planes;
   walk_.packing.channel_stride = channel_stride(rows);
   walk_.ring_planes = lattice_.span() + (planes - 1) * walk_.plane_stride;
-  walk_.stage_plane = round_up(rows * walk_.packing.pitch, block_numbers) + block_numbers;
+  walk_.stage_plane = round_up(rows * walk_.packing.pitch, machine.lanes) + machine.lanes;
   walk_.stage_channel = spread(walk_.stage_plane * planes, machine.number_size);
   ring_size_ = channel_rows * walk_.packing.channel_stride * walk_.ring_planes;
   walk_.sums = staged_channels * walk_.stage_channel;
