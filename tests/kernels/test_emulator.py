@@ -191,16 +191,14 @@ def test_memory_is_given_back_and_taken_again(emulator):
     layer = Layer(3, 4, (3, 4, 5))
     data = integer_data(layer)
 
-    def mappings_after_a_run() -> int:
-        assert_equal(run_forward(emulator, layer, data), forward(layer, data), layer.dtype)
+    def mappings() -> int:
         return Path("/proc/self/maps").read_text().count("\n")
 
-    held = mappings_after_a_run()
+    assert_equal(run_forward(emulator, layer, data), forward(layer, data), layer.dtype)
+    held = mappings()
     emulator.release_memory()
-    assert (
-        Path("/proc/self/maps").read_text().count("\n") <= held - 2 * 32
-    )  # a stack and its guard for each lane
-    assert mappings_after_a_run() <= held
+    assert mappings() <= held - 2 * 32  # a stack and its guard for each lane of a warp
+    assert_equal(run_forward(emulator, layer, data), forward(layer, data), layer.dtype)
 
 
 @pytest.mark.parametrize("blocks, threads", [(0, 32), (1, 0), (1, 1025)])
