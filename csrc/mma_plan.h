@@ -190,7 +190,7 @@ struct MmaPlan {
 };
 
 // What keeps the tensor cores from a problem without groups.
-inline std::string mma_rejection(const Problem& p, bool forward, bool allow_tf32, const Machine& machine) {
+inline std::string mma_rejection(const Problem& p, bool allow_tf32, const Machine& machine) {
   constexpr int64_t kLeastChannels = 5;  // with fewer, a step of the reduction is mostly zeros
   const std::string other = gather_rejection(p);
   if (!other.empty()) return other;
@@ -204,11 +204,6 @@ inline std::string mma_rejection(const Problem& p, bool forward, bool allow_tf32
   if (!views_share_centre(p)) return "the views have no common centre";
   if (p.stride[1] != stride || p.stride[2] != stride) return "strides differ between axes";
   if (stride > 2) return "a stride above 2";
-  for (int axis = 0; axis < 3 && stride == 2 && !forward; ++axis) {
-    if (p.dilation[(axis + 1) % 3][axis] % 2 == 0) {
-      return "an even dilation in the gradient of the input of stride 2";
-    }
-  }
   if (p.in_channels < kLeastChannels || p.out_channels < kLeastChannels) return "4 channels or fewer";
   return {};
 }
@@ -290,7 +285,7 @@ inline MmaPlan plan_mma(const Problem& run, Pass pass, bool soft, bool allow_tf3
   plan.groups = run.groups;
   const Problem p = one_group(run);
   const bool forward = pass == Pass::Forward;
-  plan.rejection = mma_rejection(p, forward, allow_tf32, machine);
+  plan.rejection = mma_rejection(p, allow_tf32, machine);
   if (!plan.rejection.empty()) return plan;
   const int64_t reduced = forward ? p.in_channels : p.out_channels;
   const int64_t results = forward ? p.out_channels : p.in_channels;

@@ -33,7 +33,7 @@ MmaWork describe_work(const Problem& p, const MmaPlan& plan, Pass pass, bool sof
   work.steps = plan.steps;
   work.parts = plan.parts;
   work.kernel = static_cast<int>(p.kernel_h);
-  work.stride = forward ? static_cast<int>(p.stride[0]) : 1;
+  work.stride = static_cast<int>(p.stride[0]);
   work.halves = !forward && p.stride[0] == 2;
   work.view_per_block = plan.view_per_block;
   work.soft = soft;

@@ -6,14 +6,16 @@
 //
 //   forward             odd and even taps of a row are steps of their own, of K / 2 and K / 2 + 1 taps
 //   gradient of input   a tile has result positions of one residue class on every axis, modulo twice the
-//                       dilation, which is odd: either the odd or the even taps reach them. A view takes
-//                       part where its middle tap reaches the class of its thin axis.
+//                       dilation. Where that is odd, either the odd or the even taps reach them, and a view
+//                       takes part where its middle tap reaches the class of its thin axis. Where it is
+//                       even, all taps do as in the forward pass, or those of no view do: zeros are stored.
 //
 // Soft ACS adds up what several views read of one voxel in the first one's weights (fold_soft.h). So the
 // coronal view leaves out the middle inner taps, and the sagittal one those and the row of the middle outer
 // one: 61 of 75 taps with 5x5 kernels.
 //
-// A voxel's place is the sum of two entries of a table, of its depth and height and of its width.
+// A voxel's place is the sum of two entries of a table, of its depth and height and of its width. An axis has
+// one for every voxel of the tile and tap: stride * voxel + tap.
 #pragma once
 
 #include "mma_copy.cuh"
@@ -21,26 +23,30 @@
 namespace acsconv {
 
 // What decides which rows a block has: its view, or -1 for all, and in the gradient of the input of stride 2
-// the axes, as bits, on which the middle tap does not reach its class.
+// the axes, as bits, whose class the taps of one parity reach, and those whose class the middle tap does not.
 struct TapRowBlock {
-  int view, beside;
+  int view, by_parity, beside;
 };
 __device__ __forceinline__ TapRowBlock tap_row_block(const MmaWork& work, const MmaPlace& place, int view) {
-  TapRowBlock block{view, 0};
+  TapRowBlock block{view, 0, 0};
   if (work.halves) {
 #pragma unroll
     for (int axis = 0; axis < 3; ++axis) {
+      block.by_parity |= (work.dilation[axis] & 1) << axis;
       block.beside |= ((place.residue[axis] + work.centre[axis]) & 1) << axis;
     }
   }
   return block;
 }
-// Parity of the taps that reach the class of an axis.
+__device__ __forceinline__ bool view_takes_part(const TapRowBlock& block, int view) {
+  return (block.view < 0 || block.view == view) && (block.beside & (~block.by_parity | 1 << view)) == 0;
+}
+// Parity of the taps that reach the class of an axis; -1: all do.
 __device__ __forceinline__ int parity_of_class(const MmaWork& work, const TapRowBlock& block, int axis) {
-  return (work.kernel / 2 ^ block.beside >> axis) & 1;
+  return (block.by_parity >> axis & 1) == 0 ? -1 : (work.kernel / 2 ^ block.beside >> axis) & 1;
 }
 __device__ __forceinline__ int taps_of_parity(const MmaWork& work, int parity) {
-  return work.kernel / 2 + 1 - parity;
+  return parity < 0 ? work.kernel : work.kernel / 2 + 1 - parity;
 }
 
 // Axes of a view's walk.
@@ -54,21 +60,18 @@ __device__ __forceinline__ bool leaves_middle_outer(const MmaWork& work, const T
   return work.soft && view == 2 && (block.beside >> outer_axis(view) & 1) == 0;
 }
 
-// The rows of a view: so many outer taps, times one or two parities of the inner ones.
+// The rows of a view: so many outer taps, times none to two parities of the inner ones.
 struct ViewRows {
   int outer, parities;
 };
 __device__ __forceinline__ ViewRows rows_of_view(const MmaWork& work, const TapRowBlock& block, int view) {
-  if ((block.view >= 0 && view != block.view) || (block.beside >> view & 1) != 0) return {0, 0};
-  const bool less_inner = leaves_middle_inner(work, block, view),
-             less_outer = leaves_middle_outer(work, block, view);
-  if (work.halves) {
-    const int parity = parity_of_class(work, block, inner_axis(view));
-    return {taps_of_parity(work, parity_of_class(work, block, outer_axis(view))) - less_outer,
-            less_inner && taps_of_parity(work, parity) == 1 ? 0 : 1};
-  }
-  const bool odd_taps = work.stride == 2 && !(less_inner && taps_of_parity(work, 1) == 1);
-  return {work.kernel - less_outer, odd_taps ? 2 : 1};
+  if (!view_takes_part(block, view)) return {0, 0};
+  // In 3x3 kernels of stride 2 the middle tap has a row of its own.
+  const bool row_less = leaves_middle_inner(work, block, view) && work.stride == 2 && work.kernel == 3;
+  const bool both = work.stride == 2 && parity_of_class(work, block, inner_axis(view)) < 0;
+  return {taps_of_parity(work, parity_of_class(work, block, outer_axis(view))) -
+              leaves_middle_outer(work, block, view),
+          1 + both - row_less};
 }
 
 // A row, as every chunk of channels has it. `line` and `width`: entries of the tables for the first voxel
@@ -80,25 +83,20 @@ struct alignas(16) TapRow {
 };
 __device__ __forceinline__ TapRow row_of_view(const MmaWork& work, const TapRowBlock& block, int view,
                                               const ViewRows& rows, int row, int table_height) {
-  const int middle = work.kernel / 2;
-  const int among = work.halves ? middle / 2 : middle;  // place of the middle tap among all of a class
-  int index = rows.parities == 2 ? row / 2 : row;
-  if (leaves_middle_outer(work, block, view) && index >= among) ++index;
-  int outer = index, parity = -1;  // of the inner taps, where they are not all
-  if (work.halves) {
-    outer = 2 * index + parity_of_class(work, block, outer_axis(view));
-    parity = parity_of_class(work, block, inner_axis(view));
-  } else if (work.stride == 2) {
-    parity = rows.parities == 2 ? 1 - row % 2 : 0;
-  }
-  const int from_inner = work.stride == 2 ? parity : 0;
-  const int depth = view == 0 ? among : view == 1 ? from_inner : index;
-  const int height = view == 1 ? among : from_inner;
+  const int middle = work.kernel / 2, outer_parity = parity_of_class(work, block, outer_axis(view));
+  int outer = rows.parities == 2 ? row / 2 : row;
+  if (outer_parity >= 0) outer = 2 * outer + outer_parity;
+  if (leaves_middle_outer(work, block, view) && outer >= middle) outer += outer_parity < 0 ? 1 : 2;
+  int parity = parity_of_class(work, block, inner_axis(view));  // of the inner taps, where they are not all
+  if (parity < 0 && work.stride == 2) parity = rows.parities == 2 ? 1 - row % 2 : 0;
+  const int inner = parity < 0 ? 0 : parity;
+  const int depth = view == 0 ? middle : view == 1 ? inner : outer;
+  const int height = view == 1 ? middle : inner;
   TapRow result;
   result.line = depth * table_height + height;
-  result.width = view == 2 ? among : index;
+  result.width = view == 2 ? middle : outer;
   result.before = outer * work.kernel + (parity == 0 ? middle : 0);
-  result.taps = static_cast<int16_t>(parity < 0 ? work.kernel : taps_of_parity(work, parity));
+  result.taps = static_cast<int16_t>(taps_of_parity(work, parity));
   result.without_middle = leaves_middle_inner(work, block, view) && (parity < 0 || parity == (middle & 1));
   return result;
 }
@@ -160,12 +158,14 @@ struct TapRowTable {
   }
 };
 
-// Position of the source for entry `i` of an axis.
+// Position of the source for entry `i` of an axis. In the gradient of the input of stride 2 it is a half, of
+// what is even where a tap of the class has the entry; other entries are not read.
 __device__ __forceinline__ int tap_row_position(const MmaWork& work, const MmaPlace& place, int axis, int i) {
-  const int middle = work.kernel / 2, dilation = work.dilation[axis];
-  if (work.halves) {  // half of what is even with the first tap of the class's parity, 0 or 1
-    const int first = place.residue[axis] + work.centre[axis] - middle * dilation;
-    return dilation * (place.first[axis] + i) + ((first + (first & 1) * dilation) >> 1);
+  const int middle = work.kernel / 2;
+  if (work.halves) {
+    return (place.residue[axis] + work.centre[axis] +
+            work.dilation[axis] * (2 * place.first[axis] + i - middle)) >>
+           1;
   }
   return source_position(work, place, work.stride, axis, middle, i);
 }

@@ -7,7 +7,8 @@
 //
 // for position r of the result. Positions of equal residue modulo the dilation form a problem without
 // dilation, so a tile belongs to one residue class of every axis: r = residue + spacing * (first + i). In the
-// gradient of the input of stride 2 classes are of residues modulo 2, of which the taps reach different ones.
+// gradient of the input of stride 2 half of what the formula gives with stride 1 is read, where that is even:
+// classes are those modulo twice the dilation, which different taps reach.
 #pragma once
 
 #include "../common/ptx.cuh"
@@ -27,7 +28,7 @@ struct MmaWork {
   int steps, parts;                    // parts: 1 in phase 0
   int axis_tiles[3];
   int64_t tiles;
-  int kernel, stride;  // K, and the stride of reading: 1 in the gradient of the input
+  int kernel, stride;  // K, and the layer's stride
   bool halves;         // gradient of the input of stride 2
   bool view_per_block;
   int view_blocks[3];  // one view per block: blocks of each view's channels

@@ -18,6 +18,7 @@ COPIED = Layer(40, 21, (5, 9, 9), split=(7, 9, 5), dtype="bfloat16", layout="cha
 GATHERED = replace(COPIED, in_channels=37, layout="contiguous")
 BACKWARD = replace(COPIED, in_channels=20, out_channels=44, split=(5, 20, 19))  # five steps
 STRIDED = replace(BACKWARD, stride=(2, 2, 2), padding=(0, 0, 0))
+EVEN = replace(STRIDED, dilation=(2, 1, 1), padding=(2, 1, 1))
 FIVE = replace(COPIED, kernel=(5, 5), padding=(2, 2, 2))
 FIVE_STRIDED = replace(FIVE, stride=(2, 2, 2))
 BACKWARD_FIVE = replace(
@@ -91,16 +92,21 @@ BUGS = [
     Bug("wrong class of stride 2", TABLE, "(place.residue[axis] + work.centre[axis]) & 1", "place.residue[axis] & 1",
         WRONG, "backward_input", STRIDED),
     Bug("outer tap of another class", TABLE,
-        "outer = 2 * index + parity_of_class(work, block, outer_axis(view));", "outer = 2 * index;", WRONG,
-        "backward_input", STRIDED),
-    Bug("dilation of a class forgotten", TABLE, "dilation * (place.first[axis] + i)", "(place.first[axis] + i)",
-        WRONG, "backward_input", replace(STRIDED, dilation=(1, 3, 1), padding=(1, 3, 1))),
+        "if (outer_parity >= 0) outer = 2 * outer + outer_parity;", "if (outer_parity >= 0) outer = 2 * outer;",
+        WRONG, "backward_input", STRIDED),
+    Bug("dilation of a class forgotten", TABLE, "work.dilation[axis] * (2 * place.first[axis] + i - middle)",
+        "(2 * place.first[axis] + i - middle)", WRONG, "backward_input",
+        replace(STRIDED, dilation=(1, 3, 1), padding=(1, 3, 1))),
+    Bug("taps of an even dilation taken by parity", TABLE, "(work.dilation[axis] & 1) << axis", "1 << axis",
+        WRONG, "backward_input", EVEN),
+    Bug("positions that no tap reaches", TABLE, "(block.beside & (~block.by_parity | 1 << view)) == 0",
+        "(block.beside & 1 << view) == 0", WRONG, "backward_input", EVEN),
     Bug("inner taps of another class", PACK, "!by_parity ? place :", "", WRONG, layer=FIVE),
     Bug("folded taps read again at stride 2", TABLE, "work.soft && view > 0 &&", "work.soft && view > 1 &&", WRONG,
         "soft_backward_input", STRIDED),
     Bug("folded taps of 5x5 read again", ROWS, "|| !row.without_middle", "|| true", WRONG, "soft_forward", FIVE),
-    Bug("middle tap of 5x5 taken for that of 3x3", TABLE, "among = work.halves ? middle / 2 : middle;",
-        "among = work.halves ? 0 : middle;", WRONG, "backward_input", FIVE_STRIDED),
+    Bug("middle tap of 5x5 taken for that of 3x3", TABLE, "depth = view == 0 ? middle :", "depth = view == 0 ? 1 :",
+        WRONG, "backward_input", FIVE_STRIDED),
     Bug("rows of another chunk", TABLE, "(uint32_t{1} << 31) / count + 1", "(uint32_t{1} << 31) / count",
         "RACE|uninitialised|" + WRONG, "backward_input", BACKWARD_FIVE),
     Bug("taps of a short row", ROWS, "step.row.taps * Config::kTapBytes", "Config::kLeastTaps * Config::kTapBytes",

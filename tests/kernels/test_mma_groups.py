@@ -102,6 +102,13 @@ def test_soft_gradient_of_the_weight(emulator, layer):
     assert_equal(bias, backward_bias(layer, data), layer.dtype)
 
 
+@pytest.mark.parametrize("which", ["backward_input", "soft_backward_input"])
+def test_even_dilations_of_stride_2(emulator, which):
+    """A cut group, and whole ones; positions that no tap of any group reaches."""
+    for layer in (LAYER, WHOLE):
+        check(emulator, which, replace(layer, stride=(2, 2, 2), dilation=(1, 2, 2), padding=(1, 2, 3)))
+
+
 @pytest.mark.parametrize("which", ["forward", "backward_input", "backward_weight"])
 @pytest.mark.parametrize("channels", STEPS)
 def test_steps(emulator, channels, which):

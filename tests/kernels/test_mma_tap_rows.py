@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from kernels.harness import (
     LAYOUTS,
@@ -44,7 +45,13 @@ def cases(count: int, seed: int, **fixed: object) -> list[tuple[str, Layer]]:
     ]
 
 
-#: Odd dilations with stride 2, which the gradient of the input has classes for; odd tails of all of them.
+#: Dilations with stride 2, two even and one odd.
+MIXED = Layer(
+    8, 19, (5, 8, 9), kernel=(5, 5), stride=(2, 2, 2), dilation=(2, 1, 4), padding=(5, 2, 8), dtype="bfloat16",
+    layout="channels_last",
+)  # fmt: skip
+#: Dilations with stride 2: in the gradient of the input odd ones have classes of taps, and even ones positions that no
+#: tap reaches. Odd tails of all of them.
 DILATED = [
     Layer(
         20, 24, (9, 7, 19), stride=(2, 2, 2), dilation=(3, 1, 3), padding=(3, 1, 2), dtype="bfloat16",
@@ -55,6 +62,20 @@ DILATED = [
     ),
     Layer(
         8, 11, (12, 5, 3), kernel=(7, 7), stride=(2, 2, 2), dilation=(3, 1, 1), padding=(9, 3, 4), dtype="float16",
+        layout="channels_last",
+    ),
+    Layer(
+        9, 21, (9, 6, 19), stride=(2, 2, 2), dilation=(2, 2, 2), padding=(2, 1, 3), dtype="bfloat16",
+        layout="channels_last", batch=2,
+    ),
+    Layer(20, 24, (7, 9, 11), stride=(2, 2, 2), dilation=(1, 2, 3), padding=(1, 2, 4), dtype="float16"),
+    Layer(
+        16, 24, (5, 4, 13), stride=(2, 2, 2), dilation=(4, 1, 2), padding=(5, 1, 2), split=(11, 13, 0),
+        layout="channels_last",
+    ),
+    MIXED,
+    Layer(
+        9, 11, (8, 3, 4), kernel=(7, 7), stride=(2, 2, 2), dilation=(1, 2, 1), padding=(3, 6, 4), dtype="float16",
         layout="channels_last",
     ),
 ]  # fmt: skip
@@ -71,6 +92,12 @@ GENERATED = [
     *cases(6, 550, kernel=(5, 5), stride=(2, 2, 2), dilation=(1, 1, 1), most_products=6e5),
     *cases(4, 560, kernel=(7, 7), stride=(2, 2, 2), dilation=(1, 1, 1), most_products=3e5),
     *((which, layer) for which in ("backward_input", "soft_backward_input") for layer in DILATED),
+    *(
+        (which, layer)
+        for which in ("backward_input", "soft_backward_input")
+        for number, dilation in enumerate([(2, 2, 2), (2, 1, 1), (1, 2, 1), (1, 1, 2), (3, 4, 2)])
+        for layer in mma_layers(3, 580 + number, 3e5, stride=(2, 2, 2), dilation=dilation)
+    ),
     *(
         ("forward", layer)
         for kernel in (5, 7)
@@ -112,6 +139,27 @@ def test_steps_of_one_view(emulator, which, kernel, stride, channels):
     )  # fmt: skip
     for view in range(3):
         check_integers(emulator, which, replace(layer, split=one_view(layer, view)))
+
+
+@pytest.mark.parametrize("dilation", [(2, 2, 2), (2, 1, 1), (1, 2, 1), (1, 1, 2)])
+@pytest.mark.parametrize("channels", STEPS)
+def test_steps_of_even_dilations(emulator, channels, dilation):
+    """The same where an even dilation is that of the thin axis, of another one, or of all."""
+    layer = Layer(
+        20, channels, (5, 6, 9), stride=(2, 2, 2), dilation=dilation, padding=dilation, dtype="bfloat16",
+        layout="channels_last",
+    )  # fmt: skip
+    for view in range(3):
+        check_integers(emulator, "backward_input", replace(layer, split=one_view(layer, view)))
+
+
+def test_positions_that_no_tap_reaches(emulator):
+    """An even dilation of an axis, "same" padding: odd positions are zero, also where only a thin axis is dilated."""
+    for dilation in ((2, 1, 1), (1, 2, 1), (1, 1, 2)):
+        layer = Layer(16, 24, (5, 6, 7), stride=(2, 2, 2), dilation=dilation, padding=dilation)
+        axis = 2 + dilation.index(2)
+        gradient = np.moveaxis(run_pass(emulator, "backward_input", layer, integer_data(layer)), axis, 0)
+        assert not gradient[1::2].any() and all(plane.any() for plane in gradient[::2])
 
 
 @pytest.mark.parametrize("more", [0, 1, 2])
@@ -168,6 +216,7 @@ def test_close_on_real_values(emulator, layer, which):
         Layer(40, 36, (5, 9, 9), stride=(2, 2, 2), dtype="bfloat16", layout="channels_last"),
         Layer(20, 13, (3, 5, 8), kernel=(5, 5), padding=(2, 2, 2), dtype="float32", layout="contiguous"),
         Layer(20, 21, (5, 9, 9), kernel=(5, 5), stride=(2, 2, 2), dtype="float16", layout="channels_last"),
+        MIXED,
     ],
     ids=str,
 )
@@ -214,29 +263,21 @@ def test_forward_of_stride_2_keeps_the_whole_halo_where_it_fits(emulator):
     assert "one view per warp" in plan(emulator, "forward", layer)
 
 
-@pytest.mark.parametrize(
-    "change, reason",
-    [
-        (
-            {"dilation": (1, 2, 1), "stride": (2, 2, 2)},
-            "an even dilation in the gradient of the input of stride 2",
-        ),
-        ({"kernel": (9, 9)}, "the kernel is not 3 x 3, 5 x 5 or 7 x 7"),
-    ],
-)
-def test_what_is_left_to_cuda_cores(emulator, change, reason):
-    layer = replace(Layer(16, 24, (12, 12, 12), dtype="bfloat16"), **change)
-    assert plan(emulator, "backward_input", layer) == f"not on tensor cores: {reason}"
+def test_what_is_left_to_cuda_cores(emulator):
+    text = plan(emulator, "backward_input", Layer(16, 24, (12, 12, 12), kernel=(9, 9), dtype="bfloat16"))
+    assert text == "not on tensor cores: the kernel is not 3 x 3, 5 x 5 or 7 x 7"
 
 
 @pytest.mark.parametrize("which", ["forward", "backward_input", "soft_forward"])
 @pytest.mark.parametrize("dtype", MMA_DTYPES)
-@pytest.mark.parametrize("kernel, stride, columns", TILES)
-def test_no_bank_conflicts(emulator, kernel, stride, columns, dtype, which):
+@pytest.mark.parametrize(
+    "kernel, stride, columns, dilation", [*((*tile, 1) for tile in TILES), (3, 2, 32, 2)]
+)
+def test_no_bank_conflicts(emulator, kernel, stride, columns, dilation, dtype, which):
     """ldmatrix and cp.async, from the addresses that the lanes use."""
     layer = Layer(
-        16, 24, (4, 8, 8), kernel=(kernel, kernel), stride=(stride,) * 3, padding=(kernel // 2,) * 3,
-        dtype=dtype, layout="channels_last",
+        16, 24, (4, 8, 8), kernel=(kernel, kernel), stride=(stride,) * 3, padding=(kernel // 2 * dilation,) * 3,
+        dilation=(dilation,) * 3, dtype=dtype, layout="channels_last",
     )  # fmt: skip
     wide = columns - 8
     layer = replace(layer, in_channels=wide, split=None) if which == "backward_input" else layer
