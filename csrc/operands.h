@@ -159,6 +159,11 @@ inline Tensor new_volume(const Tensor& like, int64_t batch, int64_t channels, co
                               channels_last ? MemoryFormat::ChannelsLast3d : MemoryFormat::Contiguous);
 }
 
+// PyTorch looks for the operator by its name, which a weight that is contiguous need not wait for.
+inline Tensor make_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 // A forward pass: the tensors, contiguous where Problem asks for it, and their Problem.
 struct Forward {
   Problem problem;
@@ -188,8 +193,8 @@ inline Forward prepare_forward(const Tensor& input, const Tensor& weight, const 
   Tensor output = new_volume(input, p.batch, p.out_channels, p.out_size, channels_last);
   p.input = strides(input);
   p.output = strides(output);
-  Forward call{p, torch::stable::contiguous(weight), output, std::nullopt};
-  if (bias) call.bias = torch::stable::contiguous(*bias);
+  Forward call{p, make_contiguous(weight), output, std::nullopt};
+  if (bias) call.bias = make_contiguous(*bias);
   return call;
 }
 
@@ -215,7 +220,7 @@ inline BackwardInput prepare_backward_input(const Tensor& grad_output, const Ten
   Tensor grad_input = new_volume(grad_output, p.batch, p.in_channels, p.in_size, channels_last);
   p.input = strides(grad_input);
   p.output = strides(grad_output);
-  return {p, torch::stable::contiguous(weight), grad_input};
+  return {p, make_contiguous(weight), grad_input};
 }
 
 // Gradients of weight and bias, as Forward: grad_weight is shaped as the weight, grad_bias is empty unless

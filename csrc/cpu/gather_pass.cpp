@@ -24,10 +24,14 @@ void run_gather(const Gather& gather, ScalarType type, const GatherTensors& tens
   advise_huge_pages(tensors.target, tensors.target_numbers * convert.stored_size);
   const CpuPlan plan(gather, {kernel.lanes, kernel.accumulators, sizeof(T), threads.count, cache_size()});
 
+  const Walk& walk = plan.walk();
+
   thread_local Buffer weight_buffer, wide_buffer;
-  const int64_t bias_size = tensors.bias_numbers + 2 * kernel.lanes;  // vectors reach beyond the last channel
-  auto* packed = static_cast<T*>(weight_buffer.get((plan.weights_size() + bias_size) * sizeof(T)));
-  T* bias = packed + plan.weights_size();
+  // Vectors reach beyond the last channel.
+  const int64_t bias_size = round_up(tensors.bias_numbers + 2 * kernel.lanes, kernel.lanes);
+  const int64_t shared_size = plan.weights_used_once() ? 0 : plan.weights_size();
+  T* const bias = static_cast<T*>(weight_buffer.get((bias_size + shared_size) * sizeof(T)));
+  T* const packed = bias + bias_size;
   if (tensors.bias == nullptr) {
     std::fill_n(bias, tensors.bias_numbers, T(0));
   } else {
@@ -39,14 +43,19 @@ void run_gather(const Gather& gather, ScalarType type, const GatherTensors& tens
     convert.widen(tensors.weight, wide, tensors.weight_numbers);
     weight = wide;
   }
-  parallel(threads, static_cast<int64_t>(plan.blocks().size()),
-           [&](int64_t i) { kernel.pack_weights(plan.walk(), plan.blocks()[i], weight, packed); });
+  if (!walk.weights_in_tasks) {
+    parallel(threads, static_cast<int64_t>(plan.blocks().size()), [&](int64_t i) {
+      const Block& block = plan.blocks()[i];
+      kernel.pack_weights(walk, block, weight, packed + block.weights);
+    });
+  }
 
   parallel(threads, static_cast<int64_t>(plan.tasks().size()), [&](int64_t i) {
-    thread_local Buffer ring, stage, segments;
+    thread_local Buffer ring, stage, segments, weights;
     const Scratch scratch{ring.get(plan.ring_size() * sizeof(T)), stage.get(plan.stage_size() * sizeof(T)),
                           segments.get(plan.segment_count() * kernel.segment_size)};
-    kernel.run(plan.walk(), plan.tasks()[i], tensors.source, packed, bias, tensors.target, scratch);
+    void* own = plan.weights_used_once() ? weights.get(plan.weights_size() * sizeof(T)) : packed;
+    kernel.run(walk, plan.tasks()[i], tensors.source, weight, own, bias, tensors.target, scratch);
   });
 }
 

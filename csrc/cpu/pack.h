@@ -37,42 +37,63 @@ template <class T>
   }
 }
 
-// One row of every channel, channels adjacent in memory: squares of lanes x lanes numbers are transposed.
-// Writes up to a vector beyond `count`, which later rows overwrite.
-template <class S, class T>
-void pack_row_channels_last(T* to, int64_t channel_stride, const S* from, int64_t voxel_stride,
-                            int64_t channels, int64_t count) {
+// Channels' rows lie too far apart for the processor to foresee the next ones.
+constexpr int64_t kChannelsAhead = 4;
+
+template <class S>
+[[gnu::always_inline]] inline void prefetch(const S* from, int64_t count) {
+  constexpr int64_t line = 64 / sizeof(S);
+  for (int64_t i = 0; i < count; i += line) __builtin_prefetch(from + i);
+}
+
+// A phase of a plane whose channels are adjacent in memory: squares of lanes x lanes numbers, of packed
+// positions that may lie in several rows, are transposed, zeros between the rows with them. source_row(r) is
+// packed row r's first voxel inside the volume, or null where the row lies outside.
+template <class S, class T, class SourceRow>
+void pack_phase_channels_last(const Packing& packing, const Columns& columns, int64_t voxel_stride,
+                              int64_t channels, int64_t rows, T* to, const SourceRow& source_row) {
   constexpr int lanes = kLanes<T>;
-  for (int64_t first = 0; first < channels; first += lanes) {
-    // The last square overlaps the one before it rather than read past the channels.
-    const int64_t c = first + lanes <= channels ? first : channels - lanes;
-    for (int64_t w = 0; w < count; w += lanes) {
-      const int64_t voxels = count - w < lanes ? count - w : lanes;
-      Vec<T> square[lanes];
-      const S* p = from + w * voxel_stride + c;
-      if (voxels == lanes) {
-        unrolled<0, lanes>([&](auto i) { square[i.value] = load_wide(p + i.value * voxel_stride); });
-      } else {
-        unrolled<0, lanes>([&](auto i) {
-          square[i.value] = i.value < voxels ? load_wide(p + i.value * voxel_stride) : Vec<T>{};
-        });
+  const S zeros[lanes] = {};
+  const int64_t wanted = (rows + 1) * packing.pitch + lanes;
+  int64_t row = 0, column = 0;
+  const S* row_begin = source_row(0);
+  for (int64_t position = 0; position < wanted && position < packing.channel_stride; position += lanes) {
+    const S* voxels[lanes];
+    bool any = false;
+    for (const S*& voxel : voxels) {
+      const int64_t inside = column - columns.zeros_left;
+      voxel = row_begin != nullptr && inside >= 0 && inside < columns.count
+                  ? row_begin + inside * voxel_stride
+                  : nullptr;
+      any |= voxel != nullptr;
+      if (++column == packing.pitch) {
+        column = 0;
+        row_begin = ++row < rows ? source_row(row) : nullptr;
       }
-      transpose<T>(square);
-      T* q = to + c * channel_stride + w;
-      unrolled<0, lanes>([&](auto i) { store<T>(q + i.value * channel_stride, square[i.value]); });
+    }
+    for (int64_t begin = 0; begin < channels; begin += lanes) {
+      // The last square overlaps the one before it rather than read past the channels.
+      const int64_t c = begin + lanes <= channels ? begin : channels - lanes;
+      Vec<T> square[lanes] = {};
+      if (any) {
+        unrolled<0, lanes>([&](auto i) {
+          square[i.value] = load_wide(voxels[i.value] != nullptr ? voxels[i.value] + c : zeros);
+        });
+        transpose<T>(square);
+      }
+      T* q = to + c * packing.channel_stride + position;
+      unrolled<0, lanes>([&](auto i) { store<T>(q + i.value * packing.channel_stride, square[i.value]); });
     }
   }
 }
 
-// Packs the rows of one source plane that a strip needs. `plane` points to the first channel in that plane;
-// `row_begin` is the first packed row, in rows of a phase, and may lie outside the volume like any other.
+// pack_plane for some channels; `phase_size` numbers lie between a channel's phases.
 template <class S, class T>
-void pack_plane(const Packing& packing, const S* plane, int64_t channels, int64_t row_begin, int64_t rows,
-                T* to) {
+void pack_channels(const Packing& packing, const S* plane, int64_t channels, bool transposed,
+                   int64_t row_begin, int64_t rows, T* to, int64_t phase_size) {
   const Strides5& s = packing.source;
   const int64_t channel_stride = packing.channel_stride;
-  const bool transposed = s.channel == 1 && s.column != 1 && channels >= kLanes<T>;
-  for (int32_t index = 0; index < packing.phase_count; ++index, to += channels * channel_stride) {
+  for (int32_t index = 0; index < packing.phase_count; ++index, to += phase_size) {
     const Phase phase = packing.phases[index];
     const Columns columns = columns_of_phase(packing, phase);
     const int64_t zeros_right = packing.pitch - columns.zeros_left - columns.count;
@@ -83,52 +104,56 @@ void pack_plane(const Packing& packing, const S* plane, int64_t channels, int64_
       return row >= 0 && row < packing.in_rows ? first + row * s.row : nullptr;
     };
     if (transposed) {
-      for (int64_t r = 0; r < rows; ++r) {
-        T* q = to + r * packing.pitch;
-        const S* p = columns.count > 0 ? source_row(r) : nullptr;
+      pack_phase_channels_last<S>(packing, columns, voxel_stride, channels, rows, to, source_row);
+      continue;
+    }
+    for (int64_t c = 0; c < channels; ++c) {
+      T* q = to + c * channel_stride;
+      for (int64_t r = 0; r < rows; ++r, q += packing.pitch) {
+        const S* p = source_row(r);
         if (p == nullptr) {
-          for (int64_t c = 0; c < channels; ++c) fill_zero(q + c * channel_stride, packing.pitch);
+          fill_zero(q, packing.pitch);
           continue;
         }
-        pack_row_channels_last(q + columns.zeros_left, channel_stride, p, voxel_stride, channels,
-                               columns.count);
-        for (int64_t c = 0; c < channels; ++c) {
-          fill_zero(q + c * channel_stride, columns.zeros_left);
-          fill_zero(q + c * channel_stride + columns.zeros_left + columns.count, zeros_right);
-        }
-      }
-    } else {
-      for (int64_t c = 0; c < channels; ++c) {
-        T* q = to + c * channel_stride;
-        for (int64_t r = 0; r < rows; ++r, q += packing.pitch) {
-          const S* p = source_row(r);
-          if (p == nullptr) {
-            fill_zero(q, packing.pitch);
-            continue;
-          }
-          p += c * s.channel;
-          fill_zero(q, columns.zeros_left);
-          T* inside = q + columns.zeros_left;
-          if (voxel_stride == 1) {
-            copy_wide(inside, p, columns.count);
-          } else if (voxel_stride == 2 && s.column == 1) {
-            const int64_t available = packing.in_columns - 2 * columns.begin;
-            if (phase.column == 0) {
-              copy_every_other<S, 0>(inside, p, columns.count, available);
-            } else {
-              copy_every_other<S, 1>(inside, p - 1, columns.count, available);
-            }
+        p += c * s.channel;
+        if (s.column == 1) prefetch(p + kChannelsAhead * s.channel, columns.count * voxel_stride);
+        fill_zero(q, columns.zeros_left);
+        T* inside = q + columns.zeros_left;
+        if (voxel_stride == 1) {
+          copy_wide(inside, p, columns.count);
+        } else if (voxel_stride == 2 && s.column == 1) {
+          const int64_t available = packing.in_columns - 2 * columns.begin;
+          if (phase.column == 0) {
+            copy_every_other<S, 0>(inside, p, columns.count, available);
           } else {
-            for (int64_t w = 0; w < columns.count; ++w) inside[w] = widen(p[w * voxel_stride]);
+            copy_every_other<S, 1>(inside, p - 1, columns.count, available);
           }
-          fill_zero(inside + columns.count, zeros_right);
+        } else {
+          for (int64_t w = 0; w < columns.count; ++w) inside[w] = widen(p[w * voxel_stride]);
         }
+        fill_zero(inside + columns.count, zeros_right);
       }
     }
     // The last row has no next one whose left zeros could be its right border; a vector may reach further.
     const int64_t end = rows * packing.pitch, left = channel_stride - end;
     const int64_t border = left < packing.pitch + kLanes<T> ? left : packing.pitch + kLanes<T>;
     for (int64_t c = 0; c < channels; ++c) fill_zero(to + c * channel_stride + end, border);
+  }
+}
+
+// Packs the rows of one source plane that a strip needs. `plane` points to the first channel in that plane;
+// `row_begin` is the first packed row, in rows of a phase, and may lie outside the volume like any other.
+template <class S, class T>
+void pack_plane(const Packing& packing, const S* plane, int64_t channels, int64_t row_begin, int64_t rows,
+                T* to) {
+  constexpr int64_t kTogether = 8;  // channels whose rows stay in the first-level cache for all phases
+  const Strides5& s = packing.source;
+  const bool transposed = s.channel == 1 && s.column != 1 && channels >= kLanes<T>;
+  const int64_t together = transposed ? channels : kTogether;
+  for (int64_t c = 0; c < channels; c += together) {
+    pack_channels(packing, plane + c * s.channel, channels - c < together ? channels - c : together,
+                  transposed, row_begin, rows, to + c * packing.channel_stride,
+                  channels * packing.channel_stride);
   }
 }
 

@@ -108,7 +108,7 @@ void pack_channel(const Walk& walk, const Block& block, const TapWeights* tap, c
 template <class T>
 void pack_weights(const Walk& walk, const Block& block, const void* weight, void* packed) {
   constexpr int lanes = kLanes<T>;
-  T* to = static_cast<T*>(packed) + block.weights;
+  T* to = static_cast<T*>(packed);
   for (int32_t index = block.part_begin; index < block.part_end; ++index) {
     const Part& part = walk.parts[index];
     const TapWeights *tap = walk.tap_weights + part.tap_begin, *tap_end = walk.tap_weights + part.tap_end;

@@ -20,8 +20,9 @@ constexpr int64_t kRowReduction = 64, kLongReduction = 256;
 constexpr double kRingShare = 0.55;      // of the second-level cache
 constexpr int64_t kStageBytes = 300000;  // staged outputs per step ...
 constexpr int64_t kHeavyWeights =
-    800000;                          // ... and three times that where this many bytes of weights stream by
-constexpr double kPackCycles = 1.5;  // per number, for the split among threads only
+    800000;  // ... and three times that where this many bytes of weights stream by
+// For the split among threads only: cycles per number that is packed, and per byte of weights.
+constexpr double kPackCycles = 1.5, kWeightCycles = 0.28;
 
 // Vectors over voxels.
 BlockShape voxel_blocks(int64_t channels, const CpuMachine& machine) {
@@ -114,6 +115,7 @@ CpuPlan::CpuPlan(const Gather& gather, const CpuMachine& machine)
             nullptr,
             gather.weight_in,
             gather.weight_out,
+            false,
             gather.class_size(2) >= kShortestRun,
             0} {
   for (const GatherTap& tap : gather.taps) {
@@ -129,6 +131,7 @@ CpuPlan::CpuPlan(const Gather& gather, const CpuMachine& machine)
   }
   choose_strip(gather, machine);
   tasks_ = cut_tasks(gather, walk_, block_counts, strip_rows_, costs(machine), machine.threads);
+  place_weights(gather);
   walk_.parts = parts_.data();
   walk_.blocks = blocks_.data();
   walk_.chunks = chunks_.data();
@@ -204,7 +207,8 @@ void CpuPlan::cut_blocks(const Gather& gather, const CpuMachine& machine, Chunk&
 // Strips as high as a ring of planes fits into the cache, and as many planes per step as stay there with
 // their outputs.
 void CpuPlan::choose_strip(const Gather& gather, const CpuMachine& machine) {
-  // The last vector begins before the last target ends, so it reads and writes less than its length beyond it.
+  // The last vector begins before the last target ends, so it reads and writes less than its length beyond
+  // it.
   auto channel_stride = [&](int64_t rows) {
     return spread(lattice_.row_numbers(rows, machine.lanes), machine.number_size);
   };
@@ -236,12 +240,29 @@ void CpuPlan::choose_strip(const Gather& gather, const CpuMachine& machine) {
   stage_size_ = walk_.sums + walk_.stage_plane * widest_sums_;
 }
 
+// Where every block is computed in one task and step, a thread has room for the weights of one block.
+void CpuPlan::place_weights(const Gather& gather) {
+  if (tasks_.empty()) return;
+  const Task& task = tasks_[0];  // all have all rows and planes if one has
+  walk_.weights_in_tasks =
+      gather.batch == 1 && task.row_end == gather.class_size(1) && task.plane_end == gather.class_size(0);
+  if (!weights_used_once()) return;
+  int64_t most = 0;
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    const int64_t end = i + 1 < blocks_.size() ? blocks_[i + 1].weights : weights_size_;
+    most = std::max(most, end - blocks_[i].weights);
+    blocks_[i].weights = 0;
+  }
+  weights_size_ = most;
+}
+
 TaskCosts CpuPlan::costs(const CpuMachine& machine) const {
   const auto plane_products = static_cast<double>(weights_size_) / static_cast<double>(chunks_.size()) *
                               static_cast<double>(strip_rows_ * walk_.packing.pitch);
   return {plane_products / (2.0 * machine.lanes),
           kPackCycles * static_cast<double>(walk_.packing.phase_count * widest_chunk_) *
-              static_cast<double>((strip_rows_ + walk_.packing.halo_rows) * walk_.packing.pitch)};
+              static_cast<double>((strip_rows_ + walk_.packing.halo_rows) * walk_.packing.pitch),
+          kWeightCycles * static_cast<double>(weights_size_ * machine.number_size)};
 }
 
 // Ranges of planes or blocks cost packing planes again; the cheapest in a count of cycles is taken.
@@ -263,7 +284,11 @@ std::vector<Task> cut_tasks(const Gather& gather, const Sweep& sweep,
       const double computed = static_cast<double>(planes) * costs.plane *
                               static_cast<double>(ceil_div(most_blocks, b)) /
                               static_cast<double>(most_blocks);
-      const double cycles = static_cast<double>(ceil_div(whole * b * d, threads)) * (packed + computed);
+      // Weights that a task packs itself are in its cache in the first step.
+      const int64_t loads = ceil_div(planes, sweep.step_planes) - (gather.batch * strips * d == 1 ? 1 : 0);
+      const double loaded = static_cast<double>(loads) * costs.weights / static_cast<double>(b);
+      const double cycles =
+          static_cast<double>(ceil_div(whole * b * d, threads)) * (packed + computed + loaded);
       if (cycles < best * 0.99) best = cycles, plane_parts = d, block_parts = b;
     }
   }

@@ -49,9 +49,10 @@ std::pair<int32_t, int32_t> taps_of(const Gather& gather, const std::array<int64
 
 // Tasks: strips of all samples and chunks, and where these are too few for the threads, ranges of planes or
 // blocks of them.
+// Cycles: for a target plane of a strip of all blocks, for packing a source plane, and for loading all
+// weights, which every step does.
 struct TaskCosts {
-  double plane,
-      pack_plane;  // cycles for a target plane of a strip of all blocks, and for packing a source plane
+  double plane, pack_plane, weights;
 };
 std::vector<Task> cut_tasks(const Gather& gather, const Sweep& sweep,
                             const std::vector<int64_t>& block_counts, int64_t strip_rows,
@@ -86,6 +87,11 @@ class CpuPlan {
   const std::vector<Task>& tasks() const { return tasks_; }
   const std::vector<Block>& blocks() const { return blocks_; }
 
+  // Whether every block's weights are packed and used once: a thread needs memory for one block's, then.
+  bool weights_used_once() const {
+    return walk_.weights_in_tasks && tasks_[0].plane_end - tasks_[0].plane_begin <= walk_.step_planes;
+  }
+
   // Sizes of what a caller has to provide, in numbers; the last in segments.
   int64_t weights_size() const { return weights_size_; }
   int64_t ring_size() const { return ring_size_; }
@@ -95,6 +101,7 @@ class CpuPlan {
  private:
   void cut_blocks(const Gather& gather, const CpuMachine& machine, Chunk& chunk, const RangeChunk& ranges);
   BlockShape block_shape(const Gather& gather, const GatherRange& range, const CpuMachine& machine) const;
+  void place_weights(const Gather& gather);
   void choose_strip(const Gather& gather, const CpuMachine& machine);
   TaskCosts costs(const CpuMachine& machine) const;
 

@@ -30,7 +30,7 @@ TilePlan::TilePlan(const Gather& gather, int threads, int64_t cache_size)
                        static_cast<double>(chunks_.size());
   const TaskCosts costs{
       kTileCycles * tiles * static_cast<double>(ceil_div(rows * walk_.packing.pitch, kTileRows)),
-      kPackCycles * static_cast<double>(plane_size(rows))};
+      kPackCycles * static_cast<double>(plane_size(rows)), 0};
   tasks_ = cut_tasks(gather, walk_, block_counts, rows, costs, threads);
   walk_.steps = steps_.data(), walk_.panels = panels_.data();
   walk_.blocks = blocks_.data(), walk_.chunks = chunks_.data();

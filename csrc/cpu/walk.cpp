@@ -16,6 +16,7 @@
 
 #include "pack.h"
 #include "pack_weights.h"
+#include "places.h"
 #include "sweep.h"
 
 namespace acsconv {
@@ -282,11 +283,11 @@ void run_channels(const Walk& walk, const Block& block, const Segment<T>* segmen
 }
 
 template <class S>
-void run(const Walk& walk, const Task& task, const void* source_data, const void* weight_data,
+void run(const Walk& walk, const Task& task, const void* source_data, const void* weight, void* packed,
          const void* bias_data, void* target_data, const Scratch& scratch) {
   using T = Computed<S>;
   const Chunk& chunk = walk.chunks[task.chunk];
-  const T* weights = static_cast<const T*>(weight_data);
+  T* weights = static_cast<T*>(packed);
   const T* bias = static_cast<const T*>(bias_data);
   T* ring = static_cast<T*>(scratch.ring);
   T* stage = static_cast<T*>(scratch.stage);
@@ -305,15 +306,28 @@ void run(const Walk& walk, const Task& task, const void* source_data, const void
   const int64_t voxels = (rows - 1) * walk.packing.pitch + walk.class_columns;
   const int64_t plane_size = walk.packing.phase_count * chunk.in_count * walk.packing.channel_stride;
 
+  const int64_t first_row = walk.packing.row_min + task.row_begin,
+                packed_rows = rows + walk.packing.halo_rows;
+  PlanePlaces places;
+  const bool by_places = walk.packing.in_columns < kLanes<T> * walk.packing.column_stride &&
+                         find_places(walk.packing, first_row, packed_rows,
+                                     chunk.in_count * walk.packing.channel_stride, 1, places);
   auto pack = [&](int64_t plane) {
-    pack_plane(walk.packing, source + plane * from.plane, chunk.in_count,
-               walk.packing.row_min + task.row_begin, rows + walk.packing.halo_rows,
-               ring + plane % walk.ring_planes * plane_size);
+    const S* p = source + plane * from.plane;
+    T* to = ring + plane % walk.ring_planes * plane_size;
+    if (by_places) {
+      pack_plane_by_places(walk.packing, places, p, chunk.in_count, packed_rows, to);
+    } else {
+      pack_plane(walk.packing, p, chunk.in_count, first_row, packed_rows, to);
+    }
   };
   auto compute = [&](int64_t residue, int64_t column_class, int64_t first, int64_t planes) {
     T* class_stage = stage + column_class * out_count * walk.stage_channel;
     const Block* begin = blocks + (residue * walk.classes[2] + column_class) * chunk.block_count;
     for (const Block* block = begin + task.block_begin; block != begin + task.block_end; ++block) {
+      if (walk.weights_in_tasks && first == task.plane_begin) {
+        pack_weights<T>(walk, *block, weight, weights + block->weights);
+      }
       T* to = class_stage + (block->out_begin - out_begin) * walk.stage_channel;
       for (int64_t o = 0; o < planes; ++o) {
         const Segment<T>* end = segments_of(walk, *block, first + o, ring, weights, chunk.in_count, segments);

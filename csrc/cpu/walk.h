@@ -111,6 +111,8 @@ struct Walk : Sweep {
   const TapWeights* tap_weights;
   const int64_t* part_weights;
   int64_t weight_in, weight_out;
+  // Every block is one task's alone, which packs its weights when it needs them first.
+  bool weights_in_tasks;
   // Where vectors run over channels, the voxels of a plane are cut into runs: rows, or one of them all. Sums
   // are kept as [voxel][width], behind the staged outputs, before they are transposed.
   bool rows_are_runs;
@@ -139,10 +141,11 @@ struct WalkKernel {
   int32_t lanes;         // numbers per vector
   int32_t accumulators;  // vectors that fit into registers beside what else is needed
   int32_t segment_size;  // bytes
-  // source, target: tensors. weights (packed), bias (one for each target channel, never null): numbers of the
-  // type that sums are made in, which is float for 16-bit tensors.
-  void (*run)(const Walk& walk, const Task& task, const void* source, const void* weights, const void* bias,
-              void* target, const Scratch& scratch);
+  // source, target: tensors. weight, packed (the task packs them where Walk says so), bias (one for each
+  // target channel, never null): numbers of the type that sums are made in, which is float for 16-bit
+  // tensors.
+  void (*run)(const Walk& walk, const Task& task, const void* source, const void* weight, void* packed,
+              const void* bias, void* target, const Scratch& scratch);
   // Packs a block's weights, both in that type.
   void (*pack_weights)(const Walk& walk, const Block& block, const void* weight, void* packed);
 };

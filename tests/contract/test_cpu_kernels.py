@@ -38,6 +38,7 @@ LAYERS = [
     (33, 64, (9, 33, 34), 3, 2),  # four phases, or eight classes
     (3, 20, (12, 30, 37), 7, 2),
     (100, 44, (4, 4, 4), 3, 1),  # rows far shorter than a vector
+    (20, 40, (24, 14, 14), 3, 1),  # weights of one task, in several steps
     (20, 10, (30, 9, 3), 1, 1),
     (20, 22, (4, 5, 32), 3, 1),  # rows of whole vectors, and an odd number of them
     (9, 9, (13, 14, 20), 7, 1, 9),  # depthwise
@@ -204,6 +205,7 @@ def test_threads_do_not_change_the_result(monkeypatch, isa, dtype, operation):
         for problem in [
             layer(40, 31, (6, 40, 70)),
             layer(64, 64, (5, 5, 5)),
+            layer(160, 96, (4, 4, 4)),  # blocks shared out, each packed by its task
             layer(9, 9, (13, 14, 20), 7, 1, 9),
             layer(53, 53, (9, 17, 13), 7, 1, 53)._replace(input=arrange([1, 53, 9, 17, 13], "channels_last")),
             layer(20, 18, (7, 12, 19), 3, 2, 1, True),
