@@ -166,7 +166,7 @@ __device__ __forceinline__ const float* bias_of_group(const MmaWork& work, int b
 }
 
 // A warp's sums, plus the group's bias, to the tile: Walk (mma_view.cuh) says where its voxels are,
-// `columns.range[ index]` which channels its columns are.
+// `columns.range[index]` which channels its columns are.
 template <class Walk, class T, int kRows, int kColumns>
 __device__ __forceinline__ void put_sums(const float (&sum)[kRows][kColumns][4], const ResultTile<T>& tile,
                                          const StagedColumns& columns, int index, const float* bias, int warp,

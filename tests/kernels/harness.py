@@ -184,6 +184,21 @@ def problem(layer: Layer, input: np.ndarray, output: np.ndarray) -> dict[str, ob
     }
 
 
+def fields(layer: Layer) -> dict[str, object]:
+    """The problem of a layer whose arrays take no memory, for plans."""
+
+    def volume(shape: tuple[int, ...]) -> np.ndarray:
+        order = (0, 1, 2, 3, 4) if layer.layout == "contiguous" else (0, 2, 3, 4, 1)
+        steps, step = [0] * 5, np.dtype(STORAGE[layer.dtype]).itemsize
+        for axis in reversed(order):
+            steps[axis], step = step, step * shape[axis]
+        return np.lib.stride_tricks.as_strided(
+            np.zeros(1, STORAGE[layer.dtype]), shape, steps, writeable=False
+        )
+
+    return problem(layer, volume(layer.input_shape), volume(layer.output_shape))
+
+
 @dataclass
 class Data:
     """Values of a layer's tensors in float64, exactly representable in the layer's dtype."""
@@ -354,17 +369,25 @@ def run_backward_weight(
     layer: Layer,
     data: Data,
     *,
+    launcher: str = "simt_backward_weight",
+    input: np.ndarray | None = None,
+    grad_output: np.ndarray | None = None,
     weight: bool = True,
     bias: bool = True,
-    soft: bool = False,
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Runs a launcher of the gradients of weight (Soft ACS: of the views' kernels) and bias, as far as wanted."""
-    grad_output = with_layout(to_storage(data.grad_output, layer.dtype), layer.layout)
-    input = with_layout(to_storage(data.input, layer.dtype), layer.layout)
-    shape = (3, *layer.weight_shape) if soft else layer.weight_shape
-    grad_weight = unwritten(shape, layer.dtype) if weight else None
-    grad_bias = unwritten((layer.out_channels,), layer.dtype) if bias else None
-    launcher = "simt_soft_backward_weight" if soft else "simt_backward_weight"
+    """Runs a launcher of the gradients of weight (Soft ACS: of the views' kernels) and bias, as far as wanted.
+
+    ``input`` and ``grad_output`` replace the arrays made from ``data`` and the layout. The gradients have the layer's
+    dtype, those of launchers whose name ends so float32.
+    """
+    if input is None:
+        input = with_layout(to_storage(data.input, layer.dtype), layer.layout)
+    if grad_output is None:
+        grad_output = with_layout(to_storage(data.grad_output, layer.dtype), layer.layout)
+    shape = (3, *layer.weight_shape) if "soft" in launcher else layer.weight_shape
+    dtype = "float32" if launcher.endswith("_float32") else layer.dtype
+    grad_weight = unwritten(shape, dtype) if weight else None
+    grad_bias = unwritten((layer.out_channels,), dtype) if bias else None
     emulator.run(launcher, problem(layer, input, grad_output), [grad_output, input, grad_weight, grad_bias])
     return grad_weight, grad_bias
 

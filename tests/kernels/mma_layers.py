@@ -1,4 +1,4 @@
-"""Layers and an oracle for the tests of the tensor-core kernels of the forward pass and the gradient of the input."""
+"""Layers, plans, runs and an oracle for the tests of the tensor-core kernels."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ from kernels.harness import (
     Layer,
     Triple,
     assert_equal,
+    backward_bias,
     backward_input,
+    backward_weight,
+    fields,
     forward,
     integer_data,
     one_view,
+    round_to_tf32,
     run_backward_input,
+    run_backward_weight,
     run_forward,
     soft_kernels,
 )
@@ -28,6 +33,11 @@ VIEW_TILES = ((8, 1), (16, 1), (24, 1), (32, 1), (48, 1), (16, 2), (32, 2))
 STEPS = (16, 32, 48, 80)
 MMA_DTYPES = ("bfloat16", "float16", "float32")
 PASSES = ("forward", "backward_input", "soft_forward", "soft_backward_input")
+#: Bytes of shared memory that a block has on compute capability 8.6, 8.9 and 12.0: too few for the halo of the forward
+#: kernel of stride 2.
+SMALL_BLOCKS = 99 << 10
+#: What the emulator counts the wavefronts of, in kernels whose stages threads fill by asynchronous copies.
+COUNTED = ("ldmatrix", "cp.async of 16 bytes")
 
 
 def mma_layers(count: int, seed: int, most_products: float = 6e6, **fixed: object) -> list[Layer]:
@@ -115,10 +125,25 @@ def of_views(oracle: Callable[[Layer, Data], np.ndarray], layer: Layer, data: Da
     )
 
 
-def run_pass(emulator: ModuleType, which: str, layer: Layer, data: Data, **options: np.ndarray) -> np.ndarray:
-    """Runs a tensor-core launcher of one of ``PASSES``; Soft ACS takes the views' kernels as ``data.weight``."""
+def plan(emulator: ModuleType, which: str, layer: Layer, **machine: object) -> str:
+    """The plan on tensor cores of one of ``PASSES`` or of "backward_weight", a line for every run of groups."""
+    soft = which.startswith("soft")
+    name = f"mma_{which.removeprefix('soft_')}"
+    return emulator.plan(name, fields(layer), soft=soft, **machine)[0]
+
+
+def run_pass(
+    emulator: ModuleType,
+    which: str,
+    layer: Layer,
+    data: Data,
+    *,
+    launcher: str | None = None,
+    **options: np.ndarray,
+) -> np.ndarray:
+    """Runs one of ``PASSES``, by default on tensor cores; Soft ACS takes the views' kernels as ``data.weight``."""
     launch = run_forward if which.endswith("forward") else run_backward_input
-    return launch(emulator, layer, data, launcher=f"mma_{which}", **options)
+    return launch(emulator, layer, data, launcher=launcher or f"mma_{which}", **options)
 
 
 def expected(which: str, layer: Layer, data: Data) -> np.ndarray:
@@ -127,9 +152,43 @@ def expected(which: str, layer: Layer, data: Data) -> np.ndarray:
     return of_views(oracle, layer, data) if which.startswith("soft") else oracle(layer, data)
 
 
-def check_integers(emulator: ModuleType, which: str, layer: Layer, **options: np.ndarray) -> None:
-    """One of ``PASSES`` gives the oracle's result to the bit."""
+def as_multiplied(layer: Layer, data: Data) -> Data:
+    """``data`` as tensor cores multiply it: float32 rounded to TF32, but for the bias, which is added."""
+    if layer.dtype != "float32":
+        return data
+    names = ("input", "weight", "grad_output")
+    return replace(data, **{name: round_to_tf32(getattr(data, name)) for name in names})
+
+
+def check_integers(emulator: ModuleType, which: str, layer: Layer, **options: object) -> None:
+    """One of ``PASSES``, with the options of ``run_pass``, gives the oracle's result to the bit."""
     data = integer_data(layer)
     if which.startswith("soft"):
         data.weight = soft_kernels(layer)
     assert_equal(run_pass(emulator, which, layer, data, **options), expected(which, layer, data), layer.dtype)
+
+
+def check_weight_integers(
+    emulator: ModuleType, layer: Layer, *, launcher: str = "mma_backward_weight", **options: object
+) -> None:
+    """The gradients of weight and bias, with the options of ``run_backward_weight``, are the oracle's to the bit."""
+    data = integer_data(layer)
+    weight, bias = run_backward_weight(emulator, layer, data, launcher=launcher, **options)
+    if "soft" in launcher:
+        views = [replace(layer, split=one_view(layer, view)) for view in range(3)]
+        exact = np.stack([backward_weight(view, data) for view in views])
+    else:
+        exact = backward_weight(layer, data)
+    assert_equal(weight, exact, layer.dtype)
+    assert_equal(bias, backward_bias(layer, data), layer.dtype)
+
+
+def check_banks(emulator: ModuleType, run: Callable[[], object], *instructions: str) -> None:
+    """``run()`` executes ``instructions`` and no other ones whose wavefronts are counted, without bank conflicts."""
+    emulator.take_bank_report()
+    run()
+    report = emulator.take_bank_report()
+    assert set(report) == set(instructions)
+    for instruction, (executed, wavefronts, least) in report.items():
+        assert executed > 0
+        assert wavefronts == least, f"{instruction}: {wavefronts} wavefronts, {least} without conflicts"

@@ -90,7 +90,7 @@ def test_only_what_is_wanted(emulator, layer, wanted):
 def test_soft(emulator, layer, machine):
     emulator.configure(multiprocessors=machine)
     data = integer_data(layer)
-    kernels, bias = run_backward_weight(emulator, layer, data, soft=True)
+    kernels, bias = run_backward_weight(emulator, layer, data, launcher="simt_soft_backward_weight")
     for view in range(3):
         expected = backward_weight(replace(layer, split=one_view(layer, view)), data)
         assert_equal(kernels[view], expected, layer.dtype)

@@ -13,6 +13,7 @@ from kernels.harness import (
     Layer,
     assert_close,
     assert_equal,
+    fields,
     forward,
     generated_layers,
     integer_data,
@@ -23,7 +24,6 @@ from kernels.harness import (
     unwritten,
     with_layout,
 )
-from kernels.test_plan import fields
 
 LAYERS = [
     Layer(1, 64, (9, 10, 40)),  # first layers: octets of two views, several tiles

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,59 +15,23 @@ from kernels.harness import (
     assert_equal,
     backward_bias,
     backward_weight,
+    fields,
     integer_data,
-    one_view,
-    problem,
     real_data,
-    round_to_tf32,
+    run_backward_weight,
     to_storage,
     unaligned,
-    unwritten,
     with_layout,
 )
+from kernels.mma_layers import MMA_DTYPES, SMALL_BLOCKS, as_multiplied, check_weight_integers
 
-CSRC = Path(__file__).resolve().parents[2] / "csrc"
-WRONG = "Arrays are not equal"
 LARGE = 10**4  # multiprocessors that make the planner cut the voxels into as many parts as it may
-DTYPES = ("bfloat16", "float16", "float32")
 # Size and stride.
 KERNELS = ((3, 1), (3, 1), (3, 1), (5, 1), (7, 1), (3, 2), (3, 2), (2, 2), (5, 2), (7, 2))
-SMALL_GPU = 99 << 10  # bytes of shared memory that a block has on compute capability 8.6, 8.9 and 12.0
 
 
-def run(
-    emulator,
-    layer: Layer,
-    data: Data,
-    *,
-    input: np.ndarray | None = None,
-    grad_output: np.ndarray | None = None,
-    weight: bool = True,
-    bias: bool = True,
-    soft: bool = False,
-    gradient_dtype: str | None = None,
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Runs the launcher; ``input`` and ``grad_output`` replace the arrays made from ``data`` and the layout."""
-    if input is None:
-        input = with_layout(to_storage(data.input, layer.dtype), layer.layout)
-    if grad_output is None:
-        grad_output = with_layout(to_storage(data.grad_output, layer.dtype), layer.layout)
-    dtype = gradient_dtype or layer.dtype
-    shape = (3, *layer.weight_shape) if soft else layer.weight_shape
-    grad_weight = unwritten(shape, dtype) if weight else None
-    grad_bias = unwritten((layer.out_channels,), dtype) if bias else None
-    launcher = "mma_soft_backward_weight" if soft else "mma_backward_weight"
-    if gradient_dtype == "float32":
-        launcher += "_float32"
-    emulator.run(launcher, problem(layer, input, grad_output), [grad_output, input, grad_weight, grad_bias])
-    return grad_weight, grad_bias
-
-
-def check(emulator, layer: Layer, **arrays: np.ndarray) -> None:
-    data = integer_data(layer)
-    weight, bias = run(emulator, layer, data, **arrays)
-    assert_equal(weight, backward_weight(layer, data), layer.dtype)
-    assert_equal(bias, backward_bias(layer, data), layer.dtype)
+def run(emulator, layer: Layer, data: Data, **options) -> tuple[np.ndarray | None, np.ndarray | None]:
+    return run_backward_weight(emulator, layer, data, **{"launcher": "mma_backward_weight", **options})
 
 
 def generated(count: int, seed: int) -> list[Layer]:
@@ -76,7 +39,7 @@ def generated(count: int, seed: int) -> list[Layer]:
     draw = random.Random(seed)
     layers: dict[str, Layer] = {}
     while len(layers) < count:
-        dtype = draw.choice(DTYPES)
+        dtype = draw.choice(MMA_DTYPES)
         kernel, stride = draw.choice(KERNELS)
         out_channels = draw.choice((1, 3, 4, 8, 12, 16, 21, 24, 32, 48, 64, 70))
         first = draw.choice((None, None, 0, out_channels, draw.randint(0, out_channels)))
@@ -107,7 +70,7 @@ def generated(count: int, seed: int) -> list[Layer]:
 @pytest.mark.parametrize("layer", generated(120, seed=31), ids=str)
 def test_bit_equal_on_integers(emulator, layer):
     emulator.configure(detect_races=False)
-    check(emulator, layer)
+    check_weight_integers(emulator, layer)
 
 
 # Every shape of block by both ways of copying: 32 input channels, 64 with three and four columns of tiles; of stride 2
@@ -144,7 +107,7 @@ def test_tiles_of_a_part(emulator, layer, layout, tiles):
     """One part of 1, 2, 3 and 5 tiles: both stages are used again."""
     emulator.configure(detect_races=False)
     width = (8 * tiles - 3) * layer.stride[2]
-    check(emulator, replace(layer, size=(4, 4, width), layout=layout))
+    check_weight_integers(emulator, replace(layer, size=(4, 4, width), layout=layout))
 
 
 RACES = [
@@ -177,23 +140,23 @@ def test_no_race(emulator, layer, schedule, async_copies, seed, multiprocessors)
     emulator.configure(
         schedule=schedule, async_copies=async_copies, seed=seed, multiprocessors=multiprocessors
     )
-    check(emulator, layer)
+    check_weight_integers(emulator, layer)
 
 
 @pytest.mark.parametrize("layer", generated(12, seed=32), ids=str)
 def test_parts(emulator, layer):
     emulator.configure(multiprocessors=LARGE, detect_races=False)
-    check(emulator, replace(layer, size=(9, 10, 17)))
+    check_weight_integers(emulator, replace(layer, size=(9, 10, 17)))
 
 
 @pytest.mark.parametrize("layer", ONCE, ids=str)
 def test_gpu_with_little_shared_memory(emulator, layer):
-    emulator.configure(block_shared_bytes=SMALL_GPU, detect_races=False)
+    emulator.configure(block_shared_bytes=SMALL_BLOCKS, detect_races=False)
     if layer.dtype == "float32" and layer.kernel == (3, 3) and layer.stride[0] == 2:
         with pytest.raises(RuntimeError, match="more shared memory than this GPU has"):
-            check(emulator, layer)
+            check_weight_integers(emulator, layer)
     else:
-        check(emulator, layer)
+        check_weight_integers(emulator, layer)
 
 
 def test_deterministic(emulator):
@@ -205,23 +168,21 @@ def test_deterministic(emulator):
         emulator.configure(
             schedule=schedule, async_copies=async_copies, seed=seed, multiprocessors=LARGE, detect_races=False
         )
-        results.append(run(emulator, layer, data, gradient_dtype="float32"))
+        results.append(run(emulator, layer, data, launcher="mma_backward_weight_float32"))
     for weight, bias in results[1:]:
         np.testing.assert_array_equal(weight, results[0][0])
         np.testing.assert_array_equal(bias, results[0][1])
 
 
-@pytest.mark.parametrize("gradient_dtype", [None, "float32"])
+@pytest.mark.parametrize("launcher", ["mma_backward_weight", "mma_backward_weight_float32"])
 @pytest.mark.parametrize("layer", generated(12, seed=33), ids=str)
-def test_close_on_real_values(emulator, layer, gradient_dtype):
+def test_close_on_real_values(emulator, layer, launcher):
     emulator.configure(multiprocessors=4, detect_races=False)
     data, terms = real_data(layer), layer.batch * int(np.prod(layer.out_size))
-    weight, bias = run(emulator, layer, data, gradient_dtype=gradient_dtype)
-    rounded = data
-    if layer.dtype == "float32":  # to TF32 before it is multiplied; the bias is a sum of what was given
-        rounded = replace(data, input=round_to_tf32(data.input), grad_output=round_to_tf32(data.grad_output))
-    assert_close(weight, backward_weight(layer, rounded), terms, gradient_dtype or layer.dtype)
-    assert_close(bias, backward_bias(layer, data), terms, gradient_dtype or layer.dtype)
+    weight, bias = run(emulator, layer, data, launcher=launcher)
+    dtype = "float32" if launcher.endswith("float32") else layer.dtype
+    assert_close(weight, backward_weight(layer, as_multiplied(layer, data)), terms, dtype)
+    assert_close(bias, backward_bias(layer, data), terms, dtype)
 
 
 @pytest.mark.parametrize("wanted", ["weight", "bias"])
@@ -238,12 +199,7 @@ def test_only_what_is_wanted(emulator, layer, wanted):
 @pytest.mark.parametrize("layer", generated(8, seed=35), ids=str)
 def test_soft(emulator, layer):
     emulator.configure(detect_races=False)
-    data = integer_data(layer)
-    weight, bias = run(emulator, layer, data, soft=True)
-    for view in range(3):
-        expected = backward_weight(replace(layer, split=one_view(layer, view)), data)
-        assert_equal(weight[view], expected, layer.dtype)
-    assert_equal(bias, backward_bias(layer, data), layer.dtype)
+    check_weight_integers(emulator, layer, launcher="mma_soft_backward_weight")
 
 
 STORAGE_LAYER = Layer(16, 12, (5, 6, 9), batch=2, dtype="bfloat16", layout="channels_last")
@@ -255,12 +211,12 @@ def test_unaligned_storage(emulator, which, elements):
     data = integer_data(STORAGE_LAYER)
     values = data.input if which == "input" else data.grad_output
     array = unaligned(with_layout(to_storage(values, "bfloat16"), "channels_last"), elements)
-    check(emulator, STORAGE_LAYER, **{which: array})
+    check_weight_integers(emulator, STORAGE_LAYER, **{which: array})
 
 
 def test_layouts_differ(emulator):
     data = integer_data(STORAGE_LAYER)
-    check(
+    check_weight_integers(
         emulator, STORAGE_LAYER, input=with_layout(to_storage(data.input, "bfloat16"), "contiguous")
     )  # of the output: channels-last
 
@@ -271,7 +227,7 @@ def test_views_of_larger_tensors(emulator, layout):
     slices = (slice(None), slice(2, 18), slice(1, 6), slice(2, 8), slice(3, 12))
     whole = with_layout(np.full((2, 24, 8, 10, 16), 0x7FFF, np.uint16), layout)  # NaN around the view
     whole[slices] = to_storage(data.input, layer.dtype)
-    check(emulator, layer, input=whole[slices])
+    check_weight_integers(emulator, layer, input=whole[slices])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -292,7 +248,7 @@ def test_what_no_output_reads_does_not_matter(emulator):
     x = to_storage(data.input, layer.dtype)
     x[:, :, [0, -1]] = 0x7FFF
     data.input[:, :, [0, -1]] = 0
-    check(emulator, layer, input=with_layout(x, layer.layout))
+    check_weight_integers(emulator, layer, input=with_layout(x, layer.layout))
 
 
 @pytest.mark.parametrize("batch, size", [(0, (4, 5, 6)), (1, (2, 5, 6))], ids=["batch", "output"])
@@ -310,7 +266,7 @@ def test_no_bank_conflicts(emulator, layer, layout):
     emulator.configure(detect_races=False, count_banks=True)
     for plain in (False, True):
         emulator.take_bank_report(plain)
-    check(emulator, replace(layer, layout=layout))
+    check_weight_integers(emulator, replace(layer, layout=layout))
     report = emulator.take_bank_report() | emulator.take_bank_report(plain=True)
     in_float32 = layer.dtype == "float32"
     expected = {"load of 4 bytes in mma_weight_fragments.cuh" if in_float32 else "ldmatrix"}
@@ -344,33 +300,19 @@ REJECTED = [
 ]
 
 
-def plan(emulator, layer: Layer, multiprocessors: int, allow_tf32: bool = True) -> tuple[str, int]:
-    """The plan for arrays of a layer's shape and layout, none of which is allocated."""
-    fields = problem(layer, np.empty(0), np.empty(0))
-    for name, channels, size in (
-        ("input_strides", layer.in_channels, layer.size),
-        ("output_strides", layer.out_channels, layer.out_size),
-    ):
-        depth, height, width = size
-        voxels = depth * height * width
-        strides = [voxels * channels, 1, height * width * channels, width * channels, channels]
-        if layer.layout == "contiguous":
-            strides = [voxels * channels, voxels, height * width, width, 1]
-        fields[name] = strides
-    return emulator.plan(
-        "mma_backward_weight", fields, multiprocessors=multiprocessors, allow_tf32=allow_tf32
-    )
+def plan_and_workspace(emulator, layer: Layer, multiprocessors: int, **options: bool) -> tuple[str, int]:
+    return emulator.plan("mma_backward_weight", fields(layer), multiprocessors=multiprocessors, **options)
 
 
 @pytest.mark.parametrize("layer, reason", REJECTED, ids=lambda value: value if isinstance(value, str) else "")
 def test_rejections(emulator, layer, reason):
-    text, workspace = plan(emulator, layer, 132)
+    text, workspace = plan_and_workspace(emulator, layer, 132)
     assert text.startswith(f"gradient of the weight on tensor cores: {reason}")
     assert workspace == 0
 
 
 def test_float32_is_rounded_only_where_allowed(emulator):
-    text, workspace = plan(emulator, FLOAT32, 132, allow_tf32=False)
+    text, workspace = plan_and_workspace(emulator, FLOAT32, 132, allow_tf32=False)
     assert text.endswith("float32 without TF32")
     assert workspace == 0
 
@@ -381,7 +323,7 @@ def test_float32_is_rounded_only_where_allowed(emulator):
 def test_workspace_is_bounded(emulator, channels, size, dtype):
     for multiprocessors in (1, 132, LARGE):
         layer = Layer(channels, channels, (size,) * 3, dtype=dtype, layout="channels_last")
-        text, workspace = plan(emulator, layer, multiprocessors)
+        text, workspace = plan_and_workspace(emulator, layer, multiprocessors)
         assert "parts" in text
         assert 0 < workspace <= 64 << 20
 
@@ -393,19 +335,19 @@ def test_sums_larger_than_the_workspace(emulator):
         layout="channels_last",
     )  # fmt: skip
     emulator.configure(detect_races=False)
-    assert "39 x 18 blocks (20 at once), 1 parts" in plan(emulator, layer, 132)[0]
-    check(emulator, layer)
+    assert "39 x 18 blocks (20 at once), 1 parts" in plan_and_workspace(emulator, layer, 132)[0]
+    check_weight_integers(emulator, layer)
 
 
 def test_parts_fill_the_machine_once(emulator):
     """64 to 64 channels: three units of 24 columns, so 44 parts for 132 multiprocessors."""
-    text, _ = plan(emulator, LAYER, 132)
+    text, _ = plan_and_workspace(emulator, LAYER, 132)
     assert "64 x 24 channels, 384 threads, 3 x 1 blocks, 44 parts" in text
-    text, _ = plan(emulator, FLOAT32, 132)
+    text, _ = plan_and_workspace(emulator, FLOAT32, 132)
     assert "32 x 24 channels, 384 threads, 3 x 2 blocks, 22 parts" in text
 
 
 def test_parts_are_short_enough_for_float32_sums(emulator):
     """No part has more than 64 tiles, whatever the machine."""
-    text, _ = plan(emulator, replace(LAYER, size=(64, 128, 128)), 1)
+    text, _ = plan_and_workspace(emulator, replace(LAYER, size=(64, 128, 128)), 1)
     assert f" {64 * 128 * 128 // 256 // 64} parts" in text

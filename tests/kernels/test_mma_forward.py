@@ -8,35 +8,38 @@ import numpy as np
 import pytest
 from kernels.harness import (
     LAYOUTS,
-    Data,
     Layer,
     assert_close,
     assert_equal,
+    fields,
     forward,
     from_storage,
     integer_data,
-    one_view,
     problem,
     real_data,
-    round_to_tf32,
-    run_forward,
-    soft_kernels,
     to_storage,
     unaligned,
     unwritten,
     with_layout,
 )
-from kernels.mma_layers import MMA_DTYPES, STEPS, VIEW_TILES, mma_layers
-
-
-def run(emulator, layer: Layer, data: Data, **options) -> np.ndarray:
-    return run_forward(emulator, layer, data, launcher="mma_forward", **options)
+from kernels.mma_layers import (
+    COUNTED,
+    MMA_DTYPES,
+    SMALL_BLOCKS,
+    STEPS,
+    VIEW_TILES,
+    as_multiplied,
+    check_banks,
+    check_integers,
+    mma_layers,
+    plan,
+    run_pass,
+)
 
 
 @pytest.mark.parametrize("layer", mma_layers(200, seed=101), ids=str)
 def test_bit_equal_on_integers(emulator, layer):
-    data = integer_data(layer)
-    assert_equal(run(emulator, layer, data), forward(layer, data), layer.dtype)
+    check_integers(emulator, "forward", layer)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -49,19 +52,16 @@ def test_every_tile(emulator, columns, stride, dtype, layout):
         24 if dtype == "float32" else 48, sum(split), (3, 9, 9 * stride), split=split, stride=(stride,) * 3,
         dtype=dtype, layout=layout,
     )  # fmt: skip
-    volume = unwritten(layer.input_shape, dtype), unwritten(layer.output_shape, dtype)
-    plan, _ = emulator.plan("mma_forward", problem(layer, *volume))
-    assert f"x {columns} channels of a view" in plan and "3 steps" in plan
-    data = integer_data(layer)
-    assert_equal(run(emulator, layer, data), forward(layer, data), dtype)
+    text = plan(emulator, "forward", layer)
+    assert f"x {columns} channels of a view" in text and "3 steps" in text
+    check_integers(emulator, "forward", layer)
 
 
 @pytest.mark.parametrize("dtype", MMA_DTYPES)
 @pytest.mark.parametrize("channels", STEPS)
 def test_steps(emulator, channels, dtype):
     layer = Layer(channels, 64, (4, 8, 9), dtype=dtype, layout="channels_last")
-    data = integer_data(layer)
-    assert_equal(run(emulator, layer, data), forward(layer, data), dtype)
+    check_integers(emulator, "forward", layer)
 
 
 @pytest.mark.parametrize("layer", mma_layers(30, seed=102, stride=(1, 1, 1), size=(3, 5, 6)), ids=str)
@@ -69,26 +69,22 @@ def test_parts_of_the_reduction(emulator, layer):
     """Few tiles on a large GPU: several blocks share a tile's reduction."""
     layer = replace(layer, in_channels=max(layer.in_channels, 70))
     emulator.configure(multiprocessors=200)
-    data = integer_data(layer)
-    assert_equal(run(emulator, layer, data), forward(layer, data), layer.dtype)
+    check_integers(emulator, "forward", layer)
 
 
 def test_parts_are_planned(emulator):
     """8^3 voxels at 320 channels would keep 6 of 132 multiprocessors busy."""
     layer = Layer(320, 320, (8, 8, 8), dtype="bfloat16", layout="channels_last")
-    volume = unwritten(layer.input_shape, "bfloat16", layer.layout)
-    plan, workspace = emulator.plan("mma_forward", problem(layer, volume, volume), multiprocessors=132)
-    assert "10 parts" in plan and workspace <= 64 << 20
+    text, workspace = emulator.plan("mma_forward", fields(layer), multiprocessors=132)
+    assert "10 parts" in text and workspace <= 64 << 20
 
 
 @pytest.mark.parametrize("layer", mma_layers(24, seed=103, most_products=2e6), ids=str)
 def test_close_on_real_values(emulator, layer):
     """float32 is rounded to TF32, to nearest, before it is multiplied; sums are float32 always."""
     data = real_data(layer)
-    rounded = data
-    if layer.dtype == "float32":
-        rounded = replace(data, input=round_to_tf32(data.input), weight=round_to_tf32(data.weight))
-    assert_close(run(emulator, layer, data), forward(layer, rounded), data.weight[0].size, layer.dtype)
+    output = run_pass(emulator, "forward", layer, data)
+    assert_close(output, forward(layer, as_multiplied(layer, data)), data.weight[0].size, layer.dtype)
 
 
 @pytest.mark.parametrize("layer", mma_layers(12, seed=104, most_products=2e6, dtype="bfloat16"), ids=str)
@@ -120,8 +116,7 @@ RACE_LAYERS = [
 @pytest.mark.parametrize("layer", RACE_LAYERS, ids=str)
 def test_any_schedule(emulator, layer, seed, async_copies):
     emulator.configure(schedule="random", seed=seed, async_copies=async_copies)
-    data = integer_data(layer)
-    assert_equal(run(emulator, layer, data), forward(layer, data), layer.dtype)
+    check_integers(emulator, "forward", layer)
 
 
 #: Both walks of the forward pass; test_mma_shared_walk.py has the other tests of the second.
@@ -134,11 +129,9 @@ either_walk = pytest.mark.parametrize("launcher", ["mma_forward", "mma_shared_wa
 def test_unaligned_storage(emulator, dtype, layout, launcher):
     for layer in (Layer(16, 20, (3, 4, 9)), Layer(9, 32, (3, 5, 5), split=(9, 13, 10))):
         layer = replace(layer, dtype=dtype, layout=layout)
-        data = integer_data(layer)
-        input = unaligned(with_layout(to_storage(data.input, dtype), layout))
+        input = unaligned(with_layout(to_storage(integer_data(layer).input, dtype), layout))
         output = unaligned(unwritten(layer.output_shape, dtype, layout))
-        run_forward(emulator, layer, data, launcher=launcher, input=input, output=output)
-        assert_equal(output, forward(layer, data), dtype)
+        check_integers(emulator, "forward", layer, launcher=launcher, input=input, output=output)
 
 
 @either_walk
@@ -151,8 +144,7 @@ def test_strided_views(emulator, launcher):
     view[...] = data.input
     canvas = np.full((1, *layer.out_size, 32), 123.0, np.float16)
     output = canvas[..., 3:27].transpose(0, 4, 1, 2, 3)
-    run_forward(emulator, layer, data, launcher=launcher, input=view, output=output)
-    assert_equal(output, forward(layer, data), layer.dtype)
+    check_integers(emulator, "forward", layer, launcher=launcher, input=view, output=output)
     assert np.all(canvas[..., :3] == 123.0) and np.all(canvas[..., 27:] == 123.0)
 
 
@@ -162,29 +154,18 @@ def test_expanded_input(emulator):
     data = integer_data(layer)
     data.input[...] = data.input[:, :1, :, :1]
     input = np.broadcast_to(to_storage(data.input[:, :1, :, :1], "float16"), layer.input_shape)
-    assert_equal(run(emulator, layer, data, input=input), forward(layer, data), layer.dtype)
+    output = run_pass(emulator, "forward", layer, data, input=input)
+    assert_equal(output, forward(layer, data), layer.dtype)
 
 
 def test_batch_zero(emulator):
     layer = Layer(16, 24, (3, 3, 3), batch=0, dtype="bfloat16")
-    run(emulator, layer, integer_data(layer))
-
-
-def soft_forward(layer: Layer, data: Data, kernels: np.ndarray) -> np.ndarray:
-    return sum(
-        forward(
-            replace(layer, split=one_view(layer, view)),
-            replace(data, weight=kernel, bias=data.bias if view == 0 else None),
-        )
-        for view, kernel in enumerate(kernels)
-    )
+    check_integers(emulator, "forward", layer)
 
 
 @pytest.mark.parametrize("layer", mma_layers(50, seed=105, split=None, stride=(1, 1, 1)), ids=str)
 def test_soft(emulator, layer):
-    kernels, data = soft_kernels(layer), integer_data(layer)
-    output = run_forward(emulator, layer, replace(data, weight=kernels), launcher="mma_soft_forward")
-    assert_equal(output, soft_forward(layer, data, kernels), layer.dtype)
+    check_integers(emulator, "soft_forward", layer)
 
 
 @pytest.mark.parametrize(
@@ -203,26 +184,23 @@ def test_soft(emulator, layer):
 )
 def test_what_is_left_to_cuda_cores(emulator, change, reason):
     layer = replace(Layer(16, 24, (8, 8, 8), dtype="bfloat16"), **change)
-    fields = problem(layer, *(unwritten(s, layer.dtype) for s in (layer.input_shape, layer.output_shape)))
-    assert emulator.plan("mma_forward", fields)[0] == f"not on tensor cores: {reason}"
+    assert plan(emulator, "forward", layer) == f"not on tensor cores: {reason}"
 
 
 def test_machines(emulator):
     """Older GPUs, float32 without TF32, and less shared memory: a narrower tile, at stride 2 another kernel."""
     layer = Layer(64, 128, (8, 8, 8), dtype="float32")
-    fields = problem(layer, *(unwritten(s, "float32") for s in (layer.input_shape, layer.output_shape)))
-    assert "48 channels of a view" in emulator.plan("mma_forward", fields)[0]
-    assert emulator.plan("mma_forward", fields, allow_tf32=False)[0].endswith("float32 without TF32")
-    emulator.configure(block_shared_bytes=99 << 10)
-    plan, _ = emulator.plan("mma_forward", fields)
-    assert "24 channels of a view" in plan and "2 blocks of channels" in plan
     strided = replace(layer, stride=(2, 2, 2))
-    fields = problem(strided, *(unwritten(s, "float32") for s in (strided.input_shape, strided.output_shape)))
-    assert "one row of taps per step" in emulator.plan("mma_forward", fields)[0]
+    assert "48 channels of a view" in plan(emulator, "forward", layer)
+    assert plan(emulator, "forward", layer, allow_tf32=False).endswith("float32 without TF32")
+    emulator.configure(block_shared_bytes=SMALL_BLOCKS)
+    text = plan(emulator, "forward", layer)
+    assert "24 channels of a view" in text and "2 blocks of channels" in text
+    assert "one row of taps per step" in plan(emulator, "forward", strided)
     emulator.configure(block_shared_bytes=16 << 10)
-    assert emulator.plan("mma_forward", fields)[0].endswith("more shared memory than a block has")
+    assert plan(emulator, "forward", strided).endswith("more shared memory than a block has")
     emulator.configure(compute_capability=75)
-    assert "older than compute capability 8.0" in emulator.plan("mma_forward", fields)[0]
+    assert "older than compute capability 8.0" in plan(emulator, "forward", strided)
 
 
 @pytest.mark.parametrize("dtype", MMA_DTYPES)
@@ -233,10 +211,4 @@ def test_no_bank_conflicts(emulator, columns, stride, dtype):
         32, 3 * columns, (4, 8, 8 * stride), stride=(stride,) * 3, dtype=dtype, layout="channels_last"
     )
     emulator.configure(detect_races=False, count_banks=True)
-    emulator.take_bank_report()
-    run(emulator, layer, integer_data(layer))
-    report = emulator.take_bank_report()
-    assert set(report) == {"ldmatrix", "cp.async of 16 bytes"}
-    for instruction, (executed, wavefronts, least) in report.items():
-        assert executed > 0
-        assert wavefronts == least, f"{instruction}: {wavefronts} wavefronts, {least} without conflicts"
+    check_banks(emulator, lambda: check_integers(emulator, "forward", layer), *COUNTED)

@@ -5,13 +5,15 @@ The passes are run as the dispatcher runs them: a launch for every run of groups
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from kernels.harness import (
-    Data,
     Layer,
     assert_close,
     assert_equal,
@@ -19,65 +21,49 @@ from kernels.harness import (
     backward_weight,
     forward,
     integer_data,
-    one_view,
     problem,
     real_data,
-    round_to_tf32,
-    run_backward_input,
     run_forward,
-    soft_kernels,
     to_storage,
     unaligned,
     unwritten,
     with_layout,
 )
-from kernels.mma_layers import PASSES, STEPS, expected, grouped_layers
+from kernels.mma_layers import (
+    COUNTED,
+    PASSES,
+    STEPS,
+    as_multiplied,
+    check_banks,
+    check_integers,
+    check_weight_integers,
+    grouped_layers,
+    plan,
+)
 from kernels.planting import WRONG, copy_sources, leave_out, replace_once
 
 #: ResNeXt-like: 4 groups of 16 channels, of which the second one and the third are cut by a view.
 LAYER = Layer(64, 64, (3, 5, 9), groups=4, dtype="bfloat16", layout="channels_last")
 #: Runs of several groups in every view, none of which is cut.
 WHOLE = Layer(48, 72, (3, 4, 9), groups=6, split=(24, 24, 24), dtype="float16", layout="channels_last")
+#: Two groups in one run, one that is cut, one alone; all so narrow that the views could share a walk.
+UNEVEN = replace(LAYER, out_channels=32, split=(20, 12, 0))
 
 
-def plan(emulator, which: str, layer: Layer) -> list[str]:
+def plans(emulator, which: str, layer: Layer) -> list[str]:
     """Descriptions of the plans of a layer's runs."""
-    volumes = unwritten(layer.input_shape, layer.dtype), unwritten(layer.output_shape, layer.dtype)
-    soft = which.startswith("soft")
-    return emulator.plan("mma_" + which.removeprefix("soft_"), problem(layer, *volumes), soft=soft)[0].split(
-        "\n"
-    )
+    return plan(emulator, which, layer).split("\n")
 
 
 def check(emulator, which: str, layer: Layer, **arrays: np.ndarray) -> None:
     """One of ``PASSES`` is planned on tensor cores and gives the oracle's result to the bit."""
-    assert all(text.startswith("tensor cores") for text in plan(emulator, which, layer))
-    data = integer_data(layer)
-    if which.startswith("soft"):
-        data.weight = soft_kernels(layer)
-    launch = run_forward if which.endswith("forward") else run_backward_input
-    result = launch(emulator, layer, data, launcher=which, **arrays)
-    assert_equal(result, expected(which, layer, data), layer.dtype)
-
-
-def run_weight(emulator, layer: Layer, data: Data, *, soft: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    grad_output = with_layout(to_storage(data.grad_output, layer.dtype), layer.layout)
-    input = with_layout(to_storage(data.input, layer.dtype), layer.layout)
-    weight = unwritten((3, *layer.weight_shape) if soft else layer.weight_shape, layer.dtype)
-    bias = unwritten((layer.out_channels,), layer.dtype)
-    launcher = "soft_backward_weight" if soft else "backward_weight"
-    emulator.run(launcher, problem(layer, input, grad_output), [grad_output, input, weight, bias])
-    return weight, bias
+    assert all(text.startswith("tensor cores") for text in plans(emulator, which, layer))
+    check_integers(emulator, which, layer, launcher=which, **arrays)
 
 
 def check_weight(emulator, layer: Layer) -> None:
-    assert not any(
-        "cores:" in text and "blocks" not in text for text in plan(emulator, "backward_weight", layer)
-    )
-    data = integer_data(layer)
-    weight, bias = run_weight(emulator, layer, data)
-    assert_equal(weight, backward_weight(layer, data), layer.dtype)
-    assert_equal(bias, backward_bias(layer, data), layer.dtype)
+    assert all("blocks" in text for text in plans(emulator, "backward_weight", layer))
+    check_weight_integers(emulator, layer, launcher="backward_weight")
 
 
 @pytest.mark.parametrize("which", PASSES)
@@ -93,13 +79,7 @@ def test_gradients_of_the_weight(emulator, layer):
 
 @pytest.mark.parametrize("layer", grouped_layers(2, seed=143), ids=str)
 def test_soft_gradient_of_the_weight(emulator, layer):
-    data = integer_data(layer)
-    weight, bias = run_weight(emulator, layer, data, soft=True)
-    for view in range(3):
-        assert_equal(
-            weight[view], backward_weight(replace(layer, split=one_view(layer, view)), data), layer.dtype
-        )
-    assert_equal(bias, backward_bias(layer, data), layer.dtype)
+    check_weight_integers(emulator, layer, launcher="soft_backward_weight")
 
 
 @pytest.mark.parametrize("which", ["backward_input", "soft_backward_input"])
@@ -125,7 +105,7 @@ def test_parts(emulator, which):
     """Few tiles on a large GPU: parts of a group's reduction have places of their own in the workspace."""
     emulator.configure(multiprocessors=10**4)
     layer = Layer(192, 192, (3, 5, 9), groups=3, split=(64, 64, 64), dtype="bfloat16", layout="channels_last")
-    assert all(re.search(r"[2-9]\d* parts", text) for text in plan(emulator, which, layer))
+    assert all(re.search(r"[2-9]\d* parts", text) for text in plans(emulator, which, layer))
     check_weight(emulator, layer) if which == "backward_weight" else check(emulator, which, layer)
 
 
@@ -173,9 +153,8 @@ def test_rounded_as_on_tensor_cores(emulator):
     """float32 is rounded to TF32 in the runs that the dispatcher launches, so these are the kernels that ran."""
     layer = replace(LAYER, dtype="float32")
     data = real_data(layer)
-    rounded = replace(data, input=round_to_tf32(data.input), weight=round_to_tf32(data.weight))
     exact, result = forward(layer, data), run_forward(emulator, layer, data, launcher="forward")
-    assert_close(result, forward(layer, rounded), 9 * 16, layer.dtype)
+    assert_close(result, forward(layer, as_multiplied(layer, data)), 9 * 16, layer.dtype)
     assert np.abs(result - exact).max() > 1e-4
 
 
@@ -187,14 +166,44 @@ def test_runs(emulator, which):
         (LAYER, (1, 1, 1, 1)),
         (replace(WHOLE, split=(72, 0, 0)), (6,)),
     ):
-        found = [re.search(r"of (\d+) groups", text) for text in plan(emulator, which, layer)]
+        found = [re.search(r"of (\d+) groups", text) for text in plans(emulator, which, layer)]
         assert tuple(int(match[1]) if match else 1 for match in found) == groups
+
+
+@pytest.mark.parametrize(
+    "settings, printed",
+    [
+        ({"ACSCONV_FORWARD_WALK": "shared"}, {"one view per warp: tile": 1, "shared by the views: tile": 2}),
+        ({"ACSCONV_FORWARD_WALK": "view", "ACSCONV_TMA": "1"}, {"not by TMA: groups": 1, "loaded by TMA": 2}),
+    ],
+    ids=["shared", "tma"],
+)
+def test_single_groups_are_layers_of_their_own(emulator_module, settings, printed):
+    """A run of one group, such as views cut, may go by the shared walk or by TMA; several groups at once do not.
+
+    In a process of its own, since the settings are read once.
+    """
+    program = f"""
+import importlib.util
+from kernels.mma_layers import check_integers
+from kernels.test_mma_groups import UNEVEN
+spec = importlib.util.spec_from_file_location("acsconv_emulator", {emulator_module.__file__!r})
+emulator = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(emulator)
+check_integers(emulator, "forward", UNEVEN, launcher="forward")
+"""
+    settings = {**settings, "ACSCONV_PRINT_PLAN": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | settings, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert {words: done.stderr.count(words) for words in printed} == printed, done.stderr
 
 
 @pytest.mark.parametrize("which", ["forward", "backward_input", "backward_weight"])
 def test_small_groups_are_left_to_cuda_cores(emulator, which):
     for change in ({"in_channels": 42}, {"out_channels": 42, "split": (14, 14, 14)}):
-        (text,) = plan(emulator, which, replace(WHOLE, **change))
+        (text,) = plans(emulator, which, replace(WHOLE, **change))
         assert text.endswith("groups of fewer than 8 channels")
 
 
@@ -206,11 +215,8 @@ def test_views_of_a_launch_must_be_the_same(emulator):
 @pytest.mark.parametrize("which", ["forward", "backward_input"])
 def test_no_bank_conflicts(emulator, which):
     emulator.configure(detect_races=False, count_banks=True)
-    emulator.take_bank_report()
-    check(emulator, which, replace(WHOLE, in_channels=96, out_channels=96, split=(32, 32, 32)))
-    for instruction, (executed, wavefronts, least) in emulator.take_bank_report().items():
-        assert executed > 0
-        assert wavefronts == least, f"{instruction}: {wavefronts} wavefronts, {least} without conflicts"
+    layer = replace(WHOLE, in_channels=96, out_channels=96, split=(32, 32, 32))
+    check_banks(emulator, lambda: check(emulator, which, layer), *COUNTED)
 
 
 BUGS = [  # of the gradient of the weight: test_mma_weight_bugs.py

@@ -9,22 +9,27 @@ import numpy as np
 import pytest
 from kernels.harness import (
     LAYOUTS,
-    Data,
     Layer,
     assert_close,
-    assert_equal,
+    fields,
     forward,
     from_storage,
-    integer_data,
     problem,
     real_data,
-    round_to_tf32,
     run_forward,
     to_storage,
     unwritten,
     with_layout,
 )
-from kernels.mma_layers import MMA_DTYPES, STEPS, mma_layers
+from kernels.mma_layers import (
+    COUNTED,
+    MMA_DTYPES,
+    STEPS,
+    as_multiplied,
+    check_banks,
+    check_integers,
+    mma_layers,
+)
 
 #: Default splits, views that are empty, all in mixed columns, odd, and as wide as the tiles allow.
 SPLITS = (
@@ -55,15 +60,12 @@ TILES = (
 )
 
 
-def run(emulator, layer: Layer, data: Data, **options) -> np.ndarray:
-    return run_forward(emulator, layer, data, launcher="mma_shared_walk", **options)
+def check(emulator, layer: Layer) -> None:
+    check_integers(emulator, "forward", layer, launcher="mma_shared_walk")
 
 
 def plan(emulator, layer: Layer, name: str = "mma_shared_walk", **machine) -> str:
-    volumes = (
-        unwritten(shape, layer.dtype, layer.layout) for shape in (layer.input_shape, layer.output_shape)
-    )
-    return emulator.plan(name, problem(layer, *volumes), **machine)[0]
+    return emulator.plan(name, fields(layer), **machine)[0]
 
 
 def layers_and_machines(count: int, seed: int) -> list[tuple[Layer, int, int]]:
@@ -82,8 +84,7 @@ def layers_and_machines(count: int, seed: int) -> list[tuple[Layer, int, int]]:
 )
 def test_bit_equal_on_integers(emulator, layer, multiprocessors, block_shared_bytes):
     emulator.configure(multiprocessors=multiprocessors, block_shared_bytes=block_shared_bytes)
-    data = integer_data(layer)
-    assert_equal(run(emulator, layer, data), forward(layer, data), layer.dtype)
+    check(emulator, layer)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -95,8 +96,7 @@ def test_every_tile(emulator, tile, dtype, layout):
     emulator.configure(block_shared_bytes=tile.block_shared_bytes)
     text = plan(emulator, layer, multiprocessors=1)
     assert tile.name in text and f"{tile.steps} steps" in text
-    data = integer_data(layer)
-    assert_equal(run(emulator, layer, data), forward(layer, data), dtype)
+    check(emulator, layer)
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 2, 3])
@@ -107,8 +107,7 @@ def test_steps_and_tiles_of_a_block(emulator, channels, multiprocessors):
     emulator.configure(multiprocessors=multiprocessors)
     text = plan(emulator, layer, multiprocessors=multiprocessors)
     assert f"5 tiles for {min(2 * multiprocessors, 5)} blocks, {channels // 16} steps" in text
-    data = integer_data(layer)
-    assert_equal(run(emulator, layer, data), forward(layer, data), layer.dtype)
+    check(emulator, layer)
 
 
 @pytest.mark.parametrize("async_copies", ["early", "random"])
@@ -120,18 +119,15 @@ def test_any_schedule(emulator, tile, layout, seed, async_copies):
     emulator.configure(
         schedule="random", seed=seed, async_copies=async_copies, block_shared_bytes=tile.block_shared_bytes
     )
-    data = integer_data(layer)
-    assert_equal(run(emulator, layer, data), forward(layer, data), layer.dtype)
+    check(emulator, layer)
 
 
 @pytest.mark.parametrize("dtype", MMA_DTYPES)
 def test_close_on_real_values(emulator, dtype):
     layer = Layer(21, 32, (4, 9, 10), dtype=dtype, layout="channels_last")
     data = real_data(layer)
-    rounded = data
-    if dtype == "float32":
-        rounded = replace(data, input=round_to_tf32(data.input), weight=round_to_tf32(data.weight))
-    assert_close(run(emulator, layer, data), forward(layer, rounded), data.weight[0].size, dtype)
+    output = run_forward(emulator, layer, data, launcher="mma_shared_walk")
+    assert_close(output, forward(layer, as_multiplied(layer, data)), data.weight[0].size, dtype)
 
 
 def test_float32_weight(emulator):
@@ -150,8 +146,7 @@ def test_float32_weight(emulator):
 
 
 def test_batch_zero(emulator):
-    layer = Layer(16, 24, (3, 3, 3), batch=0, dtype="bfloat16")
-    run(emulator, layer, integer_data(layer))
+    check(emulator, Layer(16, 24, (3, 3, 3), batch=0, dtype="bfloat16"))
 
 
 @pytest.mark.parametrize("dtype", MMA_DTYPES)
@@ -160,13 +155,7 @@ def test_no_bank_conflicts(emulator, tile, dtype):
     """ldmatrix and cp.async, from the addresses that the lanes use."""
     layer = tile.layer(dtype, "channels_last", size=(8, 8, 8))
     emulator.configure(detect_races=False, count_banks=True, block_shared_bytes=tile.block_shared_bytes)
-    emulator.take_bank_report()
-    run(emulator, layer, integer_data(layer))
-    report = emulator.take_bank_report()
-    assert set(report) == {"ldmatrix", "cp.async of 16 bytes"}
-    for instruction, (executed, wavefronts, least) in report.items():
-        assert executed > 0
-        assert wavefronts == least, f"{instruction}: {wavefronts} wavefronts, {least} without conflicts"
+    check_banks(emulator, lambda: check(emulator, layer), *COUNTED)
 
 
 @pytest.mark.parametrize("split", [(8, 8, 8), (11, 11, 10)], ids=str)
@@ -175,7 +164,7 @@ def test_bank_conflicts_of_results(emulator, split):
     layer = Layer(16, sum(split), (8, 8, 8), split=split, dtype="float16", layout="channels_last")
     emulator.configure(detect_races=False, count_banks=True)
     emulator.take_bank_report(plain=True)
-    run(emulator, layer, integer_data(layer))
+    check(emulator, layer)
     report = emulator.take_bank_report(plain=True)
     for access, times in (
         ("store of 4 bytes in mma_shared_walk.cuh", 1),

@@ -9,7 +9,8 @@ import re
 from dataclasses import dataclass
 
 import pytest
-from kernels.harness import Layer, assert_equal, forward, integer_data, run_forward
+from kernels.harness import Layer
+from kernels.mma_layers import check_integers
 from kernels.planting import WRONG, copy_sources, leave_out, replace_once
 
 # The last tile: three steps of the reduction, eight tiles of voxels for two blocks, every view with mixed columns.
@@ -71,8 +72,6 @@ def build_variant(emulator_builder, root, bug: Bug):
 def test_bug_is_found(emulator_builder, tmp_path, bug):
     module = build_variant(emulator_builder, tmp_path / "csrc", bug)
     module.configure()
-    data = integer_data(LAYER)
     with pytest.raises((RuntimeError, AssertionError)) as found:
-        actual = run_forward(module, LAYER, data, launcher="mma_shared_walk")
-        assert_equal(actual, forward(LAYER, data), LAYER.dtype)
+        check_integers(module, "forward", LAYER, launcher="mma_shared_walk")
     assert re.search(bug.found_by, str(found.value)), str(found.value)

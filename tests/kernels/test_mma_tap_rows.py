@@ -12,28 +12,28 @@ from kernels.harness import (
     assert_close,
     integer_data,
     one_view,
-    problem,
     real_data,
-    round_to_tf32,
     to_storage,
     unaligned,
-    unwritten,
     with_layout,
 )
-from kernels.mma_layers import MMA_DTYPES, PASSES, STEPS, check_integers, expected, mma_layers, run_pass
+from kernels.mma_layers import (
+    COUNTED,
+    MMA_DTYPES,
+    PASSES,
+    SMALL_BLOCKS,
+    STEPS,
+    as_multiplied,
+    check_banks,
+    check_integers,
+    expected,
+    mma_layers,
+    plan,
+    run_pass,
+)
 
-#: A block of these GPUs has too little shared memory for the halo of the forward kernel of stride 2.
-SMALL_BLOCKS = 99 << 10
 #: Kernel, stride, channels of a block.
 TILES = [(3, 2, 32), (3, 2, 64), (5, 1, 32), (7, 1, 32), (5, 2, 32), (7, 2, 32)]
-
-
-def plan(emulator, which: str, layer: Layer) -> str:
-    volumes = (
-        unwritten(shape, layer.dtype, layer.layout) for shape in (layer.input_shape, layer.output_shape)
-    )
-    soft = which.startswith("soft")
-    return emulator.plan(f"mma_{which.removeprefix('soft_')}", problem(layer, *volumes), soft=soft)[0]
 
 
 def cases(count: int, seed: int, **fixed: object) -> list[tuple[str, Layer]]:
@@ -199,12 +199,9 @@ REAL = [
 def test_close_on_real_values(emulator, layer, which):
     emulator.configure(block_shared_bytes=SMALL_BLOCKS)
     data = real_data(layer)
-    rounded = data
-    if layer.dtype == "float32":
-        names = ("input", "weight", "grad_output")
-        rounded = replace(data, **{name: round_to_tf32(getattr(data, name)) for name in names})
+    exact = expected(which, layer, as_multiplied(layer, data))
     terms = layer.kernel[0] ** 2 * (layer.in_channels if which == "forward" else layer.out_channels)
-    assert_close(run_pass(emulator, which, layer, data), expected(which, layer, rounded), terms, layer.dtype)
+    assert_close(run_pass(emulator, which, layer, data), exact, terms, layer.dtype)
 
 
 @pytest.mark.parametrize("async_copies", ["early", "random"])
@@ -286,10 +283,4 @@ def test_no_bank_conflicts(emulator, kernel, stride, columns, dilation, dtype, w
         layer = replace(layer, out_channels=wide, split=split)
     emulator.configure(detect_races=False, count_banks=True, block_shared_bytes=SMALL_BLOCKS)
     assert f"voxels x {columns} channels" in plan(emulator, which, layer)
-    emulator.take_bank_report()
-    check_integers(emulator, which, layer)
-    report = emulator.take_bank_report()
-    assert set(report) == {"ldmatrix", "cp.async of 16 bytes"}
-    for instruction, (executed, wavefronts, least) in report.items():
-        assert executed > 0
-        assert wavefronts == least, f"{instruction}: {wavefronts} wavefronts, {least} without conflicts"
+    check_banks(emulator, lambda: check_integers(emulator, which, layer), *COUNTED)

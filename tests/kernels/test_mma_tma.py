@@ -10,8 +10,6 @@ import pytest
 from kernels.harness import (
     Data,
     Layer,
-    assert_equal,
-    forward,
     integer_data,
     real_data,
     run_forward,
@@ -19,7 +17,7 @@ from kernels.harness import (
     unaligned,
     with_layout,
 )
-from kernels.mma_layers import MMA_DTYPES, VIEW_TILES, mma_layers
+from kernels.mma_layers import MMA_DTYPES, VIEW_TILES, check_banks, check_integers, mma_layers
 from kernels.planting import WRONG, copy_sources, leave_out, replace_once
 
 GRANULE = {"bfloat16": 8, "float16": 8, "float32": 4}  # channels in 16 bytes
@@ -27,6 +25,10 @@ GRANULE = {"bfloat16": 8, "float16": 8, "float32": 4}  # channels in 16 bytes
 
 def run(emulator, layer: Layer, data: Data, **options) -> np.ndarray:
     return run_forward(emulator, layer, data, launcher="mma_tma_forward", **options)
+
+
+def check(emulator, layer: Layer, **options: np.ndarray) -> None:
+    check_integers(emulator, "forward", layer, launcher="mma_tma_forward", **options)
 
 
 def channels_last(*arguments, **fields) -> Layer:
@@ -42,8 +44,7 @@ def drawn_layers(count: int, seed: int, **fixed) -> list[Layer]:
 
 @pytest.mark.parametrize("layer", drawn_layers(40, seed=401), ids=str)
 def test_bit_equal_on_integers(emulator, layer):
-    data = integer_data(layer)
-    assert_equal(run(emulator, layer, data), forward(layer, data), layer.dtype)
+    check(emulator, layer)
 
 
 @pytest.mark.parametrize("dtype", MMA_DTYPES)
@@ -54,8 +55,7 @@ def test_every_tile(emulator, columns, dtype):
     layer = channels_last(
         5 * GRANULE[dtype], sum(split), (3, 9, 9), split=split, batch=2, padding=(2, 1, 2), dtype=dtype
     )
-    data = integer_data(layer)
-    assert_equal(run(emulator, layer, data), forward(layer, data), dtype)
+    check(emulator, layer)
 
 
 # The producer is a warp of its own, or one of the threads that multiply.
@@ -67,15 +67,13 @@ PRODUCERS = {"warp": (16, 14, 15), "thread": (24, 21, 22)}
 def test_steps(emulator, steps, split):
     """A reduction shorter than the stages, and stages that are filled up to five times."""
     layer = channels_last(16 * steps, sum(split), (4, 8, 9), split=split)
-    data = integer_data(layer)
-    assert_equal(run(emulator, layer, data), forward(layer, data), layer.dtype)
+    check(emulator, layer)
 
 
 @pytest.mark.parametrize("layer", drawn_layers(8, seed=402, size=(3, 5, 6), in_channels=72), ids=str)
 def test_parts_of_the_reduction(emulator, layer):
     emulator.configure(multiprocessors=200)
-    data = integer_data(layer)
-    assert_equal(run(emulator, layer, data), forward(layer, data), layer.dtype)
+    check(emulator, layer)
 
 
 @pytest.mark.parametrize("layer", drawn_layers(8, seed=403), ids=str)
@@ -92,8 +90,7 @@ def test_bits_of_the_copied_form(emulator, layer):
 def test_any_schedule(emulator, split, seed, async_copies):
     emulator.configure(schedule="random", seed=seed, async_copies=async_copies)
     layer = channels_last(112, sum(split), (5, 9, 8), split=split)
-    data = integer_data(layer)
-    assert_equal(run(emulator, layer, data), forward(layer, data), layer.dtype)
+    check(emulator, layer)
 
 
 @pytest.mark.parametrize("dtype", MMA_DTYPES)
@@ -105,7 +102,7 @@ def test_slices_of_a_larger_volume(emulator, dtype):
     large = to_storage(np.full((1, 3, 6, 12, channels), np.nan), dtype)
     view = large[:, :, 1:5, 2:11, : layer.in_channels].transpose(0, 4, 1, 2, 3)
     view[...] = to_storage(data.input, dtype)
-    assert_equal(run(emulator, layer, data, input=view), forward(layer, data), dtype)
+    check(emulator, layer, input=view)
 
 
 def test_axes_of_one_position(emulator):
@@ -116,16 +113,12 @@ def test_axes_of_one_position(emulator):
     bytes_of = list(input.strides)
     bytes_of[0] = bytes_of[3] = 2
     input = np.lib.stride_tricks.as_strided(input, input.shape, bytes_of)
-    assert_equal(run(emulator, layer, data, input=input), forward(layer, data), "float16")
+    check(emulator, layer, input=input)
 
 
 def test_no_bank_conflicts(emulator):
     emulator.configure(detect_races=False, count_banks=True)
-    emulator.take_bank_report()
-    layer = channels_last(32, 64, (4, 8, 8))
-    run(emulator, layer, integer_data(layer))
-    ((instruction, (executed, wavefronts, least)),) = emulator.take_bank_report().items()
-    assert instruction == "ldmatrix" and executed > 0 and wavefronts == least
+    check_banks(emulator, lambda: check(emulator, channels_last(32, 64, (4, 8, 8))), "ldmatrix")
 
 
 @pytest.mark.parametrize(
@@ -211,9 +204,6 @@ def test_bug_is_found(emulator_builder, tmp_path, bug):
         replace_once(kernel, bug.removed, "")
     replace_once(kernel, bug.old, bug.new)
     layer = channels_last(112, sum(split), (5, 9, 8), split=split)
-    data = integer_data(layer)
     with pytest.raises((RuntimeError, AssertionError)) as found:
-        assert_equal(
-            run(emulator_builder.variant_module(root), layer, data), forward(layer, data), layer.dtype
-        )
+        check(emulator_builder.variant_module(root), layer)
     assert re.search(bug.found_by, str(found.value)), str(found.value)

@@ -7,26 +7,10 @@ import re
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-from kernels.harness import LAYOUTS, STORAGE, Layer, generated_layers, problem
+from kernels.harness import LAYOUTS, STORAGE, Layer, fields, generated_layers
 
 H200 = 132  # multiprocessors
-
-
-def fields(layer: Layer, layout: str = "contiguous") -> dict[str, object]:
-    """The problem of a layer whose arrays take no memory."""
-
-    def volume(shape: tuple[int, ...]) -> np.ndarray:
-        order = (0, 1, 2, 3, 4) if layout == "contiguous" else (0, 2, 3, 4, 1)
-        steps, step = [0] * 5, 1
-        for axis in reversed(order):
-            steps[axis], step = step, step * shape[axis]
-        itemsize = np.dtype(STORAGE[layer.dtype]).itemsize
-        one = np.zeros(1, STORAGE[layer.dtype])
-        return np.lib.stride_tricks.as_strided(one, shape, [s * itemsize for s in steps], writeable=False)
-
-    return problem(layer, volume(layer.input_shape), volume(layer.output_shape))
 
 
 @pytest.mark.parametrize(
@@ -49,7 +33,7 @@ def test_tile_fits_the_views(emulator_module, layer, expected):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("step", ["forward", "backward_input", "backward_weight"])
 def test_warps_follow_the_memory(emulator_module, step, layout):
-    text, _ = emulator_module.plan(step, fields(Layer(32, 32, (16, 16, 16)), layout))
+    text, _ = emulator_module.plan(step, fields(Layer(32, 32, (16, 16, 16), layout=layout)))
     assert ("channels along a warp" if layout == "channels_last" else "voxels along a warp") in text
 
 
