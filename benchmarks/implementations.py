@@ -1,7 +1,7 @@
 """The implementations that are compared, each bound to one case by the same data.
 
 Ours appears once per backend; its ``torch`` backend is the unfused reference, and a fused one is measured as users
-get it: ``auto`` leaves 1x1 kernels to PyTorch. ``nn.Conv3d`` computes something else (a dense cubic kernel)
+get it: ``auto`` leaves most 1x1 kernels to PyTorch. ``nn.Conv3d`` computes something else (a dense cubic kernel)
 and is held to its own float64 result."""
 
 from __future__ import annotations

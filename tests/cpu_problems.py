@@ -272,6 +272,28 @@ def wide_problem(seed: int, layout: str) -> Problem:
 
 
 @functools.cache
+def pointwise_problem(seed: int, layout: str) -> Problem:
+    """A 1x1 layer, with and without a stride: few and many channels, some panels of voxels and a part of one."""
+    choose = random.Random(seed)
+    torch.manual_seed(seed)
+    channels, out_channels = choose.choice([1, 3, 16, 37, 70, 130]), choose.choice([1, 4, 21, 32, 48, 65])
+    size = [choose.randint(1, 5), choose.randint(2, 12), choose.choice([3, 8, 23, 40])]
+    stride = [1] * 3 if choose.random() < 0.4 else [choose.choice([1, 2, 3]) for _ in range(3)]
+    axial = choose.randint(0, out_channels)
+    return Problem(
+        input=arrange([choose.choice([1, 3]), channels, *size], layout),
+        weight=values(out_channels, channels, 1, 1),
+        bias=values(out_channels) if choose.random() < 0.7 else None,
+        split=[axial, 0, out_channels - axial],
+        stride=stride,
+        origin=[0] * 9,
+        dilation=[1] * 9,
+        output_size=[(s - 1) // t + 1 for s, t in zip(size, stride)],
+        groups=1,
+    )
+
+
+@functools.cache
 def random_oracle(seed: int, layout: str, operation: str) -> list[tuple[Tensor, Tensor]]:
     return oracle(random_problem(seed, layout), operation)
 

@@ -10,6 +10,7 @@
 #include "memory.h"
 #include "passes.h"
 #include "plan.h"
+#include "pointwise_pass.h"
 #include "tile_pass.h"
 
 namespace acsconv {
@@ -72,6 +73,7 @@ void run_gather(const Gather& gather, ScalarType type, const GatherTensors& tens
 void cpu_forward(const Problem& p, bool soft, const void* input, const void* weight, const void* bias,
                  void* output, const Threads& threads) {
   if (is_depthwise(p, soft)) return depthwise_gather(p, false, input, weight, bias, output, threads);
+  if (is_pointwise(p, soft, false)) return pointwise_gather(p, false, input, weight, bias, output, threads);
   const GatherTensors tensors{input,
                               weight,
                               bias,
@@ -86,6 +88,9 @@ void cpu_backward_input(const Problem& p, bool soft, const void* grad_output, co
                         void* grad_input, const Threads& threads) {
   if (is_depthwise(p, soft)) {
     return depthwise_gather(p, true, grad_output, weight, nullptr, grad_input, threads);
+  }
+  if (is_pointwise(p, soft, true)) {
+    return pointwise_gather(p, true, grad_output, weight, nullptr, grad_input, threads);
   }
   const GatherTensors tensors{grad_output,
                               weight,

@@ -24,7 +24,18 @@ constexpr int64_t kHeavyWeights =
 // For the split among threads only: cycles per number that is packed, and per byte of weights.
 constexpr double kPackCycles = 1.5, kWeightCycles = 0.28;
 
-// Vectors over voxels.
+// Vectors over channels: one or two of them, and voxels of a run. The last factor is what layers showed whose
+// lanes are all used either way.
+BlockShape channel_blocks(int64_t channels, int64_t run, const CpuMachine& machine) {
+  const int64_t vectors = ceil_div(channels, machine.lanes);
+  const int64_t most = std::min(kMostPositions, machine.accumulators / 2);
+  const int32_t positions = static_cast<int32_t>(ceil_div(run, ceil_div(run, most)));
+  return {2, ceil_div(vectors, ceil_div(vectors, 2)) * machine.lanes, positions, false,
+          static_cast<double>(vectors * machine.lanes) * (0.89 + 1.0 / positions)};
+}
+
+}  // namespace
+
 BlockShape voxel_blocks(int64_t channels, const CpuMachine& machine) {
   // An unaligned load is two where vectors are as wide as a cache line, and now and then where they are half
   // as wide.
@@ -44,18 +55,6 @@ BlockShape voxel_blocks(int64_t channels, const CpuMachine& machine) {
   }
   return best;
 }
-
-// Vectors over channels: one or two of them, and voxels of a run. The last factor is what layers showed whose
-// lanes are all used either way.
-BlockShape channel_blocks(int64_t channels, int64_t run, const CpuMachine& machine) {
-  const int64_t vectors = ceil_div(channels, machine.lanes);
-  const int64_t most = std::min(kMostPositions, machine.accumulators / 2);
-  const int32_t positions = static_cast<int32_t>(ceil_div(run, ceil_div(run, most)));
-  return {2, ceil_div(vectors, ceil_div(vectors, 2)) * machine.lanes, positions, false,
-          static_cast<double>(vectors * machine.lanes) * (0.89 + 1.0 / positions)};
-}
-
-}  // namespace
 
 int64_t spread(int64_t numbers, int number_size) {
   const int64_t per_line = kCacheLine / number_size;

@@ -78,6 +78,9 @@ struct BlockShape {
   double cost;
 };
 
+// With vectors over voxels; `cost` and `whole_rows` are left to the caller.
+BlockShape voxel_blocks(int64_t channels, const CpuMachine& machine);
+
 class CpuPlan {
  public:
   CpuPlan(const Gather& gather, const CpuMachine& machine);

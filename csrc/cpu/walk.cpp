@@ -14,6 +14,7 @@
 // inline functions outside that namespace, see walk.h; gather_pass.cpp calls it.
 #include "walk.h"
 
+#include "multiply.h"
 #include "pack.h"
 #include "pack_weights.h"
 #include "places.h"
@@ -22,60 +23,9 @@
 namespace acsconv {
 namespace ACSCONV_ISA {
 
-// One run of the reduction: `count` source channels of one tap.
-template <class T>
-struct Segment {
-  const T* x;        // the source that the strip's first target voxel reads, in the first of the channels
-  const T* weights;  // [channel][out_count]
-  int64_t count;
-};
-
-// The length of one chain of additions; a segment, at most Walk::channel_slice products, is not cut.
-constexpr int64_t kTermsPerSum = 64;
-
 // Bytes of weights that all voxels of a plane are multiplied by before the next weights: they stay in the
 // first-level cache.
 constexpr int64_t kNearWeights = 12000;
-
-// Adds the segments to Vectors * lanes targets of Channels target channels: to the bias, if there is one, or
-// to what `out` holds. The first vector begins at flat voxel index `voxel`, the next one `spacing` further.
-// Single: every segment is one channel, as in a depthwise layer.
-template <class T, int Vectors, int Channels, bool Single>
-[[gnu::noinline]] void multiply(const Segment<T>* segment, const Segment<T>* end, int64_t voxel,
-                                int64_t spacing, int64_t channel_stride, const T* bias, T* out,
-                                int64_t out_stride) {
-  Vec<T> sum[Channels][Vectors];
-  unrolled<0, Channels>(
-      [&](auto c) { unrolled<0, Vectors>([&](auto v) { sum[c.value][v.value] = broadcast(T(0)); }); });
-  for (; segment != end; ++segment) {
-    const T* x = segment->x + voxel;
-    const T* w = segment->weights;
-    for (int64_t left = Single ? 1 : segment->count; left > 0; --left, x += channel_stride, w += Channels) {
-      Vec<T> voxels[Vectors];
-      unrolled<0, Vectors>([&](auto v) { voxels[v.value] = load<T>(x + v.value * spacing); });
-      unrolled<0, Channels>([&](auto c) {
-        const Vec<T> weight = broadcast(w[c.value]);
-        unrolled<0, Vectors>([&](auto v) { sum[c.value][v.value] += voxels[v.value] * weight; });
-      });
-    }
-  }
-  auto add_to = [&](const auto& before) __attribute__((always_inline)) {
-    T* to = out;
-    unrolled<0, Channels>([&](auto c) {
-      unrolled<0, Vectors>([&](auto v) {
-        T* at = to + v.value * spacing;
-        store<T>(at, sum[c.value][v.value] + before(at, c.value));
-      });
-      to += out_stride;
-      asm volatile("" : "+r"(to));  // or all addresses are computed first, more than there are registers
-    });
-  };
-  if (bias != nullptr) {
-    add_to([&](const T*, int c) { return broadcast(bias[c]); });
-  } else {
-    add_to([&](const T* at, int) { return load<T>(at); });
-  }
-}
 
 // The end of the chain of additions that begins at `segment`.
 template <class T>
@@ -84,76 +34,6 @@ const Segment<T>* end_of_sum(const Segment<T>* segment, const Segment<T>* end) {
   while (segment != end && (terms == 0 || terms + segment->count <= kTermsPerSum)) terms += segment++->count;
   return segment;
 }
-
-// The same where vectors run over target channels: adds the segments to `Positions` targets of Vectors *
-// lanes channels, to [position][channel] at `out`.
-template <class T, int Vectors, int Positions>
-[[gnu::noinline]] void multiply_channels(const Segment<T>* segment, const Segment<T>* end, int64_t voxel,
-                                         int64_t channel_stride, const T* bias, T* out) {
-  constexpr int lanes = kLanes<T>;
-  Vec<T> sum[Positions][Vectors];
-  unrolled<0, Positions>(
-      [&](auto p) { unrolled<0, Vectors>([&](auto v) { sum[p.value][v.value] = broadcast(T(0)); }); });
-  for (; segment != end; ++segment) {
-    const T* x = segment->x + voxel;
-    const T* w = segment->weights;
-    for (int64_t left = segment->count; left > 0; --left, x += channel_stride, w += Vectors * lanes) {
-      Vec<T> weights[Vectors];
-      unrolled<0, Vectors>([&](auto v) { weights[v.value] = load<T>(w + v.value * lanes); });
-      unrolled<0, Positions>([&](auto p) {
-        const Vec<T> source = broadcast(x[p.value]);
-        unrolled<0, Vectors>([&](auto v) { sum[p.value][v.value] += weights[v.value] * source; });
-      });
-    }
-  }
-  unrolled<0, Positions>([&](auto p) {
-    unrolled<0, Vectors>([&](auto v) {
-      T* to = out + (p.value * Vectors + v.value) * lanes;
-      store<T>(to, sum[p.value][v.value] + load<T>(bias != nullptr ? bias + v.value * lanes : to));
-    });
-  });
-}
-
-template <class T>
-using Multiply = void (*)(const Segment<T>*, const Segment<T>*, int64_t, int64_t, int64_t, const T*, T*,
-                          int64_t);
-
-constexpr int kMaxVectors = 4, kMaxChannels = 14, kMaxSingle = 2;
-
-template <class T, bool Single>
-struct MultiplyTable {
-  Multiply<T> entry[kMaxVectors + 1][kMaxChannels + 1] = {};
-
-  constexpr MultiplyTable() {
-    unrolled<1, kMaxVectors>([&](auto v) {
-      unrolled<1, Single ? kMaxSingle : kMaxChannels>([&](auto c) {
-        if constexpr (v.value * c.value <= ACSCONV_ACCUMULATORS) {
-          entry[v.value][c.value] = multiply<T, v.value, c.value, Single>;
-        }
-      });
-    });
-  }
-};
-
-template <class T>
-using MultiplyChannels = void (*)(const Segment<T>*, const Segment<T>*, int64_t, int64_t, const T*, T*);
-
-constexpr int kMaxPositions = 14, kMaxChannelVectors = 2;
-
-template <class T>
-struct MultiplyChannelsTable {
-  MultiplyChannels<T> entry[kMaxChannelVectors + 1][kMaxPositions + 1] = {};
-
-  constexpr MultiplyChannelsTable() {
-    unrolled<1, kMaxChannelVectors>([&](auto v) {
-      unrolled<1, kMaxPositions>([&](auto p) {
-        if constexpr (kMaxChannelVectors * p.value <= ACSCONV_ACCUMULATORS) {
-          entry[v.value][p.value] = multiply_channels<T, v.value, p.value>;
-        }
-      });
-    });
-  }
-};
 
 // The taps of a block whose source plane lies inside the volume, as segments.
 template <class T>
@@ -262,7 +142,7 @@ void run_channels(const Walk& walk, const Block& block, const Segment<T>* segmen
         const int64_t voxel = row + i * run / pieces, next = row + (i + 1) * run / pieces;
         const MultiplyChannels<T> add = table.entry[block.vectors][next - voxel];
         for_sums([&](const Segment<T>* from, const Segment<T>* cut, const T* before) {
-          add(from, cut, voxel, walk.packing.channel_stride, before, sums + voxel * block.width);
+          add(from, cut, voxel, walk.packing.channel_stride, before, sums + voxel * block.width, block.width);
         });
       }
     }

@@ -135,6 +135,31 @@ def test_choice_of_auto_on_a_cpu(weight, groups, chosen):
 
 
 @pytest.mark.parametrize(
+    ("stride", "size", "groups", "dtype", "fused"),
+    [
+        (2, 32, 1, torch.float32, ["forward", "backward_weight"]),
+        (2, 24, 1, torch.float32, ["forward"]),
+        (2, 12, 1, torch.float32, []),
+        (1, 32, 1, torch.float32, []),
+        (2, 32, 2, torch.float32, []),
+        (2, 32, 1, torch.float64, []),
+    ],
+)
+def test_choice_of_auto_for_1x1_on_a_cpu(stride, size, groups, dtype, fused):
+    if not acsconv_cuda.is_available("cpu"):
+        pytest.skip(f"no compiled part: {_loader.failure()}")
+    arguments = Arguments((2, 1, 1), resolve((1, 1), stride, 0, 1), groups, "auto")
+    sizes = {"forward": size}
+    found = [
+        name
+        for name in PASSES
+        if choose(name, torch.zeros(1, 4, *[sizes.get(name, size // stride)] * 3, dtype=dtype), arguments)
+        == "cpu"
+    ]
+    assert found == fused
+
+
+@pytest.mark.parametrize(
     ("channels", "processor", "built", "left_to_torch"),
     [
         (64, True, ("amx", "avx512"), ["backward_weight"]),

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 from cases import CASES
-from cpu_problems import LAYOUTS, Problem, depthwise_problem, random_problem, wide_problem
+from cpu_problems import LAYOUTS, Problem, depthwise_problem, pointwise_problem, random_problem, wide_problem
 
 from acsconv_cuda.geometry import default_split, resolve
 
@@ -153,6 +153,7 @@ def test_no_report_and_right_results(driver, type):
     lines = lines_of_cases(type) + lines_of_random_problems(type, random_problem, range(12))
     lines += lines_of_random_problems(type, depthwise_problem, range(6))
     lines += lines_of_random_problems(type, wide_problem, range(6))
+    lines += lines_of_random_problems(type, pointwise_problem, range(20))
     result = run(driver, lines)
     assert result.returncode == 0, result.stdout[-500:] + result.stderr[:3000]
     assert result.stdout == f"{len(lines)} problems\n"

@@ -20,6 +20,7 @@ from cpu_problems import (
     layer,
     layer_oracle,
     oracle,
+    pointwise_problem,
     random_oracle,
     random_problem,
     run,
@@ -78,6 +79,12 @@ def assert_close_in_all_variants(monkeypatch, problem, operation):
 @pytest.mark.parametrize("seed", range(8))
 def test_wide_problems(monkeypatch, seed, operation):
     assert_close_in_all_variants(monkeypatch, wide_problem(seed, LAYOUTS[seed % 2]), operation)
+
+
+@pytest.mark.parametrize("operation", PASSES[:2])
+@pytest.mark.parametrize("seed", range(20))
+def test_pointwise_problems(monkeypatch, seed, operation):
+    assert_close_in_all_variants(monkeypatch, pointwise_problem(seed, LAYOUTS[seed % 5]), operation)
 
 
 @pytest.mark.parametrize("operation", PASSES)
@@ -210,6 +217,8 @@ def test_threads_do_not_change_the_result(monkeypatch, isa, dtype, operation):
             layer(53, 53, (9, 17, 13), 7, 1, 53)._replace(input=arrange([1, 53, 9, 17, 13], "channels_last")),
             layer(20, 18, (7, 12, 19), 3, 2, 1, True),
             random_problem(3, "contiguous"),
+            layer(70, 31, (20, 12, 15), 1, 2),
+            layer(70, 32, (10, 12, 9), 1)._replace(input=arrange([1, 70, 10, 12, 9], "channels_last")),
         ]:
             problem = problem.apply(torch.rand_like).to(dtype)
             results = []
@@ -224,7 +233,16 @@ def test_threads_do_not_change_the_result(monkeypatch, isa, dtype, operation):
 
 @pytest.mark.parametrize("operation", ["forward", "backward_input"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("arguments", [(20, 18, (6, 7, 40)), (53, 53, (9, 17, 13), 7, 1, 53)], ids=str)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (20, 18, (6, 7, 40)),
+        (53, 53, (9, 17, 13), 7, 1, 53),
+        (70, 31, (9, 8, 7), 1, 2),
+        (70, 32, (9, 8, 7), 1),
+    ],
+    ids=str,
+)
 def test_layout_does_not_change_the_result_and_is_kept(arguments, dtype, operation):
     problem = layer(*arguments).apply(torch.rand_like).to(dtype)
     last = problem._replace(input=problem.input.contiguous(memory_format=torch.channels_last_3d))
