@@ -31,7 +31,7 @@ import result_file  # noqa: E402
 import torch  # noqa: E402
 from acsconv.memory.estimate import parse_bytes  # noqa: E402
 from cases import Case, select  # noqa: E402
-from harness import ceilings  # noqa: E402
+from harness import FORMATS, Format, ceilings  # noqa: E402
 from implementations import COMPILED, LAYOUTS, available  # noqa: E402
 from measure import PASSES, Settings, measure_case  # noqa: E402
 from peers import PeerMissing, load_acsconv  # noqa: E402
@@ -44,12 +44,6 @@ except ImportError:  # a bare interpreter with torch is enough to measure
     tqdm = None
 
 SUITES = ("smoke", "layers", "networks", "memory")
-DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
 PATCH = {"cpu": 64, "cuda": 128}
 DEFAULT_FIGURE = ROOT / "benchmarks" / "out" / "feature_maps.png"
 # suite -> (rounds at least, seconds per implementation at least)
@@ -81,7 +75,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help=f"not {COMPILED}: compiling it takes longer than to measure all others",
     )
-    what.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32"])
+    what.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=FORMATS,
+        default=["float32"],
+        help="tf32: float32, which PyTorch's convolutions may round for a GPU's tensor cores; in float32 they may not",
+    )
     what.add_argument("--layout", nargs="+", choices=LAYOUTS, default=["contiguous"])
     what.add_argument("--batch", type=int, help="batch size instead of that of the case")
     what.add_argument("--scale", type=int, default=1, help="every edge of the volume so many times as long")
@@ -136,6 +136,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     options.device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if "tf32" in options.dtype and options.device.type != "cuda":
+        parser.error(f"--dtype tf32: {options.device.type} has none, it is for --device cuda")
     options.suite = options.suite or (["layers", "smoke"] if options.case else ["smoke", "networks"])
     options.passes = PASSES if options.pass_name == "both" else (options.pass_name,)
     options.arguments = sys.argv[1:] if arguments is None else arguments
@@ -202,8 +204,6 @@ def run(options: argparse.Namespace) -> dict:
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.device.type == "cuda":
-        # The layers are compared in the dtype that they are given; TF32 would be another dtype.
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.benchmark = True
     record = environment.collect(options.device)
     warnings = [
@@ -222,7 +222,7 @@ def run(options: argparse.Namespace) -> dict:
     if options.without_compiled:
         implementations = [one for one in implementations if one.name != COMPILED]
     cases = chosen_cases(options)
-    modes = [(dtype, layout) for dtype in options.dtype for layout in options.layout]
+    modes = [(FORMATS[name], layout) for name in options.dtype for layout in options.layout]
     with_networks = "networks" in options.suite
     rounds = sum(effort(options, suite)[0] for suite, _ in cases)
     rounds += effort(options, "networks")[0] * with_networks * len(networks.NETWORKS)
@@ -234,22 +234,23 @@ def run(options: argparse.Namespace) -> dict:
     if rounds:
         progress.print([report.HEADER])
     try:
-        for dtype_name, layout in modes:
-            dtype = DTYPES[dtype_name]
-            limits = ceilings(options.device, dtype)
+        for format, layout in modes:
+            if options.device.type == "cuda":
+                format.use()
+            limits = ceilings(options.device, format.dtype)
             for suite, case in cases:
                 progress.describe(case.name)
                 settings = Settings(options.device, *effort(options, suite))
                 case_rows = []
                 for pass_name in options.passes:
                     case_rows += measure_case(
-                        case, pass_name, implementations, settings, limits, dtype, layout, progress.step
+                        case, pass_name, implementations, settings, limits, format, layout, progress.step
                     )
                 progress.print(report.table_lines(case_rows))
                 rows += case_rows
             if with_networks:
                 network_rows, network_notes = main_jobs(
-                    options, peer, backends, limits, dtype, layout, progress
+                    options, peer, backends, limits, format, layout, progress
                 )
                 rows += network_rows
                 notes += [note for note in network_notes if note not in notes]
@@ -278,7 +279,7 @@ def run(options: argparse.Namespace) -> dict:
 
 
 def main_jobs(
-    options, peer, backends, limits, dtype, layout, progress: Progress
+    options, peer, backends, limits, format: Format, layout, progress: Progress
 ) -> tuple[list[dict], list[str]]:
     """Rows and notes of whole networks on a real patch; draws the feature maps."""
     edge = options.patch or PATCH[options.device.type]
@@ -296,7 +297,7 @@ def main_jobs(
             notes.append(f"Without {job.name}: {reason}")
             continue
         job_rows = networks.run(
-            job, built, patch, options.passes, settings, limits, dtype, layout, progress.step
+            job, built, patch, options.passes, settings, limits, format, layout, progress.step
         )
         parameters = {row["implementation"]: row["parameters"] for row in job_rows}
         counts = ", ".join(f"{name} {count:,}" for name, count in parameters.items())

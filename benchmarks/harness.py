@@ -22,10 +22,33 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 Function = Callable[[], object]
+
+
+class Format(NamedTuple):
+    """Of numbers: their dtype, and the distance ``epsilon`` from 1 to the next number as they are multiplied."""
+
+    name: str
+    dtype: torch.dtype
+    epsilon: float
+
+    def use(self) -> None:
+        """Lets PyTorch's convolutions and matrix products on a GPU round float32 to TF32, or not."""
+        allow = self.name == "tf32"
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allow
+
+
+FORMATS = {
+    **{
+        name: Format(name, getattr(torch, name), torch.finfo(getattr(torch, name)).eps)
+        for name in ("float64", "float32", "float16", "bfloat16")
+    },
+    "tf32": Format("tf32", torch.float32, 2.0**-10),
+}
 
 
 # -- statistics -------------------------------------------------------------------------------------
@@ -258,15 +281,15 @@ def relative_error(actual: torch.Tensor, oracle: torch.Tensor) -> float:
     return difference / scale if scale else difference
 
 
-def error_limit(dtype: torch.dtype, terms: int) -> float:
+def error_limit(format: Format, terms: int) -> float:
     """Relative error up to which a result is published.
 
-    Two units in the last place of ``dtype`` for the inputs' and outputs' rounding, plus the accumulation of
+    Two units in the last place of ``format`` for the inputs' and outputs' rounding, plus the accumulation of
     ``terms`` products in the accumulator (float32, or float64 for float64): rounding errors add like a random
     walk, so the square root, with a factor of 4 to spare. TF32, a missed tap or a shifted border exceed it by
     far in float32."""
-    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
-    return 2 * torch.finfo(dtype).eps + 4 * torch.finfo(accumulator).eps * math.sqrt(terms)
+    accumulator = FORMATS["float64" if format.name == "float64" else "float32"]
+    return 2 * format.epsilon + 4 * accumulator.epsilon * math.sqrt(terms)
 
 
 # -- ceilings ---------------------------------------------------------------------------------------

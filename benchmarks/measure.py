@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from harness import Ceiling, Summary, clock_for, error_limit, interleave, memory_meter, relative_error
+from harness import Ceiling, Format, Summary, clock_for, error_limit, interleave, memory_meter, relative_error
 from implementations import (
     DENSE_ORACLE,
     ORACLE,
@@ -176,13 +176,13 @@ def measure_case(
     implementations: list[Implementation],
     settings: Settings,
     ceilings: dict[str, Ceiling],
-    dtype: torch.dtype,
+    format: Format,
     layout: str,
     progress: Callable[[], None] | None = None,
 ) -> list[dict]:
     """Rows of one layer for one pass (``forward`` or ``train``)."""
     training = pass_name == "train"
-    data = draw(case, settings.device, dtype, layout)
+    data = draw(case, settings.device, format.dtype, layout)
     exact = data.to_float64()
     oracles = {
         dense: _bind(implementation, case, exact, training)
@@ -198,7 +198,7 @@ def measure_case(
                 run=_bind(implementation, case, data, training),
                 oracle=oracles[dense],
                 limits={
-                    name: error_limit(dtype, terms)
+                    name: error_limit(format, terms)
                     for name, terms in error_terms(case, implementation).items()
                 },
                 flops=case.conv3d_flops(training) if dense else case.flops(training),
@@ -210,7 +210,7 @@ def measure_case(
         "description": case.describe(),
         "family": case.family,
         "pass": pass_name,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": format.name,
         "layout": layout,
     }
     return measure(candidates, settings, ceilings, labels, progress)

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from harness import Ceiling
+from harness import Ceiling, Format
 from implementations import ACSCONV, CONV3D, LAYOUTS, ours
 from measure import Candidate, Settings, first_line, measure
 from peers import VOLUME_NAME, VOLUME_TERMS, PeerMissing, load_volume, mobilenet_weights
@@ -34,7 +34,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # a ReLU, and then gradients jump (1.4e-3 seen in float32 with nn.Conv3d, 7e-7 where nothing crosses); rows of layers
 # have strict limits.
 VALUE_LIMIT_EPS = 4
-GRADIENT_LIMITS = {torch.float64: 1e-6, torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.3}
+GRADIENT_LIMITS = {"float64": 1e-6, "float32": 1e-2, "tf32": 0.1, "float16": 0.1, "bfloat16": 0.3}
 
 
 def patch_of(volume: Tensor, edge: int) -> Tensor:
@@ -227,25 +227,25 @@ def run(
     passes: tuple[str, ...],
     settings: Settings,
     ceilings: dict[str, Ceiling],
-    dtype: torch.dtype,
+    format: Format,
     layout: str,
     progress: Callable[[], None] | None = None,
 ) -> list[dict]:
     """Rows of a main job, as those of a layer, with the number of parameters. patch [D, H, W] in [0, 1]."""
     device, edge = settings.device, patch.shape[0]
-    x = job.input(patch).to(device, dtype).contiguous(memory_format=LAYOUTS[layout])
+    x = job.input(patch).to(device, format.dtype).contiguous(memory_format=LAYOUTS[layout])
     target = job.target(patch).to(device)
     # Ours comes first, and all that are not dense hold its weights.
     exact = {
-        dense: _exact(networks[CONV3D if dense else next(iter(networks))][0], device, dtype)
+        dense: _exact(networks[CONV3D if dense else next(iter(networks))][0], device, format.dtype)
         for dense in (False, True)
     }
-    placed = {id(network): network.to(device, dtype) for network, _ in networks.values()}
+    placed = {id(network): network.to(device, format.dtype) for network, _ in networks.values()}
     if layout == "channels_last":
         for network in placed.values():
             _to_channels_last(network)
     depth = sum(isinstance(module, nn.Conv3d) for module in networks[CONV3D][0].modules())
-    value_limit = VALUE_LIMIT_EPS * depth * torch.finfo(dtype).eps
+    value_limit = VALUE_LIMIT_EPS * depth * format.epsilon
 
     def bind(
         network: nn.Module, x: Tensor, backend: str | None, training: bool
@@ -263,7 +263,7 @@ def run(
                 name=name,
                 run=bind(network, x, backend, training),
                 oracle=oracles[name == CONV3D],
-                limits={"output": value_limit, "loss": value_limit, "gradient": GRADIENT_LIMITS[dtype]},
+                limits={"output": value_limit, "loss": value_limit, "gradient": GRADIENT_LIMITS[format.name]},
             )
             for name, (network, backend) in networks.items()
         ]
@@ -272,7 +272,7 @@ def run(
             "description": f"{edge}³ patch, {job.purpose}",
             "family": "network",
             "pass": pass_name,
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": format.name,
             "layout": layout,
         }
         for row in measure(candidates, settings, ceilings, labels, progress):

@@ -319,6 +319,7 @@ def test_patch_must_fit():
         ),
         (["--compare", "no_such_file.json"], "no_such_file.json"),
         (["--suite", "networks", "--patch", "10"], "multiple of 4"),
+        (["--dtype", "tf32", "--device", "cpu"], "--dtype tf32"),
     ],
 )
 def test_bad_options(toy, capsys, arguments, text):

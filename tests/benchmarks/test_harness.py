@@ -7,6 +7,7 @@ import pytest
 import torch
 from environment import conv3d_warnings, thread_warnings
 from harness import (
+    FORMATS,
     Ceiling,
     CpuClock,
     ResidentMemory,
@@ -149,18 +150,32 @@ def test_relative_error():
     assert relative_error(torch.tensor([0.5]), torch.zeros(1, dtype=torch.float64)) == 0.5
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_limit_admits_rounding_and_catches_faults(dtype):
+@pytest.mark.parametrize("name", ["float64", "float32", "float16", "bfloat16"])
+def test_limit_admits_rounding_and_catches_faults(name):
+    dtype = FORMATS[name].dtype
     generator = torch.Generator().manual_seed(0)
     left = torch.randn(64, 576, generator=generator, dtype=torch.float64).to(dtype)
     right = torch.randn(576, 200, generator=generator, dtype=torch.float64).to(dtype)
     oracle = left.double() @ right.double()
-    limit = error_limit(dtype, 576)
+    limit = error_limit(FORMATS[name], 576)
     assert relative_error(left @ right, oracle) < limit
     assert relative_error(left[:, 1:] @ right[1:], oracle) > limit  # one of 576 products missing
     if dtype == torch.float32:
         rounded = [(matrix.view(torch.int32) & -(1 << 13)).view(torch.float32) for matrix in (left, right)]
-        assert relative_error(rounded[0] @ rounded[1], oracle) > limit  # TF32 keeps 10 bits of 23
+        error = relative_error(rounded[0] @ rounded[1], oracle)
+        assert limit < error < error_limit(FORMATS["tf32"], 576)  # TF32 keeps 10 bits of 23
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_float32_is_rounded_in_tf32_alone(name):
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        FORMATS[name].use()
+        assert [backend.allow_tf32 for backend in backends] == [name == "tf32"] * 2
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 @pytest.mark.parametrize(

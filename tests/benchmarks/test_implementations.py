@@ -12,7 +12,7 @@ import peers
 import pytest
 import torch
 from cases import CASES
-from harness import error_limit, relative_error
+from harness import FORMATS, error_limit, relative_error
 
 import acsconv_cuda
 from acsconv_cuda import _loader
@@ -60,7 +60,7 @@ def test_results_and_gradients_against_float64(case, name):
     assert torch.equal(forward["output"], results["output"])
     for key, terms in implementations.error_terms(case, implementation).items():
         if key in results:
-            assert relative_error(results[key], expected[key]) <= error_limit(torch.float32, terms), key
+            assert relative_error(results[key], expected[key]) <= error_limit(FORMATS["float32"], terms), key
 
 
 def test_implementations_are_ours_first_then_the_peers():

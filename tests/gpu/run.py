@@ -104,7 +104,7 @@ def commands(stage: str, results: Path) -> list[Command]:
                   "--json", str(results / f"layers-bfloat16-{walk}.json")])
             for walk in ("tma", "view")
         ),
-        (110, [*layers, *short, "--json", str(results / "layers-float32.json")]),
+        (160, [*layers, *short, "--dtype", "float32", "tf32", "--json", str(results / "layers-float32.json")]),
         (110, [*bench, "--suite", "smoke", *half, *short, "--json", str(results / "smoke-compiled.json")]),
     ]  # fmt: skip
 
