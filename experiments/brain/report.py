@@ -162,7 +162,7 @@ def _costs(rows: Sequence[Mapping]) -> str:
 
 
 def _tail(settings: Mapping) -> str:
-    one = len(settings["seeds"]) == 1
+    one = all(len(plan["seeds"]) == 1 for plan in settings["plans"].values())
     length = (
         "\nTrainings are of a few epochs; nothing shows that any has converged; who learns fast is ahead."
     )
@@ -181,9 +181,8 @@ def _mebibytes(value: int | None) -> float | None:
 
 def _unfinished(result: Mapping) -> str:
     """A sentence on what is not there yet."""
-    settings = result["settings"]
-    trainings = (
-        sum(len(TASKS[name].turns) for name in settings["plans"]) * len(MODELS) * len(settings["seeds"])
+    trainings = len(MODELS) * sum(
+        len(TASKS[name].turns) * len(plan["seeds"]) for name, plan in result["settings"]["plans"].items()
     )
     there = sum(row["model"] != NEIGHBOUR for row in result["rows"])
     return "" if there == trainings else f" Not finished: {there} of {trainings} trainings are there."

@@ -159,19 +159,17 @@ def run(options: Options) -> list[dict]:
 
 def _others(file: Path, options: Options) -> tuple[list[dict], dict]:
     """What ``file`` has of other tasks, and the settings of these and the present ones together."""
-    plans = {task: asdict(SIZES[options.size][task]) for task in options.tasks}
+    plans = {task: {**asdict(SIZES[options.size][task]), "seeds": options.seeds} for task in options.tasks}
     settings = {
         "size": options.size,
         "plans": plans,
         "neighbour_grid": NEIGHBOUR_GRID,
-        "seeds": options.seeds,
     }
     if not file.exists():
         return [], settings
     old = results.read_results(file)
     kept = [row for row in old["rows"] if row["task"] not in options.tasks]
     settings["plans"] = {**{row["task"]: old["settings"]["plans"][row["task"]] for row in kept}, **plans}
-    settings["seeds"] = sorted({*options.seeds, *(row["seed"] for row in kept if row["seed"] is not None)})
     return kept, settings
 
 

@@ -101,7 +101,8 @@ def test_what_is_missing_stops_its_task_alone_and_other_tasks_rows_are_kept(
     toy(finished, tasks=("regions",), models=("ACS, slices",))
     result = results.read_results(file)
     assert [row["task"] for row in result["rows"]] == ["tissue", "regions", "regions"]
-    assert result["settings"]["plans"].keys() == {"tissue", "regions"} and result["settings"]["seeds"] == [0]
+    plans = result["settings"]["plans"]
+    assert plans.keys() == {"tissue", "regions"} and all(plan["seeds"] == [0] for plan in plans.values())
 
 
 def test_the_page_has_every_model_and_turn():
@@ -122,9 +123,9 @@ def test_the_page_has_every_model_and_turn():
     ]
     baseline = {"task": "regions", "turn": "9861", "seed": None, "model": run.NEIGHBOUR, "test_accuracy": 0.5}
     network = {**rows[0], "task": "regions", "turn": "9861", "test_accuracy": 0.25}
-    plans = {name: {**vars(plan)} for name, plan in run.SIZES["toy"].items()}
+    plans = {name: {**vars(plan), "seeds": (0,)} for name, plan in run.SIZES["toy"].items()}
     result = {
-        "settings": {"plans": plans, "size": "toy", "neighbour_grid": (16, 4.0), "seeds": (0,)},
+        "settings": {"plans": plans, "size": "toy", "neighbour_grid": (16, 4.0)},
         "environment": {"machine": "a machine", "torch": "2"},
         "rows": [*rows, baseline, network],
     }
@@ -138,6 +139,8 @@ def test_the_page_has_every_model_and_turn():
     assert "| 1-NN | - | -0.250, 0 of 1 |" in text
     assert "7 of 77 trainings are there" in text
     assert "Tissues" not in text and "{" not in text
+    plans["tissue"]["seeds"] = (0, 1)  # two turns of seven networks more
+    assert "7 of 91 trainings are there" in report.page(result, "result.json")
 
     # What is not finished is not averaged with what is.
     del result["rows"][5]
