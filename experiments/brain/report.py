@@ -86,6 +86,7 @@ One averaged brain, three heads, six donors. The spread in the tables is the sta
 over {spread}, and turns differ in difficulty; so the comparisons of single turns above say more than it. How much
 a model differs from seed to seed is {seeds}. Two models that differ by less than the spread are not
 told apart here.{length}
+The same seeds on kernels that round otherwise gave other results, by about as much as another seed does.
 Times and memory were taken on a machine that was shared with other work, on one or two threads. The shortest of a
 model's trainings is listed, with that of the 2D network where there is one: times tell seconds from minutes, not one
 model from another.
