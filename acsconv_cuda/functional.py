@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import ops, reference
+from . import ops, reference, shortcuts
 from .backends import check_name
 from .geometry import AXES, Geometry, IntOrTuple, as_int, check_split, resolve, resolve_transposed
 
@@ -61,11 +61,17 @@ def acs_conv3d(
 
     Source: Yang et al., "Reinventing 2D Convolutions for 3D Images", IEEE JBHI 2021, section III.
     """
+    parameters = (split, stride, padding, dilation, groups, padding_mode, backend)
+    if (out := shortcuts.forward(input, weight, bias, parameters)) is not None:
+        return out
     volume = _check_tensors(input, weight, bias, groups, backend)
     split = check_split(split, weight.shape[0])
     geometry = resolve(tuple(weight.shape[2:]), stride, padding, dilation)
     volume, geometry = _pad(volume, geometry, padding_mode)
-    out = _convolve(volume, weight, bias, ops.Arguments(split, geometry, groups, backend))
+    arguments = ops.Arguments(split, geometry, groups, backend)
+    out = _convolve(volume, weight, bias, arguments)
+    if volume is input:
+        shortcuts.remember(input, weight, parameters, arguments)
     return out if input.dim() == 5 else out.squeeze(0)
 
 

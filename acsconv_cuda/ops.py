@@ -241,8 +241,14 @@ def refuse_complex(input: Tensor) -> None:
 def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, *flat) -> Tensor:
     refuse_complex(input)
     arguments = Arguments.of(flat)
+    return forward_by(choose("forward", input, arguments), input, weight, bias, arguments)
+
+
+def forward_by(
+    backend: str, input: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments
+) -> Tensor:
+    """The forward pass by a backend that :func:`choose` chose for it."""
     split, geometry, groups, _ = arguments
-    backend = choose("forward", input, arguments)
     if backend != "cuda":
         weight, bias = _rounded(weight, input), None if bias is None else _rounded(bias, input)
     if backend == "torch":
@@ -251,10 +257,13 @@ def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, *flat) -> Tenso
         if pointwise.serves("forward", input, geometry, groups):
             return pointwise.forward(input, weight, bias, geometry)
         return reference.acs_conv3d(input, weight, bias, split, geometry, groups)
-    size = geometry.output_size(input.shape[2:])
-    return torch.ops.acsconv.fused_forward(
-        input, weight, bias, *_fused(arguments), size, groups, backend == "cuda" and tf32_is_allowed()
-    )
+    tf32 = backend == "cuda" and tf32_is_allowed()
+    return torch.ops.acsconv.fused_forward(input, weight, bias, *fused_numbers(input, arguments), tf32)
+
+
+def fused_numbers(input: Tensor, arguments: Arguments) -> tuple:
+    """What ``fused_forward`` takes between its tensors and ``allow_tf32``."""
+    return *_fused(arguments), arguments.geometry.output_size(input.shape[2:]), arguments.groups
 
 
 def _backward_input(

@@ -81,9 +81,8 @@ class ACSConv(_ACSConv):
         self.acs_kernel_split = check_split(acs_kernel_split, self.out_channels, "acs_kernel_split")
 
     def forward(self, x: Tensor) -> Tensor:
-        return acs_conv3d(
-            x, self.weight, self.bias, split=self.acs_kernel_split, **self._geometry_arguments()
-        )
+        weight, bias = self._kernels()
+        return acs_conv3d(x, weight, bias, split=self.acs_kernel_split, **self._geometry_arguments())
 
     def extra_repr(self) -> str:
         return super().extra_repr() + f", acs_kernel_split={self.acs_kernel_split}"

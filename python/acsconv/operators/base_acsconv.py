@@ -122,6 +122,13 @@ class _ACSConv(nn.Module):
 
         return super()._apply(apply, recurse)
 
+    def _kernels(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias, without the exception that ``nn.Module`` makes and catches for every such attribute."""
+        try:
+            return self._parameters["weight"], self._parameters["bias"]
+        except KeyError:  # one is no parameter: pruned, or parametrized
+            return self.weight, self.bias
+
     def _geometry_arguments(self) -> dict:
         """The keywords of the layer's function that say where it reads, from the attributes as they are now."""
         special = (

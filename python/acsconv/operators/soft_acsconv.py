@@ -75,11 +75,12 @@ class SoftACSConv(_ACSConv):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self._kernels()
         if self.mean:
-            view_weights = self.weight.new_full((self.out_channels, 3), 1 / 3)
+            view_weights = weight.new_full((self.out_channels, 3), 1 / 3)
         else:
             view_weights = self.soft_w_core.softmax(-1)
-        return soft_acs_conv3d(x, self.weight, view_weights, self.bias, **self._geometry_arguments())
+        return soft_acs_conv3d(x, weight, view_weights, bias, **self._geometry_arguments())
 
     def extra_repr(self) -> str:
         return super().extra_repr() + f", mean={self.mean}"
