@@ -118,26 +118,30 @@ def choose(operation: str, tensor: Tensor, arguments: Arguments) -> str:
 def _is_better_left_to_torch(operation: str, fused: str, tensor: Tensor, arguments: Arguments) -> bool:
     """Problems that a fused backend could compute, and that ``auto`` gives to PyTorch because it is faster there.
 
-    A 1x1 kernel is a plain matrix product, but what a stride picks out would have to be copied for it: that the CPU
-    kernels do on the way. On processors with AMX, PyTorch multiplies bfloat16 with it in layers wide enough to fill it;
-    ours do so in the forward pass and the gradient of the input, where the compiler knew AMX.
+    A 1x1 kernel is a plain matrix product, which PyTorch computes faster where it is large. On processors with AMX,
+    PyTorch multiplies bfloat16 with it in layers wide enough to fill it; ours do so in the forward pass and the
+    gradient of the input, where the compiler knew AMX.
     """
     if arguments.geometry.is_one_view():
-        return fused != "cpu" or not _picks_many(operation, tensor, arguments)
+        return fused != "cpu" or not _waits_for_memory(operation, tensor, arguments)
     wide = tensor.shape[1] // arguments.groups >= 64
     if fused != "cpu" or tensor.dtype != torch.bfloat16 or not wide or not torch.cpu._is_amx_tile_supported():
         return False
     return operation == "backward_weight" or "amx" not in _loader.cpu_instruction_sets()
 
 
-def _picks_many(operation: str, tensor: Tensor, arguments: Arguments) -> bool:
-    """Whether a stride picks so many voxels that copying them costs more than PyTorch's faster products gain."""
-    geometry = arguments.geometry
-    if geometry.stride == (1, 1, 1) or tensor.dtype != torch.float32 or arguments.groups != 1:
+def _waits_for_memory(operation: str, tensor: Tensor, arguments: Arguments) -> bool:
+    """Whether a 1x1 layer spends more on its volumes, or on a copy of what a stride picks out, than on products."""
+    split, geometry, groups, _ = arguments
+    if split is None or groups != 1 or tensor.dtype == torch.float64:
         return False
+    is_strided = geometry.stride != (1, 1, 1)
     if operation == "forward":
-        return math.prod(geometry.output_size(tensor.shape[2:])) >= 1728
-    return operation == "backward_weight" and math.prod(tensor.shape[2:]) >= 4096
+        is_narrow = min(tensor.shape[1], sum(split)) <= (32 if tensor.dtype == torch.float32 else 64)
+        return is_narrow or (is_strided and math.prod(geometry.output_size(tensor.shape[2:])) >= 1728)
+    if operation == "backward_input" or tensor.dtype != torch.float32:
+        return False
+    return is_strided and math.prod(tensor.shape[2:]) >= 4096
 
 
 def why_not(backend: str, operation: str, tensor: Tensor, arguments: Arguments) -> str | None:

@@ -5,7 +5,8 @@ Here nothing is copied but what a stride picks out, and a gradient that is in an
 [N, C, D, H, W] is seen as N matrices [C, M] of M voxels, or in channels-last as a single one.
 
 :mod:`acsconv_cuda.ops` calls these for the ``torch`` backend where :func:`serves` says so, and the reference otherwise.
-Layers from whose volumes a stride picks many voxels have a fused kernel (:mod:`acsconv_cuda.backends`).
+Narrow layers, and those from whose volumes a stride picks many voxels, have a fused kernel
+(:mod:`acsconv_cuda.backends`).
 """
 
 from __future__ import annotations

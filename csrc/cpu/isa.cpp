@@ -20,14 +20,14 @@ namespace acsconv {
   extern const WeightKernel kOuterFloat64, kOuterFloat32, kOuterFloat16, kOuterBFloat16;                    \
   extern const DepthwiseKernel kDepthwiseFloat64, kDepthwiseFloat32, kDepthwiseFloat16, kDepthwiseBFloat16; \
   extern const WeightKernel kDotsFloat64, kDotsFloat32, kDotsFloat16, kDotsBFloat16;                        \
-  extern const PointwiseKernel kPointwiseFloat64, kPointwiseFloat32;                                        \
+  extern const PointwiseKernel kPointwiseFloat64, kPointwiseFloat32, kPointwiseFloat16, kPointwiseBFloat16; \
   static constexpr Isa kIsa = {#isa,                                                                        \
                                {ACSCONV_OF_TYPES(kConvert)},                                                \
                                {ACSCONV_OF_TYPES(kWalk)},                                                   \
                                {ACSCONV_OF_TYPES(kOuter)},                                                  \
                                {ACSCONV_OF_TYPES(kDots)},                                                   \
                                {ACSCONV_OF_TYPES(kDepthwise)},                                              \
-                               {&kPointwiseFloat64, &kPointwiseFloat32},                                    \
+                               {ACSCONV_OF_TYPES(kPointwise)},                                              \
                                tiles};                                                                      \
   }
 #ifdef ACSCONV_TILES_EVERYWHERE  // the sanitizers' build, where tiles are loops

@@ -17,8 +17,8 @@ struct Isa {
   const WalkKernel* walk[4];
   const WeightKernel *outer[4], *dots[4];
   const DepthwiseKernel* depthwise[4];
-  const PointwiseKernel* pointwise[2];  // float64 and float32 only
-  const TileKernel* tiles;              // bfloat16 only; null where the processor has no such tiles
+  const PointwiseKernel* pointwise[4];
+  const TileKernel* tiles;  // bfloat16 only; null where the processor has no such tiles
 };
 
 // The environment variable ACSCONV_CPU_ISA names a lesser one to use instead; it is read at every call.

@@ -1,10 +1,13 @@
 // The kernel of 1x1 layers on the CPU: target[channel][voxel] += weight[channel][c] * source[c][voxel],
-// float32 and float64, for outputs, and for gradients of the input with stride 1.
+// for outputs, and for gradients of the input with stride 1.
 //
 // As in walk.cpp, but no voxel is read twice, so there are no rings of planes: a panel of some dozens of
 // voxels is packed, which stays in the first- or second-level cache, multiplied by all weights, and the sums
-// go to the target at once. Sources of the next panel are fetched meanwhile: a stride makes short pieces of
-// them.
+// go to the target at once, those of 16-bit tensors by way of a stage. Sources of the next panel are fetched
+// meanwhile: a stride makes short pieces of them. For few target channels in channels-last tensors nothing is
+// packed either: squares of sources are transposed and multiplied in registers (run_streamed).
+//
+// S: a number in a tensor, T: what it is computed in.
 //
 // Compiled once per instruction set, see walk.h; pointwise_pass.cpp calls it.
 #include "pointwise_walk.h"
@@ -15,10 +18,13 @@
 namespace acsconv {
 namespace ACSCONV_ISA {
 
+// Target channels of run_streamed: sums of a vector of voxels and a square of sources fill the registers.
+constexpr int kMostStreamed = ACSCONV_ACCUMULATORS >= 24 ? 8 : 4;
+
 // Calls body(at, from, column, n) for the pieces of rows of a panel: its voxels [at, at + n), whose sources
 // begin at `from`, the first one being in this column.
-template <class T, class Body>
-[[gnu::always_inline]] inline void for_each_piece(const PointwiseWalk& walk, const T* source, int64_t begin,
+template <class S, class Body>
+[[gnu::always_inline]] inline void for_each_piece(const PointwiseWalk& walk, const S* source, int64_t begin,
                                                   int64_t voxels, const Body& body) {
   const Strides5& s = walk.source;
   int64_t column = begin % walk.columns;
@@ -34,8 +40,8 @@ template <class T, class Body>
 
 // [voxel][channel] to [channel][voxel] in squares of lanes x lanes numbers, of lanes channels at least.
 // Writes up to a vector beyond `count` voxels.
-template <class T>
-void pack_transposed(T* to, int64_t channel_stride, const T* from, int64_t voxel_stride, int64_t channels,
+template <class S, class T>
+void pack_transposed(T* to, int64_t channel_stride, const S* from, int64_t voxel_stride, int64_t channels,
                      int64_t count) {
   constexpr int lanes = kLanes<T>;
   for (int64_t first = 0; first < channels; first += lanes) {
@@ -45,7 +51,7 @@ void pack_transposed(T* to, int64_t channel_stride, const T* from, int64_t voxel
       Vec<T> square[lanes];
       unrolled<0, lanes>([&](auto i) {
         const int64_t at = voxel + i.value;
-        square[i.value] = at < count ? load<T>(from + at * voxel_stride + c) : Vec<T>{};
+        square[i.value] = at < count ? load_wide(from + at * voxel_stride + c) : Vec<T>{};
       });
       transpose<T>(square);
       T* q = to + c * channel_stride + voxel;
@@ -54,11 +60,11 @@ void pack_transposed(T* to, int64_t channel_stride, const T* from, int64_t voxel
   }
 }
 
-template <class T>
-void pack_panel(const PointwiseWalk& walk, const T* source, int64_t begin, int64_t voxels, T* panel) {
+template <class S, class T>
+void pack_panel(const PointwiseWalk& walk, const S* source, int64_t begin, int64_t voxels, T* panel) {
   const Strides5& s = walk.source;
   const bool transposed = s.channel == 1 && s.column != 1 && walk.in_channels >= kLanes<T>;
-  for_each_piece(walk, source, begin, voxels, [&](int64_t at, const T* p, int64_t column, int64_t n) {
+  for_each_piece(walk, source, begin, voxels, [&](int64_t at, const S* p, int64_t column, int64_t n) {
     T* q = panel + at;
     if (transposed) {
       pack_transposed(q, walk.panel_stride, p, s.column, walk.in_channels, n);
@@ -68,22 +74,22 @@ void pack_panel(const PointwiseWalk& walk, const T* source, int64_t begin, int64
       if (s.column == 1) {
         copy_wide(q, p, n);
       } else if (walk.spacing == 2 && walk.in_columns > 0) {
-        copy_every_other<T, 0>(q, p, n, walk.in_columns - 2 * column);
+        copy_every_other<S, 0>(q, p, n, walk.in_columns - 2 * column);
       } else {
-        for (int64_t i = 0; i < n; ++i) q[i] = p[i * s.column];
+        for (int64_t i = 0; i < n; ++i) q[i] = widen(p[i * s.column]);
       }
     }
   });
 }
 
 // Fetches the part `index` of `count` of the sources of a panel into the second-level cache.
-template <class T>
-void fetch_panel(const PointwiseWalk& walk, const T* source, int64_t begin, int64_t voxels, int64_t index,
+template <class S>
+void fetch_panel(const PointwiseWalk& walk, const S* source, int64_t begin, int64_t voxels, int64_t index,
                  int64_t count) {
-  constexpr int64_t line = 64 / sizeof(T);
+  constexpr int64_t line = 64 / sizeof(S);
   const Strides5& s = walk.source;
   const int64_t first = index * walk.in_channels / count, last = (index + 1) * walk.in_channels / count;
-  for_each_piece(walk, source, begin, voxels, [&](int64_t, const T* p, int64_t, int64_t n) {
+  for_each_piece(walk, source, begin, voxels, [&](int64_t, const S* p, int64_t, int64_t n) {
     if (s.channel == 1) {
       for (int64_t i = index * n / count; i < (index + 1) * n / count; ++i) {
         for (int64_t c = 0; c < walk.in_channels; c += line) __builtin_prefetch(p + i * s.column + c, 0, 2);
@@ -144,25 +150,23 @@ void run_positions(const PointwiseWalk& walk, const T* panel, const T* weights, 
 }
 
 // Writes the sums of a panel, [channel][voxel], into a channels-last target.
-template <class T>
-void write_voxels(const T* stage, int64_t panel_stride, int64_t channels, int64_t voxels, T* to) {
+template <class S, class T>
+void write_voxels(const T* stage, int64_t panel_stride, int64_t channels, int64_t voxels, S* to) {
   if (channels >= kLanes<T>) {
     write_row_channels_last(to, channels, stage, panel_stride, channels, voxels);
     return;
   }
   for (int64_t i = 0; i < voxels; ++i) {
-    for (int64_t o = 0; o < channels; ++o) *to++ = stage[o * panel_stride + i];
+    for (int64_t o = 0; o < channels; ++o) *to++ = narrow<S>(stage[o * panel_stride + i]);
   }
 }
 
-template <class T>
-void run(const PointwiseWalk& walk, const PointwiseTask& task, const void* source_data,
-         const void* weight_data, const void* bias_data, void* target_data, const PointwiseScratch& scratch) {
+template <class S>
+void run_panels(const PointwiseWalk& walk, const PointwiseTask& task, const S* source,
+                const Computed<S>* weights, const Computed<S>* bias, S* target,
+                const PointwiseScratch& scratch) {
+  using T = Computed<S>;
   constexpr int lanes = kLanes<T>;
-  const T* source = static_cast<const T*>(source_data) + task.sample * walk.source.batch;
-  const T* weights = static_cast<const T*>(weight_data);
-  const T* bias = static_cast<const T*>(bias_data);
-  T* target = static_cast<T*>(target_data) + task.sample * walk.target_batch;
   T* panel = static_cast<T*>(scratch.panel);
   T* stage = static_cast<T*>(scratch.stage);
   for (int64_t begin = task.begin; begin < task.end; begin += walk.panel) {
@@ -177,25 +181,132 @@ void run(const PointwiseWalk& walk, const PointwiseTask& task, const void* sourc
       const int64_t first = block * walk.width, others = walk.out_channels - first;
       const int64_t width = others < walk.width ? others : walk.width;
       const T* w = weights + block * walk.block_stride;
-      if (walk.form == PointwiseTarget::Channels) {
-        run_positions(walk, panel, w, width, voxels, bias + first, target + begin * walk.out_channels + first,
-                      walk.out_channels);
-      } else if (walk.form == PointwiseTarget::Rows) {
-        T* to = target + first * walk.target_channel + begin;
-        run_voxels(walk, panel, w, width, voxels, bias + first, to, walk.target_channel, stage, lanes);
-        for (int64_t o = 0; o < width && whole < voxels; ++o) {
-          copy_wide(to + o * walk.target_channel + whole, stage + o * lanes, voxels - whole);
+      S* const rows = target + first * walk.target_channel + begin;
+      if constexpr (sizeof(S) == sizeof(T)) {
+        if (walk.form == PointwiseTarget::Channels) {
+          run_positions(walk, panel, w, width, voxels, bias + first,
+                        target + begin * walk.out_channels + first, walk.out_channels);
+          continue;
         }
-      } else {
-        T* to = stage + first * walk.panel_stride;
-        run_voxels(walk, panel, w, width, voxels, bias + first, to, walk.panel_stride, to + whole,
-                   walk.panel_stride);
+        if (walk.form == PointwiseTarget::Rows) {
+          run_voxels(walk, panel, w, width, voxels, bias + first, rows, walk.target_channel, stage, lanes);
+          for (int64_t o = 0; o < width && whole < voxels; ++o) {
+            copy_wide(rows + o * walk.target_channel + whole, stage + o * lanes, voxels - whole);
+          }
+          continue;
+        }
+      }
+      T* to = stage + (walk.form == PointwiseTarget::StagedRows ? 0 : first * walk.panel_stride);
+      run_voxels(walk, panel, w, width, voxels, bias + first, to, walk.panel_stride, to + whole,
+                 walk.panel_stride);
+      for (int64_t o = 0; o < width && walk.form == PointwiseTarget::StagedRows; ++o) {
+        copy_narrow(rows + o * walk.target_channel, stage + o * walk.panel_stride, voxels);
       }
     }
     if (walk.form == PointwiseTarget::Staged) {
       write_voxels(stage, walk.panel_stride, walk.out_channels, voxels, target + begin * walk.out_channels);
     }
   }
+}
+
+// [Count][lanes] to [lanes][Count], as it lies in memory; Count is a power of two.
+template <class T, int Count, int Length = 1>
+[[gnu::always_inline]] inline void interleave(Vec<T> (&rows)[Count]) {
+  if constexpr (Length < Count) {
+    Vec<T> next[Count];
+    unrolled<0, Count / 2>([&](auto i) {
+      constexpr int lanes = kLanes<T>;
+      const Vec<T> a = rows[i.value], b = rows[i.value + Count / 2];
+      next[2 * i.value] = interleaved<T, 0>(a, b, typename MakeIndices<lanes>::Type{});
+      next[2 * i.value + 1] = interleaved<T, lanes / 2>(a, b, typename MakeIndices<lanes>::Type{});
+    });
+    unrolled<0, Count>([&](auto i) { rows[i.value] = next[i.value]; });
+    interleave<T, Count, 2 * Length>(rows);
+  }
+}
+
+// Channels-last sources, of whole vectors of channels, to Count adjacent target channels: the voxels of a
+// vector, of which `count` exist, at `from` and `voxel_stride` apart.
+template <class S, int Count, bool Whole>
+[[gnu::always_inline]] inline void stream_vector(const PointwiseWalk& walk, const S* from,
+                                                 int64_t voxel_stride, int64_t count,
+                                                 const Computed<S>* weights, const Computed<S>* bias, S* to) {
+  using T = Computed<S>;
+  constexpr int lanes = kLanes<T>;
+  Vec<T> total[Count];
+  unrolled<0, Count>([&](auto o) { total[o.value] = broadcast(bias[o.value]); });
+  for (int64_t begin = 0; begin < walk.in_channels; begin += kTermsPerSum) {
+    const int64_t left = walk.in_channels - begin, end = begin + (left < kTermsPerSum ? left : kTermsPerSum);
+    Vec<T> sum[Count] = {};
+    for (int64_t c = begin; c < end; c += lanes) {
+      Vec<T> square[lanes];
+      unrolled<0, lanes>([&](auto i) {
+        const int64_t voxel = Whole || i.value < count ? i.value : count - 1;
+        square[i.value] = load_wide(from + voxel * voxel_stride + c);
+      });
+      transpose<T>(square);
+      unrolled<0, lanes>([&](auto i) {
+        unrolled<0, Count>([&](auto o) {
+          sum[o.value] += square[i.value] * broadcast(weights[(c + i.value) * Count + o.value]);
+        });
+      });
+    }
+    unrolled<0, Count>([&](auto o) { total[o.value] = sum[o.value] + total[o.value]; });
+  }
+  if constexpr (Whole && (Count & (Count - 1)) == 0) {
+    interleave<T>(total);
+    unrolled<0, Count>([&](auto o) { store_narrow(to + o.value * lanes, total[o.value]); });
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
+      unrolled<0, Count>([&](auto o) { to[i * Count + o.value] = narrow<S>(total[o.value][i]); });
+    }
+  }
+}
+
+// The processor by itself fetches too little ahead.
+constexpr int64_t kVoxelsAhead = 64;
+
+template <class S, int Count>
+void run_streamed(const PointwiseWalk& walk, const PointwiseTask& task, const S* source,
+                  const Computed<S>* weights, const Computed<S>* bias, S* target) {
+  constexpr int lanes = kLanes<Computed<S>>;
+  constexpr int64_t line = 64 / sizeof(S);
+  const int64_t stride = walk.source.column;
+  for_each_piece(walk, source, task.begin, task.end - task.begin,
+                 [&](int64_t at, const S* from, int64_t, int64_t count) {
+                   S* to = target + (task.begin + at) * Count;
+                   int64_t i = 0;
+                   for (; i + lanes <= count; i += lanes, from += lanes * stride, to += lanes * Count) {
+                     for (int64_t v = kVoxelsAhead; v < kVoxelsAhead + lanes && i + v < count; ++v) {
+                       for (int64_t c = 0; c < walk.in_channels; c += line) {
+                         __builtin_prefetch(from + v * stride + c, 0, 2);
+                       }
+                     }
+                     stream_vector<S, Count, true>(walk, from, stride, lanes, weights, bias, to);
+                   }
+                   if (i < count) {
+                     stream_vector<S, Count, false>(walk, from, stride, count - i, weights, bias, to);
+                   }
+                 });
+}
+
+template <class S>
+void run(const PointwiseWalk& walk, const PointwiseTask& task, const void* source_data,
+         const void* weight_data, const void* bias_data, void* target_data, const PointwiseScratch& scratch) {
+  using T = Computed<S>;
+  const S* source = static_cast<const S*>(source_data) + task.sample * walk.source.batch;
+  const T* weights = static_cast<const T*>(weight_data);
+  const T* bias = static_cast<const T*>(bias_data);
+  S* target = static_cast<S*>(target_data) + task.sample * walk.target_batch;
+  if (walk.form != PointwiseTarget::Streamed) {
+    run_panels(walk, task, source, weights, bias, target, scratch);
+    return;
+  }
+  unrolled<1, kMostStreamed>([&](auto count) {
+    if (count.value == walk.out_channels) {
+      run_streamed<S, count.value>(walk, task, source, weights, bias, target);
+    }
+  });
 }
 
 // [source channel][target channel of the block]. May write up to a vector beyond it.
@@ -217,11 +328,17 @@ void pack_weights(const PointwiseWalk& walk, int64_t block, const void* weight_d
   }
 }
 
-extern const PointwiseKernel kPointwiseFloat64, kPointwiseFloat32;
-const PointwiseKernel kPointwiseFloat64 = {kLanes<double>, ACSCONV_ACCUMULATORS, run<double>,
-                                           pack_weights<double>};
-const PointwiseKernel kPointwiseFloat32 = {kLanes<float>, ACSCONV_ACCUMULATORS, run<float>,
-                                           pack_weights<float>};
+template <class S>
+constexpr PointwiseKernel kernel_of() {
+  using T = Computed<S>;
+  return {kLanes<T>, ACSCONV_ACCUMULATORS, kMostStreamed, run<S>, pack_weights<T>};
+}
+
+extern const PointwiseKernel kPointwiseFloat64, kPointwiseFloat32, kPointwiseFloat16, kPointwiseBFloat16;
+const PointwiseKernel kPointwiseFloat64 = kernel_of<double>();
+const PointwiseKernel kPointwiseFloat32 = kernel_of<float>();
+const PointwiseKernel kPointwiseFloat16 = kernel_of<Half>();
+const PointwiseKernel kPointwiseBFloat16 = kernel_of<BFloat16>();
 
 }  // namespace ACSCONV_ISA
 }  // namespace acsconv

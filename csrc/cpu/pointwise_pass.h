@@ -6,8 +6,8 @@
 
 namespace acsconv {
 
-// Whether the kernel of 1x1 layers computes this: float32 or float64, one group, nothing read outside the
-// volume; of the gradients of the input (`mirrored`) those with stride 1.
+// Whether the kernel of 1x1 layers computes this: one group, nothing read outside the volume; of the
+// gradients of the input (`mirrored`) those with stride 1, of bfloat16 beside tiles those of narrow layers.
 bool is_pointwise(const Problem& problem, bool soft, bool mirrored);
 
 // Forward, or with `mirrored` the gradient of the input. bias may be null.

@@ -4,7 +4,8 @@
 // Voxels are numbered as they lie in the target, W fastest, and go through the kernel in panels: packed
 // sources [channel][panel_stride], all channels of `panel` voxels. Sums of contiguous targets have vectors
 // over voxels, and are written where they belong; those of channels-last targets have vectors over channels,
-// as far as their channels are whole vectors, and are staged and transposed otherwise.
+// as far as their channels are whole vectors, and are staged and transposed otherwise. 16-bit numbers are
+// widened where they are packed and staged before they are rounded.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +14,8 @@
 
 namespace acsconv {
 
-// How a vector's worth of sums lies in the target.
-enum class PointwiseTarget { Rows, Channels, Staged };
+// How a vector's worth of sums gets into the target.
+enum class PointwiseTarget { Rows, Channels, StagedRows, Staged, Streamed };
 
 struct PointwiseWalk {
   Strides5 source;  // from one target voxel's source to the next one's
@@ -42,9 +43,10 @@ struct PointwiseScratch {
   void *panel, *stage;
 };
 
-// The kernel of one instruction set, for float32 or float64.
+// The kernel of one instruction set and one type of number.
 struct PointwiseKernel {
   int32_t lanes, accumulators;  // as in WalkKernel
+  int32_t most_streamed;        // target channels for PointwiseTarget::Streamed
   // weights: packed. bias: a number for each target channel, never null.
   void (*run)(const PointwiseWalk& walk, const PointwiseTask& task, const void* source, const void* weights,
               const void* bias, void* target, const PointwiseScratch& scratch);

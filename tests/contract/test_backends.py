@@ -122,7 +122,7 @@ def test_import_has_no_side_effects(tmp_path):
         ((6, 4, 3, 3), 1, "cpu"),
         ((6, 2, 3, 3), 2, "cpu"),
         ((4, 1, 3, 3), 4, "cpu"),
-        ((6, 4, 1, 1), 1, "torch"),
+        ((6, 4, 1, 1), 2, "torch"),
     ],
     ids=["dense", "grouped", "depthwise", "1x1"],
 )
@@ -135,27 +135,31 @@ def test_choice_of_auto_on_a_cpu(weight, groups, chosen):
 
 
 @pytest.mark.parametrize(
-    ("stride", "size", "groups", "dtype", "fused"),
+    ("channels", "stride", "size", "groups", "dtype", "fused"),
     [
-        (2, 32, 1, torch.float32, ["forward", "backward_weight"]),
-        (2, 24, 1, torch.float32, ["forward"]),
-        (2, 12, 1, torch.float32, []),
-        (1, 32, 1, torch.float32, []),
-        (2, 32, 2, torch.float32, []),
-        (2, 32, 1, torch.float64, []),
+        (72, 2, 32, 1, torch.float32, ["forward", "backward_weight"]),
+        (72, 2, 24, 1, torch.float32, ["forward"]),
+        (72, 2, 24, 1, torch.float16, ["forward"]),
+        (72, 2, 12, 1, torch.float32, []),
+        (72, 1, 32, 1, torch.bfloat16, []),
+        (64, 1, 4, 1, torch.bfloat16, ["forward"]),
+        (36, 1, 4, 1, torch.float32, []),
+        (32, 1, 4, 1, torch.float32, ["forward"]),
+        (32, 2, 32, 2, torch.float32, []),
+        (32, 2, 32, 1, torch.float64, []),
     ],
 )
-def test_choice_of_auto_for_1x1_on_a_cpu(stride, size, groups, dtype, fused):
+def test_choice_of_auto_for_1x1_on_a_cpu(channels, stride, size, groups, dtype, fused):
     if not acsconv_cuda.is_available("cpu"):
         pytest.skip(f"no compiled part: {_loader.failure()}")
-    arguments = Arguments((2, 1, 1), resolve((1, 1), stride, 0, 1), groups, "auto")
+    split = (channels - 2, 1, 1)
+    arguments = Arguments(split, resolve((1, 1), stride, 0, 1), groups, "auto")
     sizes = {"forward": size}
-    found = [
-        name
-        for name in PASSES
-        if choose(name, torch.zeros(1, 4, *[sizes.get(name, size // stride)] * 3, dtype=dtype), arguments)
-        == "cpu"
-    ]
+    found = []
+    for name in PASSES:
+        volume = torch.zeros(1, channels, *[sizes.get(name, size // stride)] * 3, dtype=dtype)
+        if choose(name, volume, arguments) == "cpu":
+            found.append(name)
     assert found == fused
 
 

@@ -48,6 +48,8 @@ LAYERS = [
     (80, 160, (5, 7, 6), 3, 1, 40),  # several chunks of groups
     (20, 18, (7, 12, 19), 3, 1, 1, True),  # 19 displacements
     (18, 18, (7, 12, 19), 3, 2, 18, True),
+    (32, 4, (5, 7, 11), 1, 1),  # channels-last: nothing is packed
+    (80, 3, (5, 9, 70), 1, 2),
 ]
 
 
@@ -219,6 +221,7 @@ def test_threads_do_not_change_the_result(monkeypatch, isa, dtype, operation):
             random_problem(3, "contiguous"),
             layer(70, 31, (20, 12, 15), 1, 2),
             layer(70, 32, (10, 12, 9), 1)._replace(input=arrange([1, 70, 10, 12, 9], "channels_last")),
+            layer(80, 3, (10, 12, 9), 1)._replace(input=arrange([1, 80, 10, 12, 9], "channels_last")),
         ]:
             problem = problem.apply(torch.rand_like).to(dtype)
             results = []
@@ -240,6 +243,8 @@ def test_threads_do_not_change_the_result(monkeypatch, isa, dtype, operation):
         (53, 53, (9, 17, 13), 7, 1, 53),
         (70, 31, (9, 8, 7), 1, 2),
         (70, 32, (9, 8, 7), 1),
+        (80, 3, (9, 8, 7), 1),
+        (4, 32, (9, 8, 37), 1, 2),
     ],
     ids=str,
 )
