@@ -103,7 +103,7 @@ def choose(operation: str, tensor: Tensor, arguments: Arguments) -> str:
         if operation == "forward":
             raise RuntimeError(f"{asked_by}={requested!r} cannot compute this: {reason}")
         return "torch"
-    fused = tensor.device.type
+    fused = _device_type(tensor)
     if fused not in FUSED_PASSES or _is_better_left_to_torch(operation, fused, tensor, arguments):
         return "torch"
     reason = why_not(fused, operation, tensor, arguments)
@@ -113,6 +113,11 @@ def choose(operation: str, tensor: Tensor, arguments: Arguments) -> str:
         _warned.add(reason)
         warnings.warn(f"acsconv_cuda computes with plain PyTorch: {reason}", RuntimeWarning, stacklevel=2)
     return "torch"
+
+
+def _device_type(tensor: Tensor) -> str:
+    # PyTorch makes the object and its string anew, every time.
+    return "cpu" if tensor.is_cpu else tensor.device.type
 
 
 def _is_better_left_to_torch(operation: str, fused: str, tensor: Tensor, arguments: Arguments) -> bool:
@@ -146,8 +151,9 @@ def _waits_for_memory(operation: str, tensor: Tensor, arguments: Arguments) -> b
 
 def why_not(backend: str, operation: str, tensor: Tensor, arguments: Arguments) -> str | None:
     """One sentence why a fused backend does not compute this pass of this problem; None if it does."""
-    if tensor.device.type != backend:
-        return f"the input is on {tensor.device.type}"
+    device_type = _device_type(tensor)
+    if device_type != backend:
+        return f"the input is on {device_type}"
     reason = _loader.why_no_cuda(tensor.device.index) if backend == "cuda" else why_unavailable(backend)
     if reason is not None:
         return reason

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import pointwise, reference
 from .backends import choose
@@ -71,7 +72,9 @@ class Arguments(NamedTuple):
 
     @classmethod
     def of(cls, flat: Sequence) -> Arguments:
-        """The inverse of :meth:`flat`."""
+        """The inverse of :meth:`flat`; a call past the dispatcher hands them on as they are."""
+        if len(flat) == 1:
+            return flat[0]
         split = flat[0] if len(flat) == 8 else None
         kernel, stride, origin, dilation, shrink, groups, backend = flat[-7:]
         geometry = Geometry(
@@ -90,7 +93,7 @@ class Arguments(NamedTuple):
 
 def convolve(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments) -> Tensor:
     """Calls the forward operator that the arguments belong to."""
-    return _call(arguments.name, input, weight, bias, *arguments.flat())
+    return _call(arguments.name, arguments, input, weight, bias)
 
 
 def backward_input(
@@ -98,7 +101,7 @@ def backward_input(
 ) -> Tensor:
     """The gradient of an input whose (D, H, W) is ``size``."""
     name = arguments.name + "_backward_input"
-    return _call(name, grad_output, weight, size, channels_last, *arguments.flat())
+    return _call(name, arguments, grad_output, weight, size, channels_last)
 
 
 def backward_weight(
@@ -110,15 +113,19 @@ def backward_weight(
     write their sums as they are; the others round to 16 bits first.
     """
     name = arguments.name + "_backward_weight"
-    return _call(name, grad_output, input, needs_bias, float32, *arguments.flat())
+    return _call(name, arguments, grad_output, input, needs_bias, float32)
 
 
-def _call(name: str, *args):
+def _call(name: str, arguments: Arguments, *args):
     """Calls an operator.
 
     Inside ``torch.func``'s transforms as a Function, which they need to differentiate it. Otherwise past autograd's
-    kernel, which does the same after one more round through the dispatcher; but not past what stands above that.
+    kernel, which does the same after one more round through the dispatcher; but not past what stands above that. Past
+    the dispatcher where it would do nothing but call the implementation.
     """
+    if is_plain(*args[:TENSORS]) and not needs_gradient(args):
+        return _EXPLAINED[name](*args, arguments)
+    args += arguments.flat()
     if torch.compiler.is_compiling():
         return _OPERATORS[name](*args)
     if torch._C._are_functorch_transforms_active():
@@ -129,6 +136,30 @@ def _call(name: str, *args):
     if torch._C._is_any_autocast_enabled() or torch._C._is_tracing():
         return _OPERATORS[name](*args)
     return _DIFFERENTIABLE[name].apply(*args[:TENSORS], args[TENSORS:], None)
+
+
+_TENSORS = frozenset((Tensor, torch.nn.Parameter))
+
+
+def is_plain(volume: Tensor, other: Tensor, third: object) -> bool:
+    """Whether nothing traces, transforms or intercepts what is done with these tensors, on a CPU.
+
+    The third may be no tensor.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and type(volume) is Tensor
+        and type(other) in _TENSORS
+        and (type(third) in _TENSORS or not isinstance(third, Tensor))
+        and volume.is_cpu
+        and not torch._C._functorch.is_legacy_batchedtensor(volume)  # by is_grads_batched
+        and forward_ad._current_level < 0
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._is_any_autocast_enabled()
+        and not torch._C._is_tracing()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._len_torch_function_stack()
+    )
 
 
 # ---- gradients: one set of formulas for the operators and for ACSConvFunction --------------------------------------
@@ -390,6 +421,9 @@ _FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
 #: What computes an operator, by its name: in terms of PyTorch's operators where the backend chosen is ``torch``.
 IMPLEMENTATIONS: dict[str, Callable] = {}
 
+#: The same, whose errors name the layer.
+_EXPLAINED: dict[str, Callable] = {}
+
 
 def _register(name: str, split: str) -> None:
     rest = f"{split}{_GEOMETRY}"
@@ -423,7 +457,8 @@ def _register(name: str, split: str) -> None:
         qualified = f"acsconv::{name}{suffix}"
         IMPLEMENTATIONS[name + suffix] = implementation
         operation = suffix.removeprefix("_") or "forward"
-        LIBRARY.impl(name + suffix, explained(operation, implementation, fake), "CompositeExplicitAutograd")
+        _EXPLAINED[name + suffix] = explained(operation, implementation, fake)
+        LIBRARY.impl(name + suffix, _EXPLAINED[name + suffix], "CompositeExplicitAutograd")
         torch.library.register_fake(qualified, fake, lib=LIBRARY)
         operator = getattr(torch.ops.acsconv, name + suffix).default
         _DIFFERENTIABLE[name + suffix], kernel = differentiable(name + suffix, operator, setup, backward)

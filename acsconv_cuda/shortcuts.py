@@ -2,17 +2,17 @@
 
 Where other work has emptied the caches, most of a small layer's time goes into checks of its arguments, the choice of
 the backend and rounds through the dispatcher, whose outcome is the same for the same shapes and parameters. So it is
-remembered, for plain calls on a CPU: nothing records gradients, traces, transforms or intercepts them.
+remembered, for plain calls on a CPU: nothing traces, transforms or intercepts them.
 """
 
 from __future__ import annotations
 
 import marshal
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from . import ops
 from .backends import choose, forced
@@ -20,11 +20,15 @@ from .backends import choose, forced
 #: More shapes than a network meets; beyond them all are forgotten.
 _MOST = 1024
 
-_WEIGHTS = frozenset((Tensor, torch.nn.Parameter))
-_BIASES = _WEIGHTS | {type(None)}
 
-#: What computes a call of a shape, dtype and parameters. It returns None where it cannot tell that it may.
-_known: dict[tuple, Callable[[Tensor, Tensor, Tensor | None], Tensor | None]] = {}
+class _Known(NamedTuple):
+    """What computes a call of a shape, dtype and parameters, below autograd."""
+
+    compute: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    arguments: ops.Arguments
+
+
+_known: dict[tuple, _Known] = {}
 
 
 def forward(input: Tensor, weight: Tensor, bias: Tensor | None, parameters: tuple) -> Tensor | None:
@@ -33,21 +37,39 @@ def forward(input: Tensor, weight: Tensor, bias: Tensor | None, parameters: tupl
     Args:
         parameters: the other arguments of the public function, as given.
     """
-    if not _is_plain(input, weight, bias):
+    if not ops.is_plain(input, weight, bias) or forced() is not None:
         return None
     try:
         known = _known.get(_key(input, weight, parameters))
-        return None if known is None else known(input, weight, bias)
+        if known is None:
+            return None
+        if ops.needs_gradient((input, weight, bias)):
+            return _Recorded.apply(input, weight, bias, known)
+        return known.compute(input, weight, bias)
     except (ValueError, RuntimeError):  # the long way says why
         return None
 
 
 def remember(input: Tensor, weight: Tensor, parameters: tuple, arguments: ops.Arguments) -> None:
     """Remembers how a call is computed that has just succeeded; ``arguments`` are what its parameters mean."""
-    if _is_plain(input, weight, None) and all(map(_is_builtin, parameters)):
+    if ops.is_plain(input, weight, None) and forced() is None and all(map(_is_builtin, parameters)):
         if len(_known) >= _MOST:
             _known.clear()
-        _known[_key(input, weight, parameters)] = _computation(input, arguments)
+        _known[_key(input, weight, parameters)] = _Known(_computation(input, arguments), arguments)
+
+
+class _Recorded(torch.autograd.Function):
+    """A known call as autograd records it, with the gradients of the operator."""
+
+    @staticmethod
+    def forward(ctx, input: Tensor, weight: Tensor, bias: Tensor | None, known: _Known) -> Tensor:
+        output = known.compute(input, weight, bias)
+        ops.save_for_backward(ctx, input, weight, known.arguments)
+        return output
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        return *ops.gradients(ctx, grad_output, list(ctx.saved_tensors)), None
 
 
 def _key(input: Tensor, weight: Tensor, parameters: tuple) -> tuple:
@@ -61,37 +83,21 @@ def _is_builtin(value: object) -> bool:
     return value is None or type(value) in (int, str)
 
 
-def _is_plain(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    return (
-        not torch.compiler.is_compiling()
-        and type(input) is Tensor
-        and type(weight) in _WEIGHTS
-        and type(bias) in _BIASES
-        and input.is_cpu
-        and not (torch.is_grad_enabled() and torch._C._any_requires_grad(input, weight, bias))
-        and forward_ad._current_level < 0
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._is_any_autocast_enabled()
-        and not torch._C._is_tracing()
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._len_torch_function_stack()
-        and forced() is None
-    )
-
-
 def _computation(
     input: Tensor, arguments: ops.Arguments
-) -> Callable[[Tensor, Tensor, Tensor | None], Tensor | None]:
+) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     backend = choose("forward", input, arguments)
     if backend == "cpu":
         # This operator refuses whatever does not go with an input of this shape and dtype.
         operator, numbers = torch.ops.acsconv.fused_forward.default, ops.fused_numbers(input, arguments)
         return lambda input, weight, bias: operator(input, weight, bias, *numbers)
 
-    def compute(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    def compute(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         fits = weight.dtype == input.dtype and weight.is_cpu
         if bias is not None:
             fits = fits and bias.dtype == input.dtype and bias.is_cpu and bias.shape == weight.shape[:1]
-        return ops.forward_by(backend, input, weight, bias, arguments) if fits else None
+        if not fits:
+            raise ValueError
+        return ops.forward_by(backend, input, weight, bias, arguments)
 
     return compute

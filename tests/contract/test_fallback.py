@@ -24,7 +24,7 @@ def tensor(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(_loader, "why_no_cuda", lambda device=None: REASON)
     monkeypatch.setattr(backends, "_warned", set())
     return SimpleNamespace(
-        device=torch.device("cuda", 1), dtype=torch.float32, shape=torch.Size((1, 4, 8, 8, 8))
+        device=torch.device("cuda", 1), is_cpu=False, dtype=torch.float32, shape=torch.Size((1, 4, 8, 8, 8))
     )
 
 

@@ -99,6 +99,19 @@ def test_bad_arguments_are_refused_as_ever(weight, change, error, message):
         acs_conv3d(X, **options)
 
 
+@pytest.mark.parametrize("weight", [W, POINT], ids=["3x3", "1x1"])
+def test_gradients_are_those_of_the_operator(weight, monkeypatch):
+    tensors = [t.clone().requires_grad_() for t in (X, weight, B)]
+
+    def gradients():
+        out = acs_conv3d(*tensors, stride=1, padding=1)
+        return torch.autograd.grad(out.square().sum(), tensors)
+
+    short = gradients()
+    monkeypatch.setattr(ops, "is_plain", lambda *tensors: False)
+    assert all(map(torch.equal, short, gradients()))
+
+
 def test_lists_are_read_anew():
     padding = [1, 1, 1]
     small = acs_conv3d(X, W, B, padding=padding)
@@ -136,7 +149,7 @@ def test_nothing_is_passed_by(weight):
         tangent = forward_ad.unpack_dual(call(forward_ad.make_dual(X, X))).tangent
     assert torch.allclose(tangent, plain - B[:, None, None, None], atol=1e-4)
     assert "acsconv::acs_conv3d" in str(torch.jit.trace(call, X, check_trace=False).graph)
-    shortcuts._known.update(dict.fromkeys(shortcuts._known, _refuse))
+    shortcuts._known.update(dict.fromkeys(shortcuts._known, shortcuts._Known(_refuse, None)))
     assert torch.allclose(torch.func.vmap(call)(X[None])[0], plain, atol=1e-5)
 
 
