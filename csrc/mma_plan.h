@@ -36,7 +36,7 @@ inline constexpr MmaShape kViewPerWarpShapes[] = {
     {1, 8, 4, 8, 1, 2}, {2, 8, 4, 8, 1, 2}, {3, 8, 4, 8, 1, 2}, {4, 4, 4, 8, 1, 1},
     {6, 4, 4, 8, 1, 1}, {2, 4, 4, 4, 2, 1}, {4, 4, 4, 4, 2, 1},
 };
-inline constexpr MmaShape kViewPerStepShapes[] = {{4, 4, 4, 8, 1, 2}, {8, 4, 4, 8, 1, 2}};
+inline constexpr MmaShape kViewPerStepShapes[] = {{4, 4, 4, 8, 1, 3}, {8, 4, 4, 8, 1, 2}};
 inline constexpr MmaShape kTapRowShapes[] = {
     {4, 4, 4, 8, 2, 3},    {8, 4, 4, 8, 2, 2},    {4, 4, 4, 8, 1, 3, 5},
     {4, 4, 4, 8, 1, 3, 7}, {4, 4, 4, 8, 2, 3, 7},
@@ -95,6 +95,13 @@ constexpr int mma_halo_voxels(const MmaShape& shape, bool depth, bool height, bo
 constexpr int mma_halo_of_view(const MmaShape& shape, int view) {
   return mma_halo_voxels(shape, view != 0, view != 1, view != 2);
 }
+constexpr int mma_largest_halo_of_view(const MmaShape& shape) {
+  int most = 0;
+  for (int view = 0; view < kViews; ++view) {
+    if (mma_halo_of_view(shape, view) > most) most = mma_halo_of_view(shape, view);
+  }
+  return most;
+}
 ACSCONV_HD constexpr int mma_plane_bytes(int voxels) { return (voxels * 16 - 64 + 127) / 128 * 128 + 64; }
 constexpr size_t mma_round(size_t bytes) { return (bytes + 127) / 128 * 128; }
 
@@ -134,13 +141,9 @@ constexpr MmaShared view_per_warp_shared(const MmaShape& shape) {
                     mma_staged_bytes(shape, view_per_warp_staged_channels(shape)));
 }
 constexpr MmaShared view_per_step_shared(const MmaShape& shape) {
-  size_t most = 0, all = 0;
-  for (int view = 0; view < kViews; ++view) {
-    const size_t voxels = mma_halo_of_view(shape, view);
-    all += voxels;
-    if (voxels > most) most = voxels;
-  }
-  return mma_shared(all, most, 9 * shape.columns,
+  size_t all = 0;
+  for (int view = 0; view < kViews; ++view) all += mma_halo_of_view(shape, view);
+  return mma_shared(all, mma_largest_halo_of_view(shape), 9 * shape.columns,
                     mma_staged_bytes(shape, view_per_step_staged_channels(shape)));
 }
 // Its tables have 16 bytes for every row and view, and for the steps (mma_tap_row_table.cuh), a line for

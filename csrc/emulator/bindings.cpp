@@ -151,7 +151,8 @@ const char* mma(const Problem& p, const std::vector<void*>& t) {
   const acsconv::Machine machine = acsconv::this_machine();
   acsconv::MmaPlan plan = acsconv::plan_mma(p, kPass, kSoft, /*allow_tf32=*/true, machine);
   plan.tma = kTma;
-  const std::string rejection = kTma ? acsconv::tma_rejection(p, plan, t.at(0), machine) : plan.rejection;
+  const std::string rejection =
+      kTma ? acsconv::tma_rejection(p, plan, kPass, t.at(0), machine) : plan.rejection;
   if (!rejection.empty()) return refusal(rejection);
   void* workspace = emulator::allocate_device(plan.workspace_bytes());
   const bool forward = kPass == acsconv::Pass::Forward;
@@ -240,9 +241,12 @@ const std::map<std::string, Launcher>& launchers() {
       {"mma_shared_walk", shared_walk<false>},
       {"mma_shared_walk_float32_weight", shared_walk<true>},
       {"mma_soft_forward", mma<acsconv::Pass::Forward, true, false>},
+      {"mma_tma_soft_forward", mma<acsconv::Pass::Forward, true, false, /*kTma=*/true>},
       {"mma_backward_input", mma<acsconv::Pass::BackwardInput, false, false>},
+      {"mma_tma_backward_input", mma<acsconv::Pass::BackwardInput, false, false, /*kTma=*/true>},
       {"mma_backward_input_float32_weight", mma<acsconv::Pass::BackwardInput, false, true>},
       {"mma_soft_backward_input", mma<acsconv::Pass::BackwardInput, true, false>},
+      {"mma_tma_soft_backward_input", mma<acsconv::Pass::BackwardInput, true, false, /*kTma=*/true>},
       {"simt_backward_weight",  // grad_output, input, grad_weight, grad_bias
        [](const Problem& p, const std::vector<void*>& t) { return backward_weight(p, false, t); }},
       {"simt_soft_backward_weight",  // grad_output, input, gradient of the kernels, grad_bias

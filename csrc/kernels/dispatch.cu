@@ -112,7 +112,7 @@ const char* convolve_run(const Convolution& c, const GroupRun& run, TensorCorePl
   weight = ahead(weight, weights_before(run), c.weight_type);
   bias = ahead(bias, run.first_output, c.weight_type);
   if (settings().tma && !both.takes_shared()) {
-    const std::string rejection = tma_rejection(p, both.plan, source, this_machine());
+    const std::string rejection = tma_rejection(p, both.plan, c.pass, source, this_machine());
     both.plan.tma = rejection.empty();
     if (!both.plan.tma) print_line("not by TMA: " + rejection);
   }

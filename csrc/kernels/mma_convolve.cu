@@ -50,7 +50,10 @@ namespace {
 
 template <class T>
 MmaLauncher instance(const MmaPlan& plan, bool soft) {
-  if (plan.tma) return tma_forward_instance<T>(plan.shape);
+  if (plan.tma) {
+    return plan.view_per_warp ? tma_forward_instance<T>(plan.shape)
+                              : tma_view_per_step_instance<T>(plan.shape, soft);
+  }
   return plan.view_per_warp  ? view_per_warp_instance<T>(plan.shape)
          : plan.row_per_step ? tap_rows_instance<T>(plan.shape)
                              : view_per_step_instance<T>(plan.shape, soft);
@@ -65,6 +68,7 @@ const char* mma_convolve(const Problem& problem, const MmaPlan& plan, Pass pass,
   const Problem group = one_group(problem);
   MmaLaunch call{};
   call.problem = &group;
+  call.pass = pass;
   call.work = describe_work(group, plan, pass, soft, source);
   call.blocks = {static_cast<unsigned>(plan.tiles), static_cast<unsigned>(plan.groups * plan.column_blocks)};
   unsigned char* memory = static_cast<unsigned char*>(workspace);

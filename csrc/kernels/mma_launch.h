@@ -8,6 +8,7 @@ namespace acsconv {
 
 struct MmaLaunch {
   const Problem* problem;  // of one group
+  Pass pass;
   MmaWork work;
   dim3 blocks;
   const void *source, *packed;
@@ -23,9 +24,11 @@ template <class T>
 MmaLauncher view_per_step_instance(int shape, bool soft);
 template <class T>
 MmaLauncher tap_rows_instance(int shape);
-// The same products as view_per_warp_instance(), to the bit.
+// Loaded by the TMA: the same products as view_per_warp_instance() and view_per_step_instance(), to the bit.
 template <class T>
 MmaLauncher tma_forward_instance(int shape);
+template <class T>
+MmaLauncher tma_view_per_step_instance(int shape, bool soft);
 
 // What the kernels of a pass are given for a problem without groups; `source` decides whether pieces of 16
 // bytes can be copied.

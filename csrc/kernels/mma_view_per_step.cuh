@@ -122,13 +122,30 @@ __device__ __forceinline__ void walk_coronal(float (&sum)[Config::kRows][Config:
   }
 }
 
+// sum += one step of the reduction, whose planes and weights lie at these addresses.
+template <class Config>
+__device__ __forceinline__ void multiply_step_of_view(float (&sum)[Config::kRows][Config::kColumns][4],
+                                                      const MmaWork& work, int step,
+                                                      const unsigned char* data, const unsigned char* weights,
+                                                      int thread) {
+  const int lane = thread % 32, warp = thread / 32;
+  const uint32_t a = ptx::shared_address(data);
+  const int view = view_step<typename Config::Scalar>(work, step).view;
+  if (view == 0) {
+    walk_along_height<Config, 0>(sum, a + Config::template Walk<0>::lane_byte(warp, lane), weights, lane);
+  } else if (view == 1) {
+    walk_coronal<Config>(sum, a + Config::template Walk<1>::lane_byte(warp, lane), weights, lane);
+  } else {
+    walk_along_height<Config, 2>(sum, a + Config::template Walk<2>::lane_byte(warp, lane), weights, lane);
+  }
+}
+
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
     view_per_step_kernel(MmaWork work, const typename Config::Scalar* source, const unsigned char* packed,
                          const float* bias, typename Config::Scalar* result, float4* partials) {
-  using T = typename Config::Scalar;
   DYNAMIC_SHARED(shared);
-  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+  const int thread = threadIdx.x;
   packed += blockIdx.y * (work.steps * int64_t{Config::kStepBytes});
   const MmaSteps steps = steps_of_part(work, blockIdx.z);
 
@@ -155,16 +172,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kShape.blocks)
     advance_pipeline(steps, step, stage, load);
 
     const unsigned char* data = shared + Config::kShared.table + stage * Config::kShared.stage;
-    const uint32_t a = ptx::shared_address(data);
-    const unsigned char* b = data + Config::kShared.stage - Config::kStepBytes;
-    const int view = view_step<T>(work, step).view;
-    if (view == 0) {
-      walk_along_height<Config, 0>(sum, a + Config::template Walk<0>::lane_byte(warp, lane), b, lane);
-    } else if (view == 1) {
-      walk_coronal<Config>(sum, a + Config::template Walk<1>::lane_byte(warp, lane), b, lane);
-    } else {
-      walk_along_height<Config, 2>(sum, a + Config::template Walk<2>::lane_byte(warp, lane), b, lane);
-    }
+    multiply_step_of_view<Config>(sum, work, step, data, data + Config::kShared.stage - Config::kStepBytes,
+                                  thread);
     if (++stage == kMmaStages) stage = 0;
   }
   ptx::cp_async_wait<0>();

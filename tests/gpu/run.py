@@ -31,7 +31,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 #: Stages and the seconds that each may take, building included: below 10 minutes, where a machine is lent by the call.
 STAGES = {"build": 420, "test": 560, "bench": 560, "sanitize": 400}
-# What hardware has yet to choose between in the forward pass (csrc/kernels/dispatch.h): environment of each.
+# What hardware has yet to choose between (csrc/kernels/dispatch.h): environment of each.
 WALKS = {
     "shared": ["ACSCONV_FORWARD_WALK=shared"],
     "view": ["ACSCONV_FORWARD_WALK=view"],
@@ -100,7 +100,7 @@ def commands(stage: str, results: Path) -> list[Command]:
         (150, [*layers, *half, "--json", str(results / "layers-bfloat16.json")]),
         (70, [*bench, "--suite", "networks", "--without-compiled", *half, "--json", str(results / "networks.json")]),
         *(
-            (40, ["env", *WALKS[walk], *layers, *half, *short, "--backend", "cuda", "--pass", "forward",
+            (60, ["env", *WALKS[walk], *layers, *half, *short, "--backend", "cuda",
                   "--json", str(results / f"layers-bfloat16-{walk}.json")])
             for walk in ("tma", "view")
         ),

@@ -342,32 +342,39 @@ def needs_tma() -> None:
 
 
 TMA_CASES = [
-    (format, channels, *volume)
+    (kind, format, channels, *volume)
+    for kind in ("acs", "soft")
     for format in ("bfloat16", "float16", "tf32")
     for channels in ((16, 24), (40, 48), (64, 64), (160, 96), (128, 144))  # every tile
     for volume in ((3, (5, 9, 17)), (2, (33, 40, 47)), (1, (3, 3, 3)))
 ]
 
 
-def output_digest(format, channels, batch, size) -> str:
-    """Of a layer's output, after as many repetitions have given the same."""
+def digest(kind, format, channels, batch, size) -> str:
+    """Of a layer's output and its gradient of the input, after as many repetitions have given the same."""
     dtype = use(format)
     torch.manual_seed(0)
-    layer = ACSConv(*channels, 3, padding=1, device="cuda", dtype=dtype)
+    layer = {"acs": ACSConv, "soft": SoftACSConv}[kind](*channels, 3, padding=1, device="cuda", dtype=dtype)
+    layer.requires_grad_(False)
     input = torch.randn(batch, channels[0], *size, device="cuda", dtype=dtype)
-    input = input.contiguous(memory_format=torch.channels_last_3d)
-    with torch.no_grad():
+    input = input.contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+
+    def both() -> list[torch.Tensor]:
         output = layer(input)
-        for _ in range(20):
-            assert torch.equal(layer(input), output)
-    return hashlib.sha256(output.contiguous().view(torch.uint8).cpu().numpy().tobytes()).hexdigest()
+        return [output.detach(), *torch.autograd.grad(output, input, output.detach())]
+
+    first = both()
+    for _ in range(20):
+        assert all(torch.equal(*pair) for pair in zip(both(), first, strict=True))
+    data = (tensor.contiguous().view(torch.uint8).cpu().numpy().tobytes() for tensor in first)
+    return hashlib.sha256(b"".join(data)).hexdigest()
 
 
 @pytest.fixture(scope="module")
 def digests_by_tma() -> list[str]:
     """Of all cases, from a process of its own, since ACSCONV_TMA is read once."""
     needs_tma()
-    program = "import test_cuda as t; print(*(t.output_digest(*case) for case in t.TMA_CASES))"
+    program = "import test_cuda as t; print(*(t.digest(*case) for case in t.TMA_CASES))"
     path = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
     settings = {"ACSCONV_TMA": "1", "PYTHONPATH": path}
     done = subprocess.run(
@@ -383,7 +390,7 @@ def test_tma_bit_for_bit(digests_by_tma, case):
 
     Without ACSCONV_FORWARD_WALK=view narrow layers take another kernel both times.
     """
-    assert digests_by_tma[case] == output_digest(*TMA_CASES[case])
+    assert digests_by_tma[case] == digest(*TMA_CASES[case])
 
 
 def test_tma_is_taken():
@@ -391,8 +398,10 @@ def test_tma_is_taken():
     needs_tma()
     program = """
 import torch, acsconv.operators as operators
-layer = operators.ACSConv(64, 96, 3, padding=1, device="cuda", dtype=torch.bfloat16)
-layer(torch.ones(1, 64, 8, 8, 8, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last_3d))
+layer = operators.ACSConv(64, 96, 3, padding=1, device="cuda", dtype=torch.bfloat16).requires_grad_(False)
+input = torch.ones(1, 64, 8, 8, 8, device="cuda", dtype=torch.bfloat16)
+output = layer(input.to(memory_format=torch.channels_last_3d).requires_grad_())
+output.backward(output.detach())
 torch.cuda.synchronize()
 """
     settings = {"ACSCONV_TMA": "1", "ACSCONV_PRINT_PLAN": "1", "ACSCONV_FORWARD_WALK": "view"}
@@ -400,7 +409,7 @@ torch.cuda.synchronize()
         [sys.executable, "-c", program], env=os.environ | settings, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "loaded by TMA" in done.stderr
+    assert done.stderr.count("loaded by TMA") == 2, done.stderr
 
 
 def test_second_device():

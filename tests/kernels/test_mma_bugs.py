@@ -131,7 +131,7 @@ def build_variant(emulator_builder, root, bug: Bug):
     text = re.sub(
         r"(kViewPerWarpShapes\[\] = )\{.*?\};", r"\1{{2, 8, 4, 8, 1, 2}};", plan.read_text(), flags=re.S
     )
-    text = re.sub(r"(kViewPerStepShapes\[\] = )\{.*?\};", r"\1{{4, 4, 4, 8, 1, 2}};", text, flags=re.S)
+    text = re.sub(r"(kViewPerStepShapes\[\] = )\{.*?\};", r"\1{{4, 4, 4, 8, 1, 3}};", text, flags=re.S)
     text = re.sub(
         r"(kTapRowShapes\[\] = )\{.*?\};",
         r"\1{{4, 4, 4, 8, 2, 3}, {4, 4, 4, 8, 1, 3, 5}, {4, 4, 4, 8, 2, 3, 7}};",
@@ -145,6 +145,7 @@ def build_variant(emulator_builder, root, bug: Bug):
     for kernel, parameters in (("view_per_warp", "int"), ("view_per_step", "int, bool"), ("tap_rows", "int")):
         leave_out(root, kernel, parameters, dict([*scalars.items()][: 2 if kernel == used else 3]))
     leave_out(root, "tma_forward", "int", scalars)
+    leave_out(root, "tma_view_per_step", "int, bool", scalars)
     leave_out(root, "shared_walk", "int", scalars, "mma_shared_walk_launch.h", "SharedWalkLauncher")
     replace_once(root / "kernels" / bug.file, bug.old, bug.new)
     return emulator_builder.variant_module(root)

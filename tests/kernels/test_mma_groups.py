@@ -238,6 +238,7 @@ def test_bug_is_found(emulator_builder, tmp_path, file, old, new):
         leave_out(root, "view_per_step", "int, bool", scalars)
         leave_out(root, "tap_rows", "int", scalars)
         leave_out(root, "tma_forward", "int", scalars)
+        leave_out(root, "tma_view_per_step", "int, bool", scalars)
         leave_out(root, "shared_walk", "int", scalars, "mma_shared_walk_launch.h", "SharedWalkLauncher")
     module = emulator_builder.variant_module(root)
     module.configure()

@@ -52,9 +52,10 @@ def test_main_loop(source, part, expected, architecture, record_property):
         assert not any(opcode.startswith(("LDL", "STL")) for _, opcode, _ in instructions), name
 
 
-def test_tma_fills_the_stages():
+@pytest.mark.parametrize("source", ["mma_tma_forward_bf16", "mma_tma_view_per_step_bf16"])
+def test_tma_fills_the_stages(source):
     """Boxes and bytes whose arrival barriers count; no thread copies."""
-    kernels = machine_code("mma_tma_forward_bf16", "9.0a")
+    kernels = machine_code(source, "9.0a")
     assert kernels
     for name, instructions in kernels.items():
         opcodes = {opcode.split(".")[0] for _, opcode, _ in instructions}
