@@ -136,14 +136,17 @@ def _is_better_left_to_torch(operation: str, fused: str, tensor: Tensor, argumen
 
 
 def _waits_for_memory(operation: str, tensor: Tensor, arguments: Arguments) -> bool:
-    """Whether a 1x1 layer spends more on its volumes, or on a copy of what a stride picks out, than on products."""
+    """Whether a 1x1 layer spends so much on its volumes, or on what a stride picks out, that products do not decide."""
     split, geometry, groups, _ = arguments
     if split is None or groups != 1 or tensor.dtype == torch.float64:
         return False
     is_strided = geometry.stride != (1, 1, 1)
     if operation == "forward":
-        is_narrow = min(tensor.shape[1], sum(split)) <= (32 if tensor.dtype == torch.float32 else 64)
-        return is_narrow or (is_strided and math.prod(geometry.output_size(tensor.shape[2:])) >= 1728)
+        is_single = tensor.dtype == torch.float32
+        if min(tensor.shape[1], sum(split)) <= (32 if is_single else 64):
+            return True
+        voxels = math.prod(geometry.output_size(tensor.shape[2:]))
+        return voxels >= (1728 if is_strided else 4096) and (is_single or is_strided)
     if operation == "backward_input" or tensor.dtype != torch.float32:
         return False
     return is_strided and math.prod(tensor.shape[2:]) >= 4096

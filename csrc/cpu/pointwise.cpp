@@ -115,11 +115,19 @@ template <class T, class Add>
   }
 }
 
+// A write waits for its line as a read does.
+template <class T>
+[[gnu::always_inline]] inline void prefetch_written(const T* to, int64_t count) {
+  constexpr int64_t line = 64 / sizeof(T);
+  for (int64_t i = 0; i < count; i += line) __builtin_prefetch(to + i, 1, 2);
+}
+
 // Sums of one block and one panel, `voxels` of them, where vectors run over voxels: whole vectors to
-// [channel][voxel] at `to`, what remains to the same at `rest`, where a vector has room.
+// [channel][voxel] at `to`, what remains to the same at `rest`, where a vector has room. At `ahead`, if it is
+// not null, the next block's sums will be written.
 template <class T>
 void run_voxels(const PointwiseWalk& walk, const T* panel, const T* weights, int64_t width, int64_t voxels,
-                const T* bias, T* to, int64_t to_stride, T* rest, int64_t rest_stride) {
+                const T* bias, T* to, int64_t to_stride, T* rest, int64_t rest_stride, const T* ahead) {
   static constexpr MultiplyTable<T, false> table;
   constexpr int lanes = kLanes<T>;
   for_chains(walk, panel, weights, width, bias, [&](const Segment<T>* segment, const T* before) {
@@ -127,6 +135,9 @@ void run_voxels(const PointwiseWalk& walk, const T* panel, const T* weights, int
       int vectors = walk.vectors;
       while (vectors > 1 && voxels - voxel < vectors * lanes) --vectors;
       const bool whole = voxels - voxel >= lanes;
+      for (int64_t o = 0; o < width && ahead != nullptr && before != nullptr; ++o) {
+        prefetch_written(ahead + o * to_stride + voxel, vectors * lanes);
+      }
       table.entry[vectors][width](segment, segment + 1, voxel, lanes, walk.panel_stride, before,
                                   whole ? to + voxel : rest, whole ? to_stride : rest_stride);
       voxel += vectors * lanes;
@@ -137,12 +148,15 @@ void run_voxels(const PointwiseWalk& walk, const T* panel, const T* weights, int
 // The same where vectors run over channels, to [voxel][channel].
 template <class T>
 void run_positions(const PointwiseWalk& walk, const T* panel, const T* weights, int64_t width, int64_t voxels,
-                   const T* bias, T* to, int64_t to_stride) {
+                   const T* bias, T* to, int64_t to_stride, const T* ahead) {
   static constexpr MultiplyChannelsTable<T> table;
   const int64_t pieces = (voxels + walk.positions - 1) / walk.positions;
   for_chains(walk, panel, weights, width, bias, [&](const Segment<T>* segment, const T* before) {
     for (int64_t i = 0; i < pieces; ++i) {
       const int64_t voxel = i * voxels / pieces, next = (i + 1) * voxels / pieces;
+      for (int64_t v = voxel; v < next && before != nullptr; ++v) {
+        prefetch_written(ahead + v * to_stride, width);
+      }
       table.entry[width / kLanes<T>][next - voxel](segment, segment + 1, voxel, walk.panel_stride, before,
                                                    to + voxel * to_stride, to_stride);
     }
@@ -182,14 +196,18 @@ void run_panels(const PointwiseWalk& walk, const PointwiseTask& task, const S* s
       const int64_t width = others < walk.width ? others : walk.width;
       const T* w = weights + block * walk.block_stride;
       S* const rows = target + first * walk.target_channel + begin;
+      const bool is_last = block + 1 == walk.block_count;
       if constexpr (sizeof(S) == sizeof(T)) {
         if (walk.form == PointwiseTarget::Channels) {
           run_positions(walk, panel, w, width, voxels, bias + first,
-                        target + begin * walk.out_channels + first, walk.out_channels);
+                        target + begin * walk.out_channels + first, walk.out_channels,
+                        is_last ? target + next * walk.out_channels
+                                : target + begin * walk.out_channels + first + walk.width);
           continue;
         }
         if (walk.form == PointwiseTarget::Rows) {
-          run_voxels(walk, panel, w, width, voxels, bias + first, rows, walk.target_channel, stage, lanes);
+          run_voxels(walk, panel, w, width, voxels, bias + first, rows, walk.target_channel, stage, lanes,
+                     is_last ? target + next : rows + walk.width * walk.target_channel);
           for (int64_t o = 0; o < width && whole < voxels; ++o) {
             copy_wide(rows + o * walk.target_channel + whole, stage + o * lanes, voxels - whole);
           }
@@ -198,7 +216,7 @@ void run_panels(const PointwiseWalk& walk, const PointwiseTask& task, const S* s
       }
       T* to = stage + (walk.form == PointwiseTarget::StagedRows ? 0 : first * walk.panel_stride);
       run_voxels(walk, panel, w, width, voxels, bias + first, to, walk.panel_stride, to + whole,
-                 walk.panel_stride);
+                 walk.panel_stride, static_cast<const T*>(nullptr));
       for (int64_t o = 0; o < width && walk.form == PointwiseTarget::StagedRows; ++o) {
         copy_narrow(rows + o * walk.target_channel, stage + o * walk.panel_stride, voxels);
       }
