@@ -131,18 +131,29 @@ void run_slab(const DepthwiseSlabs& slabs, const SlabTask& task, const void* sou
   const Lines<T>& lines = lines_for<T>(slabs.kernel);
   const SlabView& view = slabs.views[task.view];
   const int64_t taps = slabs.kernel * slabs.kernel;
-  const T* weights = static_cast<const T*>(weight_data) + task.channel * taps;
+  const S* weights = static_cast<const S*>(weight_data) + task.channel * taps;
   T wide[kMostTaps * lanes], bias[lanes];
-  for (int64_t i = 0; i < taps; ++i) store<T>(wide + i * lanes, broadcast(weights[i]));
-  store<T>(bias, broadcast(static_cast<const T*>(bias_data)[task.channel]));
+  for (int64_t i = 0; i < taps; ++i) {
+    store<T>(wide + i * lanes, broadcast<T>(widen(weights[slabs.weight_places[i]])));
+  }
+  store<T>(bias, broadcast(bias_of<S>(bias_data, task.channel)));
   T* staged = static_cast<T*>(staged_data);
   const int64_t last_line = task.line_end - task.line_begin - 1;
   S* target = static_cast<S*>(target_data) + task.sample * slabs.target_batch +
               task.channel * slabs.target_channel + task.line_begin * view.line.target +
               task.row_begin * view.row.target;
+  // Where the first voxel of the next vector will be written.
+  const S* written = target;
+  int64_t place = 0;
   for_each_slab_tile(
-      slabs, task, static_cast<const S*>(source), static_cast<T*>(packed), [](int64_t, int64_t) {},
+      slabs, task, static_cast<const S*>(source), static_cast<T*>(packed),
+      [&](int64_t line, int64_t) { written = target + line * view.line.target, place = 0; },
       [&](const LineSource<T>& x, int64_t outputs, int64_t flat) {
+        // Rows may be so short that the processor does not foresee the next.
+        for (int64_t o = 0; o < outputs; ++o) {
+          __builtin_prefetch(written + o * view.line.target + place * view.column.target);
+        }
+        for (place += lanes; place >= view.pitch; place -= view.pitch) written += view.row.target;
         lines.outputs[outputs](x, wide, bias, staged + flat, view.target_line);
       },
       [&](int64_t line, int64_t outputs) {

@@ -12,7 +12,6 @@
 namespace acsconv {
 namespace ACSCONV_ISA {
 
-constexpr int kMostTaps = 49;
 // Outputs of a line in registers, beside up to 7 weights and a source.
 constexpr int kLine = ACSCONV_ACCUMULATORS < 24 ? 6 : kMostOutputs;
 

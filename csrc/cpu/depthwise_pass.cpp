@@ -12,74 +12,9 @@
 namespace acsconv {
 namespace {
 
-constexpr int64_t kTasks = 16;  // of the gradient of the weight: what is worth parts of the volume
-
-// Where each of a channel's weights lies in its kernel, in the order in which the tiles take them: rows of
-// one column after the other.
-std::vector<int64_t> kernel_places(const Problem& p, bool mirrored) {
-  const int64_t side = p.kernel_h, last = side * side - 1;
-  std::vector<int64_t> places(side * side);
-  for (int64_t i = 0; i <= last; ++i) {
-    const int64_t place = i % side * side + i / side;
-    places[i] = mirrored ? last - place : place;
-  }
-  return places;
-}
-
-template <class T>
-void gather_slices(const Problem& p, bool mirrored, const void* source, const T* weight, const T* bias,
-                   void* target, const Threads& threads) {
-  const Isa& isa = cpu_isa();
-  const int type = static_cast<int>(p.type), lanes = isa.walk[type]->lanes;
-  const SlicePlan plan(p, mirrored, lanes, sizeof(T), cache_size());
-  const auto blocks = static_cast<int64_t>(plan.blocks().size()), taps = p.kernel_h * p.kernel_w;
-  thread_local Buffer weight_buffer;
-  auto* weights = static_cast<T*>(weight_buffer.get(blocks * (taps + 1) * lanes * sizeof(T)));
-  T* biases = weights + blocks * taps * lanes;
-  for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t first = plan.blocks()[b].first;
-    for (int64_t i = 0; i < taps; ++i) {
-      for (int64_t lane = 0; lane < lanes; ++lane) {
-        weights[(b * taps + i) * lanes + lane] = weight[(first + lane) * taps + i];
-      }
-    }
-    std::copy_n(bias + first, lanes, biases + b * lanes);
-  }
-  parallel(threads, static_cast<int64_t>(plan.tasks().size()), [&](int64_t i) {
-    thread_local Buffer packed;
-    isa.depthwise[type]->run_slice(plan.slices(), plan.tasks()[i], source, weights, biases, target,
-                                   packed.get(plan.packed_size() * sizeof(T)));
-  });
-}
-
-template <class T>
-void gather(const Problem& p, bool mirrored, const void* source, const void* weight, const void* bias,
-            void* target, const Threads& threads) {
-  const Isa& isa = cpu_isa();
-  const int type = static_cast<int>(p.type), lanes = isa.walk[type]->lanes;
-  const Conversion& convert = *isa.conversion[type];
-  advise_huge_pages(target,
-                    p.batch * p.groups * volume(mirrored ? p.in_size : p.out_size) * convert.stored_size);
-
-  const std::vector<int64_t> places = kernel_places(p, mirrored);
-  const auto taps = static_cast<int64_t>(places.size());
-  std::vector<T> wide(p.groups * taps), packed(p.groups * taps), wide_bias(p.groups, T(0));
-  convert.widen(weight, wide.data(), p.groups * taps);
-  if (bias != nullptr) convert.widen(bias, wide_bias.data(), p.groups);
-  for (int64_t c = 0; c < p.groups * taps; c += taps) {
-    for (int64_t i = 0; i < taps; ++i) packed[c + i] = wide[c + places[i]];
-  }
-  if (SlicePlan::fits(p, lanes)) {
-    return gather_slices<T>(p, mirrored, source, packed.data(), wide_bias.data(), target, threads);
-  }
-  const SlabPlan plan(p, mirrored, lanes, sizeof(T), cache_size());
-  parallel(threads, static_cast<int64_t>(plan.tasks().size()), [&](int64_t i) {
-    thread_local Buffer slab, stage;
-    isa.depthwise[type]->run_slab(plan.slabs(), plan.tasks()[i], source, packed.data(), wide_bias.data(),
-                                  target, slab.get(plan.packed_size() * sizeof(T)),
-                                  stage.get(plan.staged_size() * sizeof(T)));
-  });
-}
+constexpr int64_t kTasks = 16;          // of the gradient of the weight: what is worth parts of the volume
+constexpr int64_t kSliceTasks = 64;     // of the same, what slices are cut into, whatever the threads
+constexpr int64_t kTasksPerThread = 8;  // of slices in the other passes
 
 // Sums of vectors, [1 + taps][lane], of every unit, a block or a channel: run(unit, part, parts, sums) adds
 // to them for a part of the volume, where units are few, and the parts are added in order. Unit i's sums
@@ -113,24 +48,25 @@ void backward_weight(const Problem& p, const void* grad_output, const void* inpu
   const int type = static_cast<int>(p.type), lanes = isa.walk[type]->lanes;
   const DepthwiseKernel& kernel = *isa.depthwise[type];
   const Conversion& convert = *isa.conversion[static_cast<int>(gradient_type)];
-  const std::vector<int64_t> places = kernel_places(p, false);
-  const auto taps = static_cast<int64_t>(places.size());
+  const int64_t taps = p.kernel_h * p.kernel_w;
   const int64_t numbers = (1 + taps) * lanes;
 
   std::vector<T> weight(p.groups * taps), bias(p.groups);
+  const int32_t* places = nullptr;
   auto sum_to = [&](int64_t channel, int64_t i) -> T& {
     return i == 0 ? bias[channel] : weight[channel * taps + places[i - 1]];
   };
   if (SlicePlan::fits(p, lanes)) {
-    const SlicePlan plan(p, false, lanes, sizeof(T), cache_size());
+    const SlicePlan plan(p, false, lanes, sizeof(T), cache_size(), kSliceTasks);
+    places = plan.slices().weight_places;
     const auto blocks = static_cast<int64_t>(plan.blocks().size());
-    const int64_t per_block = static_cast<int64_t>(plan.tasks().size()) / blocks;
     const Sums<T> sums =
         sums_of_units<T>(blocks, numbers, threads, [&](int64_t block, int64_t part, int64_t parts, T* own) {
           thread_local Buffer packed;
-          for (int64_t i = part * per_block / parts; i < (part + 1) * per_block / parts; ++i) {
-            kernel.run_slice_weight(plan.slices(), plan.tasks()[block * per_block + i], input, grad_output,
-                                    own, packed.get(plan.packed_size() * sizeof(T)));
+          const int64_t first = plan.first_task(block), count = plan.first_task(block + 1) - first;
+          for (int64_t i = part * count / parts; i < (part + 1) * count / parts; ++i) {
+            kernel.run_slice_weight(plan.slices(), plan.tasks()[first + i], input, grad_output, own,
+                                    packed.get(plan.packed_size() * sizeof(T)));
           }
         });
     for (int64_t b = 0; b < blocks; ++b) {
@@ -142,6 +78,7 @@ void backward_weight(const Problem& p, const void* grad_output, const void* inpu
     }
   } else {
     const SlabPlan plan(p, false, lanes, sizeof(T), cache_size());
+    places = plan.slabs().weight_places;
     const Sums<T> sums = sums_of_units<T>(
         p.groups, numbers, threads, [&](int64_t channel, int64_t part, int64_t parts, T* own) {
           thread_local Buffer slab, stage;
@@ -169,8 +106,27 @@ void backward_weight(const Problem& p, const void* grad_output, const void* inpu
 
 void depthwise_gather(const Problem& p, bool mirrored, const void* source, const void* weight,
                       const void* bias, void* target, const Threads& threads) {
-  auto run = p.type == ScalarType::Float64 ? gather<double> : gather<float>;
-  run(p, mirrored, source, weight, bias, target, threads);
+  const Isa& isa = cpu_isa();
+  const int type = static_cast<int>(p.type), lanes = isa.walk[type]->lanes;
+  const int size = p.type == ScalarType::Float64 ? sizeof(double) : sizeof(float);
+  const DepthwiseKernel& kernel = *isa.depthwise[type];
+  advise_huge_pages(target, p.batch * p.groups * volume(mirrored ? p.in_size : p.out_size) *
+                                isa.conversion[type]->stored_size);
+  if (SlicePlan::fits(p, lanes)) {
+    const SlicePlan plan(p, mirrored, lanes, size, cache_size(), kTasksPerThread * threads.count);
+    parallel(threads, static_cast<int64_t>(plan.tasks().size()), [&](int64_t i) {
+      thread_local Buffer packed;
+      kernel.run_slice(plan.slices(), plan.tasks()[i], source, weight, bias, target,
+                       packed.get(plan.packed_size() * size));
+    });
+  } else {
+    const SlabPlan plan(p, mirrored, lanes, size, cache_size());
+    parallel(threads, static_cast<int64_t>(plan.tasks().size()), [&](int64_t i) {
+      thread_local Buffer slab, stage;
+      kernel.run_slab(plan.slabs(), plan.tasks()[i], source, weight, bias, target,
+                      slab.get(plan.packed_size() * size), stage.get(plan.staged_size() * size));
+    });
+  }
 }
 
 void depthwise_backward_weight(const Problem& p, const void* grad_output, const void* input,

@@ -16,7 +16,8 @@ constexpr int64_t kSmallest = 8;      // rows of a slab, columns of a piece of a
 constexpr int64_t kFewestLines = 28;  // of a slab that is cut along them: two tiles
 constexpr double kSlabShare = 0.6;    // of the second-level cache, for what is packed of a slab
 constexpr double kSliceShare = 0.25;  // and of a slice
-constexpr int64_t kSliceTasks = 64;   // what the work is cut into, where there are as many slices
+constexpr int64_t kTogether = 4;      // slices that are packed together, where they are adjacent
+constexpr int64_t kPageRows = 768;    // rows of voxels, whose pages are far fewer than the processor knows
 
 // An axis of the volume as a pass sees it.
 DepthwiseAxis axis_of(const Problem& p, bool mirrored, int view, int axis) {
@@ -24,6 +25,14 @@ DepthwiseAxis axis_of(const Problem& p, bool mirrored, int view, int axis) {
   if (!mirrored) return {p.in_size[axis], p.out_size[axis], origin, p.input.axis[axis], p.output.axis[axis]};
   return {p.out_size[axis], p.in_size[axis], 1 - origin - kernel_extent(view, axis, p.kernel_h, p.kernel_w),
           p.output.axis[axis], p.input.axis[axis]};
+}
+
+void find_weight_places(const Problem& p, bool mirrored, int32_t* places) {
+  const auto side = static_cast<int32_t>(p.kernel_h), last = side * side - 1;
+  for (int32_t i = 0; i <= last; ++i) {
+    const int32_t place = i % side * side + i / side;
+    places[i] = mirrored ? last - place : place;
+  }
 }
 
 }  // namespace
@@ -46,6 +55,7 @@ SlabPlan::SlabPlan(const Problem& p, bool mirrored, int lanes, int number_size, 
   slabs_.source_batch = source.batch, slabs_.source_channel = source.channel;
   slabs_.target_batch = target.batch, slabs_.target_channel = target.channel;
   slabs_.kernel = p.kernel_h;
+  find_weight_places(p, mirrored, slabs_.weight_places);
   const double budget = kSlabShare * static_cast<double>(cache_size) / number_size;
   for (int view = 0; view < kViews; ++view) {
     // Rows are what is left: the thin axis of views with columns along W, else the columns.
@@ -103,21 +113,30 @@ bool SlicePlan::fits(const Problem& p, int lanes) {
   return p.input.channel == 1 && p.output.channel == 1 && p.groups >= lanes;
 }
 
-SlicePlan::SlicePlan(const Problem& p, bool mirrored, int lanes, int number_size, int64_t cache_size) {
+SlicePlan::SlicePlan(const Problem& p, bool mirrored, int lanes, int number_size, int64_t cache_size,
+                     int64_t tasks) {
   slices_.source_batch = mirrored ? p.output.batch : p.input.batch;
   slices_.target_batch = mirrored ? p.input.batch : p.output.batch;
   slices_.kernel = p.kernel_h;
+  find_weight_places(p, mirrored, slices_.weight_places);
   const double budget = kSliceShare * static_cast<double>(cache_size) / number_size;
   for (int view = 0; view < kViews; ++view) {
     SliceView& v = slices_.views[view];
     v.slice = axis_of(p, mirrored, view, thin_axis(view));
     v.line = axis_of(p, mirrored, view, row_axis(view));
     v.column = axis_of(p, mirrored, view, column_axis(view));
-    const auto columns =
-        static_cast<int64_t>(budget / static_cast<double>(std::max<int64_t>(1, lanes * v.line.in_size)));
-    v.piece = std::clamp(columns - p.kernel_w + 1, kSmallest, std::max(kSmallest, v.column.out_size));
+    // Slices of adjacent voxels share the pages that their rows lie in. So these are read by a few slices at
+    // a time, and, where they are many, of one piece of the columns after the other.
+    const bool adjacent = v.slice.source < std::min(v.line.source, v.column.source);
+    v.together = adjacent ? kTogether : 1;
+    const int64_t in_lines = std::max<int64_t>(1, v.line.in_size);
+    int64_t columns = static_cast<int64_t>(budget) / (v.together * lanes * in_lines) - p.kernel_w + 1;
+    if (adjacent) columns = std::min(columns, kPageRows / in_lines);
+    columns = std::clamp(columns, kSmallest, std::max(kSmallest, v.column.out_size));
+    v.piece = ceil_div(v.column.out_size, ceil_div(v.column.out_size, columns));
     v.packed_line = spread(std::min(v.piece + p.kernel_w - 1, v.column.in_size) * lanes, number_size);
-    packed_size_ = std::max(packed_size_, v.line.in_size * v.packed_line);
+    v.packed_slice = v.line.in_size * v.packed_line;
+    packed_size_ = std::max(packed_size_, v.together * v.packed_slice);
 
     // The last vectors begin earlier rather than read beyond the channels.
     const int64_t begin = view_channels_begin(p.split, view), end = begin + p.split[view];
@@ -129,15 +148,26 @@ SlicePlan::SlicePlan(const Problem& p, bool mirrored, int lanes, int number_size
   }
   slices_.blocks = blocks_.data();
   const auto blocks = static_cast<int64_t>(blocks_.size());
-  const int64_t wanted = ceil_div(kSliceTasks, std::max<int64_t>(1, p.batch * blocks));
+  const int64_t wanted = ceil_div(tasks, std::max<int64_t>(1, p.batch * blocks));
+  auto cut = [](int64_t i, int64_t parts, int64_t unit, int64_t size) {
+    return std::min(i * ceil_div(size, unit) / parts * unit, size);
+  };
   for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t slices = slices_.views[blocks_[block].view].slice.out_size;
+    const SliceView& v = slices_.views[blocks_[block].view];
+    const int64_t size = v.slice.out_size, width = v.column.out_size;
+    const int64_t across = std::min(wanted, ceil_div(width, v.piece)), along = ceil_div(wanted, across);
+    first_task_.push_back(static_cast<int64_t>(tasks_.size()));
     for (int64_t sample = 0; sample < p.batch; ++sample) {
-      for (int64_t i = 0; i < wanted; ++i) {
-        tasks_.push_back({sample, block, i * slices / wanted, (i + 1) * slices / wanted});
+      for (int64_t i = 0; i < along; ++i) {
+        for (int64_t k = 0; k < across; ++k) {
+          tasks_.push_back({sample, block, cut(i, along, v.together, size),
+                            cut(i + 1, along, v.together, size), cut(k, across, v.piece, width),
+                            cut(k + 1, across, v.piece, width)});
+        }
       }
     }
   }
+  first_task_.push_back(static_cast<int64_t>(tasks_.size()));
 }
 
 }  // namespace acsconv

@@ -39,19 +39,23 @@ class SlicePlan {
   // Whether they are, and fill a vector.
   static bool fits(const Problem& problem, int lanes);
 
-  SlicePlan(const Problem& problem, bool mirrored, int lanes, int number_size, int64_t cache_size);
+  // `tasks`: what the work is cut into, where there are as many slices.
+  SlicePlan(const Problem& problem, bool mirrored, int lanes, int number_size, int64_t cache_size,
+            int64_t tasks);
   SlicePlan(const SlicePlan&) = delete;  // slices() points into it
 
   const DepthwiseSlices& slices() const { return slices_; }
   const std::vector<SliceBlock>& blocks() const { return blocks_; }
-  // Block by block, as many for each.
+  // Block by block; those of a block are [first_task(block), first_task(block + 1)).
   const std::vector<SliceTask>& tasks() const { return tasks_; }
+  int64_t first_task(int64_t block) const { return first_task_[block]; }
   int64_t packed_size() const { return packed_size_; }  // in numbers
 
  private:
   DepthwiseSlices slices_{};
   std::vector<SliceBlock> blocks_;
   std::vector<SliceTask> tasks_;
+  std::vector<int64_t> first_task_;
   int64_t packed_size_ = 0;
 };
 

@@ -14,6 +14,7 @@
 namespace acsconv {
 
 constexpr int kMostOutputs = 14;  // of a tile
+constexpr int kMostTaps = 49;
 
 // One axis of the volume, as a view sees it.
 struct DepthwiseAxis {
@@ -36,6 +37,7 @@ struct DepthwiseSlabs {
   SlabView views[3];
   int64_t source_batch, source_channel, target_batch, target_channel;  // strides
   int64_t kernel;                                                      // 3, 5 or 7
+  int32_t weight_places[kMostTaps];
 };
 
 // Targets of one channel.
@@ -47,8 +49,9 @@ struct SlabTask {
 
 struct SliceView {
   DepthwiseAxis slice, line, column;
-  int64_t piece;        // columns of a slice that are packed together, and those around them
-  int64_t packed_line;  // numbers from line to line
+  int64_t together;                   // slices that are packed together
+  int64_t piece;                      // their columns that are, and those around them
+  int64_t packed_line, packed_slice;  // numbers from line to line, and from slice to slice
 };
 
 // A vector of channels, of which `count` from the `skip`-th on are the block's own.
@@ -62,23 +65,24 @@ struct DepthwiseSlices {
   const SliceBlock* blocks;
   int64_t source_batch, target_batch;  // strides
   int64_t kernel;                      // 3, 5 or 7
+  int32_t weight_places[kMostTaps];
 };
 
 struct SliceTask {
-  int64_t sample, block, slice_begin, slice_end;
+  int64_t sample, block, slice_begin, slice_end, column_begin, column_end;
 };
 
-// Weights lie as the tiles take them, [column tap][row tap] for each channel or block; so do the gradient's
-// sums of vectors, [1 + column taps * row taps], behind the sum of grad.
+// Tiles take a channel's weights as [column tap][row tap]; the i-th of these is at weight_places[i] of the
+// channel's kernel. So lie the gradient's sums of vectors, [1 + column taps * row taps], behind the sum of
+// grad.
 struct DepthwiseKernel {
-  // weights, bias: numbers, for all channels. packed, staged: memory for what a task packs and for its
+  // weights, bias: tensors; bias may be null. packed, staged: memory for what a task packs and for its
   // targets.
   void (*run_slab)(const DepthwiseSlabs& slabs, const SlabTask& task, const void* source, const void* weights,
                    const void* bias, void* target, void* packed, void* staged);
   // Adds to `sums` of the task's channel, whose lanes are not added to one another.
   void (*run_slab_weight)(const DepthwiseSlabs& slabs, const SlabTask& task, const void* source,
                           const void* grad, void* sums, void* packed, void* staged);
-  // weights, bias: vectors, for all blocks.
   void (*run_slice)(const DepthwiseSlices& slices, const SliceTask& task, const void* source,
                     const void* weights, const void* bias, void* target, void* packed);
   // Adds to `sums` of the task's block, a lane for each channel.

@@ -45,6 +45,7 @@ LAYERS = [
     (9, 9, (13, 14, 20), 7, 1, 9),  # depthwise
     (16, 16, (26, 24, 20), 5, 1, 16),  # contiguous in several slabs
     (21, 21, (24, 2, 400), 3, 1, 21),  # channels-last slices in several pieces
+    (17, 17, (100, 20, 6), 3, 1, 17),  # and several slices of pieces together
     (80, 160, (5, 7, 6), 3, 1, 40),  # several chunks of groups
     (20, 18, (7, 12, 19), 3, 1, 1, True),  # 19 displacements
     (18, 18, (7, 12, 19), 3, 2, 18, True),
