@@ -124,15 +124,14 @@ def _is_better_left_to_torch(operation: str, fused: str, tensor: Tensor, argumen
     """Problems that a fused backend could compute, and that ``auto`` gives to PyTorch because it is faster there.
 
     A 1x1 kernel is a plain matrix product, which PyTorch computes faster where it is large. On processors with AMX,
-    PyTorch multiplies bfloat16 with it in layers wide enough to fill it; ours do so in the forward pass and the
-    gradient of the input, where the compiler knew AMX.
+    PyTorch multiplies bfloat16 with it in layers wide enough to fill it; ours do so where the compiler knew AMX.
     """
     if arguments.geometry.is_one_view():
         return fused != "cpu" or not _waits_for_memory(operation, tensor, arguments)
     wide = tensor.shape[1] // arguments.groups >= 64
     if fused != "cpu" or tensor.dtype != torch.bfloat16 or not wide or not torch.cpu._is_amx_tile_supported():
         return False
-    return operation == "backward_weight" or "amx" not in _loader.cpu_instruction_sets()
+    return "amx" not in _loader.cpu_instruction_sets()
 
 
 def _waits_for_memory(operation: str, tensor: Tensor, arguments: Arguments) -> bool:

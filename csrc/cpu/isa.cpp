@@ -13,7 +13,7 @@
 namespace acsconv {
 
 #define ACSCONV_OF_TYPES(name) &name##Float64, &name##Float32, &name##Float16, &name##BFloat16
-#define ACSCONV_DECLARE(isa, tiles)                                                                         \
+#define ACSCONV_DECLARE(isa, tiles, tile_weight)                                                            \
   namespace isa {                                                                                           \
   extern const Conversion kConvertFloat64, kConvertFloat32, kConvertFloat16, kConvertBFloat16;              \
   extern const WalkKernel kWalkFloat64, kWalkFloat32, kWalkFloat16, kWalkBFloat16;                          \
@@ -28,19 +28,21 @@ namespace acsconv {
                                {ACSCONV_OF_TYPES(kDots)},                                                   \
                                {ACSCONV_OF_TYPES(kDepthwise)},                                              \
                                {ACSCONV_OF_TYPES(kPointwise)},                                              \
-                               tiles};                                                                      \
+                               tiles,                                                                       \
+                               tile_weight};                                                                \
   }
 #ifdef ACSCONV_TILES_EVERYWHERE  // the sanitizers' build, where tiles are loops
 namespace portable {
 extern const TileKernel kTiles;
-}
-ACSCONV_DECLARE(portable, &kTiles)
+extern const WeightKernel kTileWeight;
+}  // namespace portable
+ACSCONV_DECLARE(portable, &kTiles, &kTileWeight)
 #else
-ACSCONV_DECLARE(portable, nullptr)
+ACSCONV_DECLARE(portable, nullptr, nullptr)
 #endif
 #ifdef ACSCONV_X86
-ACSCONV_DECLARE(avx2, nullptr)
-ACSCONV_DECLARE(avx512, nullptr)
+ACSCONV_DECLARE(avx2, nullptr, nullptr)
+ACSCONV_DECLARE(avx512, nullptr, nullptr)
 #endif
 #undef ACSCONV_DECLARE
 #undef ACSCONV_OF_TYPES
@@ -48,11 +50,13 @@ ACSCONV_DECLARE(avx512, nullptr)
 #ifdef ACSCONV_AMX
 namespace amx {
 extern const TileKernel kTiles;
+extern const WeightKernel kTileWeight;
 // The AVX-512 kernels, and tiles beside them.
 static constexpr Isa kIsa = [] {
   Isa isa = avx512::kIsa;
   isa.name = "amx";
   isa.tiles = &kTiles;
+  isa.tile_weight = &kTileWeight;
   return isa;
 }();
 }  // namespace amx

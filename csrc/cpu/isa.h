@@ -18,7 +18,9 @@ struct Isa {
   const WeightKernel *outer[4], *dots[4];
   const DepthwiseKernel* depthwise[4];
   const PointwiseKernel* pointwise[4];
-  const TileKernel* tiles;  // bfloat16 only; null where the processor has no such tiles
+  // bfloat16 only; null where the processor has no such tiles
+  const TileKernel* tiles;
+  const WeightKernel* tile_weight;
 };
 
 // The environment variable ACSCONV_CPU_ISA names a lesser one to use instead; it is read at every call.

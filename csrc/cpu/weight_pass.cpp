@@ -12,23 +12,34 @@
 namespace acsconv {
 namespace {
 
+constexpr int64_t kNarrowed = 1 << 15;  // numbers that a thread rounds at a time
+
 // One block's sums of all parts, added, to where its taps' weights lie.
 template <class T>
 void scatter_block(const Gather& gather, const WeightPlan& plan, const WeightBlock& block, const T* sums,
                    T* grad_weight) {
-  const int64_t outs = block.out_count, taps = block.tap_end - block.tap_begin;
+  constexpr int64_t kTogether = 64;
+  const int64_t taps = block.tap_end - block.tap_begin;
   for (int64_t c = 0; c < plan.walk().group_channels; c += plan.walk().panel_width) {
     const int64_t width = plan.width_of_panel(c);
     const int64_t channels = std::min(width, plan.walk().group_channels - c);
-    for (int64_t o = 0; o < outs; ++o) {
-      for (int64_t i = 0; i < channels; ++i) {
-        T* to = grad_weight + (block.out_begin + o) * gather.weight_out + (c + i) * gather.weight_in;
-        for (int64_t t = 0; t < taps; ++t) {
-          const T* first = sums + block.sums + c * taps * outs + (t * outs + o) * width + i;
-          T sum = *first;
-          for (int64_t part = 1; part < plan.parts(); ++part) sum += first[part * plan.sums_size()];
-          const GatherTap& tap = gather.taps[block.tap_begin + t];
-          for (int k = 0; k < tap.weight_count; ++k) to[tap.weights[k]] = sum;
+    for (int64_t o = 0; o < block.out_count; ++o) {
+      T* to = grad_weight + (block.out_begin + o) * gather.weight_out + c * gather.weight_in;
+      for (int64_t t = 0; t < taps; ++t) {
+        const T* first = sums + block.sums + c * taps * block.width + (t * block.width + o) * width;
+        const GatherTap& tap = gather.taps[block.tap_begin + t];
+        for (int64_t begin = 0; begin < channels; begin += kTogether) {
+          const int64_t count = std::min(kTogether, channels - begin);
+          T total[kTogether];
+          std::copy_n(first + begin, count, total);
+          for (int64_t part = 1; part < plan.parts(); ++part) {
+            const T* other = first + part * plan.sums_size() + begin;
+            for (int64_t i = 0; i < count; ++i) total[i] += other[i];
+          }
+          for (int k = 0; k < tap.weight_count; ++k) {
+            T* weight = to + begin * gather.weight_in + tap.weights[k];
+            for (int64_t i = 0; i < count; ++i) weight[i * gather.weight_in] = total[i];
+          }
         }
       }
     }
@@ -43,9 +54,12 @@ void backward_weight(const Problem& p, bool soft, const void* grad_output, const
   const int type = static_cast<int>(p.type);
   const Conversion& convert = *isa.conversion[static_cast<int>(gradient_type)];
   const Gather gather = forward_gather(p, soft);
-  const WeightPlan plan(gather, {isa.outer[type]->lanes, isa.outer[type]->accumulators, sizeof(T),
+  const bool tiles = p.type == ScalarType::BFloat16 && isa.tile_weight != nullptr;
+  const WeightPlan plan(gather, {isa.outer[type]->lanes, isa.outer[type]->accumulators, sizeof(T), tiles,
                                  cache_size(), threads.count});
-  const WeightKernel& kernel = plan.outer() ? *isa.outer[type] : *isa.dots[type];
+  const WeightKernel& kernel = plan.form() == WeightForm::kTiles   ? *isa.tile_weight
+                               : plan.form() == WeightForm::kOuter ? *isa.outer[type]
+                                                                   : *isa.dots[type];
 
   const int64_t weights = weight_numbers(p, soft);
   thread_local Buffer sums_buffer, wide_buffer;
@@ -62,9 +76,10 @@ void backward_weight(const Problem& p, bool soft, const void* grad_output, const
     for (T* bias : {own + plan.walk().bias_sums, own + plan.walk().bias_lost}) {
       std::fill(bias + first.out_begin, bias + last.out_begin + last.out_count, T(0));
     }
-    const WeightScratch scratch{
-        ring.get(plan.ring_size() * sizeof(T)), grad.get(plan.grad_size() * sizeof(T)),
-        vectors.get(plan.vectors_size() * sizeof(T)), items.get(plan.item_count() * kernel.item_size)};
+    const WeightScratch scratch{ring.get(plan.ring_size() * plan.number_size()),
+                                grad.get(plan.grad_size() * plan.number_size()),
+                                vectors.get(plan.vectors_size() * plan.number_size()),
+                                items.get(plan.item_count() * kernel.item_size)};
     kernel.run(plan.walk(), task, input, grad_output, own, scratch);
   });
 
@@ -72,10 +87,19 @@ void backward_weight(const Problem& p, bool soft, const void* grad_output, const
   const bool wide = convert.stored_size != sizeof(T);
   auto* result =
       static_cast<T*>(wide ? wide_buffer.get((weights + p.out_channels) * sizeof(T)) : grad_weight);
-  std::fill_n(result, weights, T(0));
+  // Weights that no output reads inside the volume have no tap.
+  int64_t reached = 0;
+  for (const GatherTap& tap : gather.taps) reached += tap.weight_count;
+  if (reached < kViews * p.kernel_h * p.kernel_w) std::fill_n(result, weights, T(0));
   parallel(threads, static_cast<int64_t>(plan.blocks().size()),
            [&](int64_t i) { scatter_block(gather, plan, plan.blocks()[i], sums, result); });
-  if (wide) convert.narrow(result, grad_weight, weights);
+  if (wide) {
+    parallel(threads, (weights + kNarrowed - 1) / kNarrowed, [&](int64_t i) {
+      const int64_t begin = i * kNarrowed;
+      convert.narrow(result + begin, static_cast<char*>(grad_weight) + begin * convert.stored_size,
+                     std::min(kNarrowed, weights - begin));
+    });
+  }
   if (grad_bias == nullptr) return;
   T* bias = wide ? result + weights : static_cast<T*>(grad_bias);
   for (int64_t o = 0; o < p.out_channels; ++o) {

@@ -5,6 +5,7 @@
 
 #include "integers.h"
 #include "plan.h"
+#include "tile_walk.h"
 
 namespace acsconv {
 namespace {
@@ -15,15 +16,33 @@ constexpr int64_t kChunkChannels = 64;
 constexpr double kRingShare = 0.6;                 // of the second-level cache
 constexpr int64_t kSumsBytes = int64_t{1} << 24;   // of all parts
 constexpr int64_t kChain = 128, kLongChain = 512;  // voxels
-constexpr int64_t kTasks = 16;                     // what the work is cut into, if it is worth it ...
-constexpr double kTaskProducts = 1e6;              // ... which takes so many products per task
-constexpr double kBusy = 0.85;                     // of the threads' time, if all tasks take the same
+constexpr int64_t kTileChain = 256;
+constexpr double kMostPadding = 10;    // products of tiles per product of the convolution
+constexpr double kTileSpeed = 8;       // products on tiles in the time of one of vectors
+constexpr int64_t kTasks = 16;         // what the work is cut into, if it is worth it ...
+constexpr double kTaskProducts = 1e6;  // ... which takes so many products per task
+constexpr double kBusy = 0.85;         // of the threads' time, if all tasks take the same
+
+// Whether tiles are filled well enough to be faster than vectors of float.
+bool tiles_pay(const Gather& gather) {
+  const int64_t per_group = gather.in_channels / gather.groups;
+  int64_t products = 0, padded = 0;
+  for (const GatherRange& range : gather.ranges) {
+    const int64_t channels = range.out_end - range.out_begin;
+    products += channels * per_group;
+    padded += round_up(channels, kTileColumns) * round_up(per_group, kTileRows);
+  }
+  return static_cast<double>(padded) <= kMostPadding * static_cast<double>(products);
+}
 
 }  // namespace
 
 WeightPlan::WeightPlan(const Gather& gather, const WeightMachine& machine) : lattice_(gather) {
   const int64_t per_group = gather.in_channels / gather.groups;
-  outer_ = 2 * per_group > machine.lanes;
+  form_ = machine.tiles && tiles_pay(gather) ? WeightForm::kTiles
+          : 2 * per_group > machine.lanes    ? WeightForm::kOuter
+                                             : WeightForm::kDots;
+  number_size_ = form_ == WeightForm::kTiles ? sizeof(uint16_t) : machine.number_size;
   walk_.source = lattice_.packing();
   walk_.grad = walk_.source;  // pitch
   walk_.grad.source = {gather.target.batch, gather.target.channel, gather.target.axis[0],
@@ -34,7 +53,9 @@ WeightPlan::WeightPlan(const Gather& gather, const WeightMachine& machine) : lat
   walk_.grad.row_min = walk_.grad.column_min = walk_.grad.halo_rows = 0;
   walk_.taps = lattice_.taps().data();
   walk_.group_channels = per_group;
-  walk_.panel_width = outer_ ? kOuterVectors * machine.lanes : per_group;
+  walk_.panel_width = form_ == WeightForm::kTiles   ? kWeightPanelChannels
+                      : form_ == WeightForm::kOuter ? kOuterVectors * machine.lanes
+                                                    : per_group;
   walk_.in_planes = gather.in_size[0];
   walk_.plane_stride = gather.in_stride[0];
   walk_.plane_min = lattice_.plane_min(), walk_.plane_max = lattice_.plane_max();
@@ -53,10 +74,13 @@ WeightPlan::WeightPlan(const Gather& gather, const WeightMachine& machine) : lat
 // where its channels fill vectors.
 void WeightPlan::cut_blocks(const Gather& gather, const WeightMachine& machine) {
   const int64_t per_group = walk_.group_channels;
-  const int64_t padded = padded_group_ = outer_ ? round_up(per_group, machine.lanes) : per_group;
-  const int64_t groups = outer_ ? 1 : std::max<int64_t>(1, kChunkChannels / std::max<int64_t>(1, per_group));
+  const bool dots = form_ == WeightForm::kDots, tiles = form_ == WeightForm::kTiles;
+  const int64_t padded = padded_group_ =
+      dots ? per_group : round_up(per_group, tiles ? int64_t{kTileRows} : machine.lanes);
+  const int64_t groups = dots ? std::max<int64_t>(1, kChunkChannels / std::max<int64_t>(1, per_group)) : 1;
   const int64_t vectors = std::min(kOuterVectors, ceil_div(std::max<int64_t>(1, padded), machine.lanes));
-  const int64_t widest = std::min<int64_t>(kWidestBlock, machine.accumulators / vectors);
+  const int64_t widest =
+      tiles ? kWeightPanelChannels : std::min<int64_t>(kWidestBlock, machine.accumulators / vectors);
   int64_t chunk_group = -1;
   for (const GatherRange& range : gather.ranges) {
     if (chunks_.empty() || range.group >= chunk_group + groups) {
@@ -71,24 +95,28 @@ void WeightPlan::cut_blocks(const Gather& gather, const WeightMachine& machine) 
     const auto tap_end = std::find_if_not(tap, gather.taps.end(), own);
     const int64_t taps = tap_end - tap, channels = range.out_end - range.out_begin;
     const int64_t count = ceil_div(channels, widest);
+    // Equal blocks, but whole tiles.
+    const auto cut = [&](int64_t i) { return tiles ? std::min(i * widest, channels) : i * channels / count; };
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t begin = range.out_begin + i * channels / count;
-      const int64_t end = range.out_begin + (i + 1) * channels / count;
+      const int64_t begin = range.out_begin + cut(i), end = range.out_begin + cut(i + 1);
+      const int64_t width = tiles ? round_up(end - begin, kTileColumns) : end - begin;
       blocks_.push_back({static_cast<int32_t>(begin), static_cast<int32_t>(end - begin),
                          static_cast<int32_t>(tap - gather.taps.begin()),
                          static_cast<int32_t>(tap_end - gather.taps.begin()),
-                         range.group * per_group - chunk.in_begin, walk_.bias_sums});
-      walk_.bias_sums += (end - begin) * taps * padded;
+                         range.group * per_group - chunk.in_begin, width, walk_.bias_sums});
+      walk_.bias_sums += width * taps * padded;
     }
     chunk.block_end = static_cast<int32_t>(blocks_.size());
     bias_size_ = range.out_end;
-    if (!outer_) item_count_ = std::max(item_count_, taps * per_group);
+    if (dots) item_count_ = std::max(item_count_, taps * per_group);
   }
   for (const WeightChunk& chunk : chunks_) {
     const WeightBlock &first = blocks_[chunk.block_begin], &last = blocks_[chunk.block_end - 1];
-    padded_channels_ = std::max(padded_channels_, outer_ ? padded : chunk.in_count);
-    most_outputs_ = std::max<int64_t>(most_outputs_, last.out_begin + last.out_count - first.out_begin);
-    if (outer_) continue;
+    padded_channels_ = std::max(padded_channels_, dots ? chunk.in_count : padded);
+    const int64_t outputs = tiles ? (chunk.block_end - chunk.block_begin) * kWeightPanelChannels
+                                  : last.out_begin + last.out_count - first.out_begin;
+    most_outputs_ = std::max(most_outputs_, outputs);
+    if (!dots) continue;
     const int64_t end = chunk.block_end < static_cast<int64_t>(blocks_.size()) ? blocks_[chunk.block_end].sums
                                                                                : walk_.bias_sums;
     vectors_size_ = std::max(vectors_size_, (end - first.sums) * machine.lanes);
@@ -97,20 +125,26 @@ void WeightPlan::cut_blocks(const Gather& gather, const WeightMachine& machine) 
 
 // Strips as high as a ring of source planes and a plane of the gradient fit into the cache.
 void WeightPlan::choose_strip(const WeightMachine& machine) {
-  const int64_t margin = 4 * machine.lanes;  // vectors reach beyond the last position
+  const bool dots = form_ == WeightForm::kDots, tiles = form_ == WeightForm::kTiles;
+  const int64_t margin = tiles ? kTileDepth : 4 * machine.lanes;  // vectors reach beyond the last position
   auto positions = [&](int64_t rows) {
-    const int64_t numbers = lattice_.row_numbers(rows, outer_ ? 0 : margin);
-    return outer_ ? numbers : spread(numbers, machine.number_size);
+    const int64_t numbers = lattice_.row_numbers(rows, form_ == WeightForm::kOuter ? 0 : margin);
+    return dots ? spread(numbers, number_size_) : tiles ? round_up(numbers, kTileDepth) : numbers;
   };
   auto grad_positions = [&](int64_t rows) {
     const int64_t numbers = rows * walk_.source.pitch;
-    return outer_ ? numbers : spread(numbers + walk_.source.pitch + margin, machine.number_size);
+    return dots    ? spread(numbers + walk_.source.pitch + margin, number_size_)
+           : tiles ? round_up(numbers, kTileDepth)
+                   : numbers;
+  };
+  // Of a source channel in all phases; tiles have each of them twice.
+  auto channel_numbers = [&](int64_t rows) {
+    return (tiles ? 2 : 1) * walk_.source.phase_count * positions(rows);
   };
   auto ring = [&](int64_t rows, int64_t planes) {
-    return (lattice_.span() + (planes - 1) * walk_.plane_stride) * walk_.source.phase_count *
-           padded_channels_ * positions(rows);
+    return (lattice_.span() + (planes - 1) * walk_.plane_stride) * padded_channels_ * channel_numbers(rows);
   };
-  const double budget = kRingShare * static_cast<double>(machine.cache_size) / machine.number_size;
+  const double budget = kRingShare * static_cast<double>(machine.cache_size) / number_size_;
   const int64_t rows = rows_of_strip(walk_.out_rows, [&](int64_t r) {
     return static_cast<double>(ring(r, 1) + most_outputs_ * grad_positions(r)) <= budget;
   });
@@ -118,20 +152,27 @@ void WeightPlan::choose_strip(const WeightMachine& machine) {
   walk_.strips = ceil_div(walk_.out_rows, rows);
   walk_.source_positions = positions(rows);
   walk_.grad_positions = grad_positions(rows);
-  walk_.source.channel_stride = walk_.source_positions;
-  walk_.grad.channel_stride = walk_.grad_positions;
+  walk_.source.channel_stride = tiles ? channel_numbers(rows) : walk_.source_positions;
+  walk_.grad.channel_stride = tiles ? spread(walk_.grad_positions, number_size_) : walk_.grad_positions;
   walk_.step_planes = 1;
-  if (outer_) {
+  if (!dots) {
     // Where sums do not stay in the cache, they are visited less often.
     const bool heavy = 2 * sums_size() * machine.number_size > machine.cache_size;
-    walk_.chain = heavy ? kLongChain : kChain;
+    walk_.chain = tiles ? kTileChain : heavy ? kLongChain : kChain;
     const int64_t planes = walk_.chain / (rows * walk_.source.pitch);
+    // Chains of a plane about equally long.
+    const int64_t chains = ceil_div(walk_.grad_positions, walk_.chain);
+    if (tiles) walk_.chain = round_up(ceil_div(walk_.grad_positions, chains), kTileDepth);
     if (walk_.strips == 1) walk_.step_planes = std::clamp<int64_t>(planes, 1, walk_.out_planes);
     item_count_ = walk_.step_planes;
   }
+  if (tiles) {
+    vectors_size_ = kWeightPanelChannels *
+                    std::max(walk_.source.phase_count * walk_.source_positions, walk_.grad_positions);
+  }
   walk_.ring_planes = lattice_.span() + (walk_.step_planes - 1) * walk_.plane_stride;
-  ring_size_ = ring(rows, walk_.step_planes) + (outer_ ? 0 : walk_.source_positions) + margin;
-  grad_size_ = most_outputs_ * walk_.grad_positions * walk_.step_planes + margin;
+  ring_size_ = ring(rows, walk_.step_planes) + (dots ? walk_.source_positions : 0) + margin;
+  grad_size_ = most_outputs_ * walk_.grad.channel_stride * walk_.step_planes + margin;
 }
 
 // Parts of the volume first, as each packs its own planes, but for those at its ends, once; then, where these
@@ -142,13 +183,17 @@ void WeightPlan::cut_tasks(const Gather& gather, const WeightMachine& machine) {
   const double products = static_cast<double>(walk_.bias_sums) * static_cast<double>(gather.batch) *
                           static_cast<double>(walk_.out_rows * walk_.source.pitch * walk_.out_planes);
   const auto chunks = static_cast<int64_t>(chunks_.size());
+  const bool tiles = form_ == WeightForm::kTiles;
+  const double task_products = kTaskProducts * (tiles ? kTileSpeed : 1);
   const int64_t wanted =
-      std::clamp<int64_t>(static_cast<int64_t>(products / kTaskProducts), 1, std::max(kTasks, chunks));
+      std::clamp<int64_t>(static_cast<int64_t>(products / task_products), 1, std::max(kTasks, chunks));
   const int64_t per_part =
       std::max<int64_t>({1, 2 * lattice_.span() / walk_.plane_stride, walk_.step_planes});
   const int64_t sums_bytes = std::max<int64_t>(1, sums_size() * machine.number_size);
   parts_ = std::min({ceil_div(wanted, chunks), units / per_part, kSumsBytes / sums_bytes});
   parts_ = std::max<int64_t>(1, parts_);
+  // On tiles packing is dear: a number of parts that most numbers of threads share evenly.
+  while (tiles && (parts_ & (parts_ - 1)) != 0) --parts_;
   // The fewest pieces with which no thread waits for long.
   const int64_t threads = std::min<int64_t>(machine.threads, wanted);
   int64_t most = 1;

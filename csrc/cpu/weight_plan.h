@@ -10,9 +10,12 @@
 
 namespace acsconv {
 
+enum class WeightForm { kOuter, kDots, kTiles };  // see weight_walk.h
+
 struct WeightMachine {
   int lanes, accumulators;
-  int number_size;     // bytes of a number in the packed arrays
+  int number_size;     // bytes of a sum, and of a number in the packed arrays but for tiles
+  bool tiles;          // of what the tensors hold
   int64_t cache_size;  // bytes of a core's own second-level cache
   int threads;
 };
@@ -22,7 +25,7 @@ class WeightPlan {
   WeightPlan(const Gather& gather, const WeightMachine& machine);
   WeightPlan(const WeightPlan&) = delete;  // walk() points into its arrays
 
-  bool outer() const { return outer_; }  // else dot products
+  WeightForm form() const { return form_; }
   const WeightWalk& walk() const { return walk_; }
   const std::vector<WeightBlock>& blocks() const { return blocks_; }
   const std::vector<WeightTask>& tasks() const { return tasks_; }
@@ -34,7 +37,9 @@ class WeightPlan {
   // Of the panel of input channels that begins with `channel`.
   int64_t width_of_panel(int64_t channel) const;
 
-  // Sizes of a thread's memory in numbers; the last in items.
+  // Bytes of a packed number.
+  int number_size() const { return number_size_; }
+  // Sizes of a thread's memory in such numbers; the last in items.
   int64_t ring_size() const { return ring_size_; }
   int64_t grad_size() const { return grad_size_; }
   int64_t vectors_size() const { return vectors_size_; }
@@ -51,7 +56,8 @@ class WeightPlan {
   std::vector<WeightBlock> blocks_;
   std::vector<WeightChunk> chunks_;
   std::vector<WeightTask> tasks_;
-  bool outer_;
+  WeightForm form_;
+  int number_size_;
   int64_t padded_group_ = 0, padded_channels_ = 0;  // channels of a group and of a chunk, as they are packed
   int64_t parts_ = 1, bias_size_ = 0;
   int64_t ring_size_ = 0, grad_size_ = 0, vectors_size_ = 0, item_count_ = 0;

@@ -5,10 +5,11 @@
 //
 // Both volumes are packed plane by plane with the same pitch, the source as for the forward pass (walk.h),
 // the gradient with zeros between its rows: so a product is made for every flat index, and those in between
-// add nothing. Two kernels differ in what runs along a vector:
+// add nothing. Kernels differ in what runs along a vector:
 //
 //   outer products  (weight_outer.cpp)  input channels; both volumes are packed [position][channel]
 //   dot products    (weight_dots.cpp)   voxels; packed [channel][position]; for few input channels per group
+//   tiles           (tile_weight.cpp)   bfloat16 where the processor has tiles; see there
 //
 // Plain data only, and no functions, as in walk.h.
 #pragma once
@@ -17,13 +18,16 @@
 
 namespace acsconv {
 
-// Up to 14 consecutive output channels of one view and one group.
+// Input channels of a panel and output channels of a block on tiles: two tiles of them.
+constexpr int64_t kWeightPanelChannels = 32;
+
+// Some consecutive output channels of one view and one group: up to 14, or 32 on tiles.
 struct WeightBlock {
   int32_t out_begin, out_count;
   int32_t tap_begin, tap_end;
   int64_t in_begin;  // first input channel of its group, counted from the chunk's
-  // Where its sums lie, [panel][tap][out_count][panel_width]: panels of input channels, the last one
-  // narrower.
+  int64_t width;     // out_count, or whole tiles
+  // Where its sums lie, [panel][tap][width][panel_width]: panels of input channels, the last one narrower.
   int64_t sums;
 };
 
@@ -47,7 +51,7 @@ struct WeightWalk {
   int64_t out_planes, out_rows, out_columns;
   int64_t strips, strip_rows;
   int64_t step_planes;       // output planes that are computed together
-  int64_t chain;             // outer products: voxels whose products are added up in registers
+  int64_t chain;             // outer products and tiles: voxels whose products are added up in registers
   int64_t ring_planes;       // packed source planes that are kept
   int64_t source_positions;  // packed numbers of a channel in a phase, and in a plane of the gradient
   int64_t grad_positions;
@@ -68,7 +72,7 @@ struct WeightTask {
 struct WeightScratch {
   void* ring;     // packed source planes
   void* grad;     // packed planes of the gradient
-  void* vectors;  // dot products: sums whose lanes have not been added
+  void* vectors;  // dot products: sums whose lanes have not been added; tiles: numbers to be transposed
   void* items;    // what a block multiplies with: runs of voxels or pointers
 };
 

@@ -167,7 +167,7 @@ def test_choice_of_auto_for_1x1_on_a_cpu(channels, stride, size, groups, dtype, 
 @pytest.mark.parametrize(
     ("channels", "processor", "built", "left_to_torch"),
     [
-        (64, True, ("amx", "avx512"), ["backward_weight"]),
+        (64, True, ("amx", "avx512"), []),
         (64, True, ("avx512",), list(PASSES)),
         (64, False, ("amx", "avx512"), []),
         (32, True, ("avx512",), []),

@@ -108,11 +108,11 @@ def test_layers(monkeypatch, isa, arguments, operation):
     assert_close(problem._replace(input=last), operation, expected)
 
 
-@pytest.mark.parametrize("operation", ["forward", "backward_input"])
+@pytest.mark.parametrize("operation", PASSES)
 @pytest.mark.parametrize(
     "arguments",
     [
-        *(LAYERS[i] for i in (0, 1, 2, 4, 9, 10)),
+        *(LAYERS[i] for i in (0, 1, 2, 4, 9, 10, 12)),
         (256, 70, (6, 20, 33), 3, 1),  # several strips; blocks of 32 and 16 channels
         (16, 48, (7, 9, 21), 3, 1),  # a step takes in two taps
         (8, 24, (7, 9, 21), 7, 1),  # and up to four
@@ -130,16 +130,18 @@ def test_layers_on_tiles(monkeypatch, arguments, operation):
     assert_close(problem._replace(input=last), operation, expected)
 
 
-def test_tiles_are_used_where_the_processor_has_them(monkeypatch):
+@pytest.mark.parametrize("operation", PASSES)
+def test_tiles_are_used_where_the_processor_has_them(monkeypatch, operation):
     """Sums in another order, some of which are rounded otherwise."""
     flags = Path("/proc/cpuinfo")
     if not flags.exists() or " amx_bf16 " not in flags.read_text():
         pytest.skip("this processor has no tiles of bfloat16 (amx_bf16)")
     problem = layer(64, 96, (8, 16, 16)).to(torch.float64).apply(torch.rand_like).to(TILES[1])
+    grad_output = torch.randn_like(problem.grad_output())
     found = []
     for isa in (TILES[0], "avx512"):
         monkeypatch.setenv("ACSCONV_CPU_ISA", isa)
-        found.append(run(problem)[0])
+        found.append(run(problem, operation, grad_output)[0])
     assert not torch.equal(*found)
 
 
