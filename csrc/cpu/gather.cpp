@@ -77,6 +77,13 @@ std::vector<ViewChannels> channels_of_group(const Problem& p, bool soft, int64_t
 int64_t Gather::classes(int axis) const { return std::min(out_stride[axis], out_size[axis]); }
 int64_t Gather::class_size(int axis) const { return ceil_div(out_size[axis], out_stride[axis]); }
 
+int64_t tensor_numbers(const VolumeStrides& strides, int64_t batch, int64_t channels,
+                       const std::array<int64_t, 3>& size) {
+  int64_t last = (batch - 1) * strides.batch + (channels - 1) * strides.channel;
+  for (int axis = 0; axis < 3; ++axis) last += (size[axis] - 1) * strides.axis[axis];
+  return last + 1;
+}
+
 int64_t weight_numbers(const Problem& p, bool soft) {
   return (soft ? kViews : 1) * p.out_channels * (p.in_channels / p.groups) * p.kernel_h * p.kernel_w;
 }

@@ -62,6 +62,10 @@ struct Gather {
 Gather forward_gather(const Problem& problem, bool soft);
 Gather backward_input_gather(const Problem& problem, bool soft);
 
+// From the first number of a tensor to behind its last.
+int64_t tensor_numbers(const VolumeStrides& strides, int64_t batch, int64_t channels,
+                       const std::array<int64_t, 3>& size);
+
 // Numbers of the whole weight.
 int64_t weight_numbers(const Problem& problem, bool soft);
 

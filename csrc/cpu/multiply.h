@@ -62,13 +62,16 @@ template <class T, int Vectors, int Channels, bool Single>
 }
 
 // The same where vectors run over target channels: adds the segments to `Positions` targets of Vectors *
-// lanes channels, whose first is at `out`, positions `out_stride` apart.
-template <class T, int Vectors, int Positions>
+// lanes channels in each of `Rows` rows, `pitch` positions apart. The first is at `out`, positions are
+// `out_stride` apart.
+template <class T, int Vectors, int Positions, int Rows>
 [[gnu::noinline]] void multiply_channels(const Segment<T>* segment, const Segment<T>* end, int64_t voxel,
-                                         int64_t channel_stride, const T* bias, T* out, int64_t out_stride) {
+                                         int64_t pitch, int64_t channel_stride, const T* bias, T* out,
+                                         int64_t out_stride) {
   constexpr int lanes = kLanes<T>;
-  Vec<T> sum[Positions][Vectors];
-  unrolled<0, Positions>(
+  constexpr int targets = Rows * Positions;
+  Vec<T> sum[targets][Vectors];
+  unrolled<0, targets>(
       [&](auto p) { unrolled<0, Vectors>([&](auto v) { sum[p.value][v.value] = broadcast(T(0)); }); });
   for (; segment != end; ++segment) {
     const T* x = segment->x + voxel;
@@ -76,16 +79,16 @@ template <class T, int Vectors, int Positions>
     for (int64_t left = segment->count; left > 0; --left, x += channel_stride, w += Vectors * lanes) {
       Vec<T> weights[Vectors];
       unrolled<0, Vectors>([&](auto v) { weights[v.value] = load<T>(w + v.value * lanes); });
-      unrolled<0, Positions>([&](auto p) {
-        const Vec<T> source = broadcast(x[p.value]);
+      unrolled<0, targets>([&](auto p) {
+        const Vec<T> source = broadcast(x[p.value / Positions * pitch + p.value % Positions]);
         unrolled<0, Vectors>([&](auto v) { sum[p.value][v.value] += weights[v.value] * source; });
       });
     }
   }
   auto add_to = [&](int64_t stride) __attribute__((always_inline)) {
-    unrolled<0, Positions>([&](auto p) {
+    unrolled<0, targets>([&](auto p) {
       unrolled<0, Vectors>([&](auto v) {
-        T* to = out + p.value * stride + v.value * lanes;
+        T* to = out + (p.value / Positions * pitch + p.value % Positions) * stride + v.value * lanes;
         store<T>(to, sum[p.value][v.value] + load<T>(bias != nullptr ? bias + v.value * lanes : to));
       });
     });
@@ -119,20 +122,24 @@ struct MultiplyTable {
 };
 
 template <class T>
-using MultiplyChannels = void (*)(const Segment<T>*, const Segment<T>*, int64_t, int64_t, const T*, T*,
-                                  int64_t);
+using MultiplyChannels = void (*)(const Segment<T>*, const Segment<T>*, int64_t, int64_t, int64_t, const T*,
+                                  T*, int64_t);
 
 constexpr int kMaxPositions = 14, kMaxChannelVectors = 2;
 
 template <class T>
 struct MultiplyChannelsTable {
   MultiplyChannels<T> entry[kMaxChannelVectors + 1][kMaxPositions + 1] = {};
+  MultiplyChannels<T> two_rows[kMaxChannelVectors + 1][kMaxPositions + 1] = {};
 
   constexpr MultiplyChannelsTable() {
     unrolled<1, kMaxChannelVectors>([&](auto v) {
       unrolled<1, kMaxPositions>([&](auto p) {
         if constexpr (kMaxChannelVectors * p.value <= ACSCONV_ACCUMULATORS) {
-          entry[v.value][p.value] = multiply_channels<T, v.value, p.value>;
+          entry[v.value][p.value] = multiply_channels<T, v.value, p.value, 1>;
+        }
+        if constexpr (kMaxChannelVectors * 2 * p.value <= ACSCONV_ACCUMULATORS) {
+          two_rows[v.value][p.value] = multiply_channels<T, v.value, p.value, 2>;
         }
       });
     });

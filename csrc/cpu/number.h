@@ -128,24 +128,24 @@ template <class S>
   }
 }
 
-// to[i] = from[2 * i + First] for i < n, where `from` has `available` numbers.
-template <class S, int First>
+// to[i] = from[2 * i] for i < n, where `from` has `available` numbers.
+template <class S>
 [[gnu::always_inline]] inline void copy_every_other(Computed<S>* to, const S* from, int64_t n,
                                                     int64_t available) {
   using T = Computed<S>;
   constexpr int lanes = kLanes<T>;
   int64_t i = 0;
   for (; i + lanes <= n && 2 * (i + lanes) <= available; i += lanes) {
-    store<T>(to + i, every_other<T, First>(load_wide(from + 2 * i), load_wide(from + 2 * i + lanes),
-                                           typename MakeIndices<lanes>::Type{}));
+    store<T>(to + i, every_other<T, 0>(load_wide(from + 2 * i), load_wide(from + 2 * i + lanes),
+                                       typename MakeIndices<lanes>::Type{}));
   }
   if (i + lanes / 2 <= n && 2 * i + lanes <= available) {
     const Vec<T> half =
-        every_other<T, First>(load_wide(from + 2 * i), Vec<T>{}, typename MakeIndices<lanes>::Type{});
+        every_other<T, 0>(load_wide(from + 2 * i), Vec<T>{}, typename MakeIndices<lanes>::Type{});
     __builtin_memcpy(to + i, &half, sizeof(half) / 2);
     i += lanes / 2;
   }
-  for (; i < n; ++i) to[i] = widen(from[2 * i + First]);
+  for (; i < n; ++i) to[i] = widen(from[2 * i]);
 }
 
 // Copies n numbers, n often small: no call.

@@ -87,71 +87,155 @@ void pack_phase_channels_last(const Packing& packing, const Columns& columns, in
   }
 }
 
-// pack_plane for some channels; `phase_size` numbers lie between a channel's phases.
+// even[i] = from[2 * i] and odd[i] = from[2 * i + 1] for i < n, in whole vectors: up to a vector more is
+// written. `available` numbers may be read.
 template <class S, class T>
-void pack_channels(const Packing& packing, const S* plane, int64_t channels, bool transposed,
-                   int64_t row_begin, int64_t rows, T* to, int64_t phase_size) {
-  const Strides5& s = packing.source;
-  const int64_t channel_stride = packing.channel_stride;
-  for (int32_t index = 0; index < packing.phase_count; ++index, to += phase_size) {
-    const Phase phase = packing.phases[index];
-    const Columns columns = columns_of_phase(packing, phase);
-    const int64_t zeros_right = packing.pitch - columns.zeros_left - columns.count;
-    const int64_t voxel_stride = packing.column_stride * s.column;
-    const S* first = plane + (columns.begin * packing.column_stride + phase.column) * s.column;
-    auto source_row = [&](int64_t r) {
-      const int64_t row = (row_begin + r) * packing.row_stride + phase.row;
-      return row >= 0 && row < packing.in_rows ? first + row * s.row : nullptr;
-    };
-    if (transposed) {
-      pack_phase_channels_last<S>(packing, columns, voxel_stride, channels, rows, to, source_row);
-      continue;
-    }
-    for (int64_t c = 0; c < channels; ++c) {
-      T* q = to + c * channel_stride;
-      for (int64_t r = 0; r < rows; ++r, q += packing.pitch) {
-        const S* p = source_row(r);
-        if (p == nullptr) {
-          fill_zero(q, packing.pitch);
-          continue;
-        }
-        p += c * s.channel;
-        if (s.column == 1) prefetch(p + kChannelsAhead * s.channel, columns.count * voxel_stride);
-        fill_zero(q, columns.zeros_left);
-        T* inside = q + columns.zeros_left;
-        if (voxel_stride == 1) {
-          copy_wide(inside, p, columns.count);
-        } else if (voxel_stride == 2 && s.column == 1) {
-          const int64_t available = packing.in_columns - 2 * columns.begin;
-          if (phase.column == 0) {
-            copy_every_other<S, 0>(inside, p, columns.count, available);
-          } else {
-            copy_every_other<S, 1>(inside, p - 1, columns.count, available);
-          }
-        } else {
-          for (int64_t w = 0; w < columns.count; ++w) inside[w] = widen(p[w * voxel_stride]);
-        }
-        fill_zero(inside + columns.count, zeros_right);
+[[gnu::always_inline]] inline void split_row(T* even, T* odd, const S* from, int64_t n, int64_t available) {
+  constexpr int lanes = kLanes<T>;
+  using All = typename MakeIndices<lanes>::Type;
+  for (int64_t i = 0; i < n; i += lanes) {
+    const bool two = n - i > lanes / 2;
+    if (2 * i + (two ? 2 * lanes : lanes) > available) {
+      for (int64_t k = i; k < n; ++k) {
+        even[k] = widen(from[2 * k]);
+        if (2 * k + 1 < available) odd[k] = widen(from[2 * k + 1]);
       }
+      return;
     }
-    // The last row has no next one whose left zeros could be its right border; a vector may reach further.
-    const int64_t end = rows * packing.pitch, left = channel_stride - end;
-    const int64_t border = left < packing.pitch + kLanes<T> ? left : packing.pitch + kLanes<T>;
-    for (int64_t c = 0; c < channels; ++c) fill_zero(to + c * channel_stride + end, border);
+    const Vec<T> a = load_wide(from + 2 * i), b = two ? load_wide(from + 2 * i + lanes) : Vec<T>{};
+    store<T>(even + i, every_other<T, 0>(a, b, All{}));
+    store<T>(odd + i, every_other<T, 1>(a, b, All{}));
   }
 }
 
-// Packs the rows of one source plane that a strip needs. `plane` points to the first channel in that plane;
-// `row_begin` is the first packed row, in rows of a phase, and may lie outside the volume like any other.
+// to[i] = from[i] for i < n, likewise.
 template <class S, class T>
-void pack_plane(const Packing& packing, const S* plane, int64_t channels, int64_t row_begin, int64_t rows,
-                T* to) {
+[[gnu::always_inline]] inline void copy_row(T* to, const S* from, int64_t n, int64_t available) {
+  constexpr int lanes = kLanes<T>;
+  int64_t i = 0;
+  for (; i < n && i + lanes <= available; i += lanes) store<T>(to + i, load_wide(from + i));
+  for (; i < n; ++i) to[i] = widen(from[i]);
+}
+
+// The packed rows of a phase that lie inside the volume, of `count`, and which row of the volume the first
+// is.
+struct RowsOfPhase {
+  int64_t count, begin, end, first;
+};
+
+inline RowsOfPhase rows_of_phase(const Packing& p, const Phase& phase, int64_t row_begin, int64_t count) {
+  const int64_t valid = (p.in_rows - phase.row + p.row_stride - 1) / p.row_stride;
+  const int64_t begin = row_begin < 0 ? -row_begin : 0;
+  const int64_t end = valid - row_begin < count ? valid - row_begin : count;
+  const bool any = begin < end;
+  return {count, any ? begin : 0, any ? end : 0, (row_begin + begin) * p.row_stride + phase.row};
+}
+
+// Where a phase is packed, or two phases of the same rows, and how many columns of it lie inside the volume.
+template <class T, int Count>
+struct PhaseTargets {
+  T* to[Count];
+  int64_t columns[Count];
+};
+
+// Packs one phase, or two of the same rows; pack_row(offset, from) packs a row's columns inside the volume,
+// and may write a vector beyond them. `first` is the first of these columns in row 0 of the first channel.
+template <class S, class T, int Count, class PackRow>
+[[gnu::always_inline]] inline void pack_phases(const Packing& packing, const PhaseTargets<T, Count>& phases,
+                                               int64_t zeros_left, const RowsOfPhase& rows, const S* first,
+                                               int64_t channels, const PackRow& pack_row) {
+  const Strides5& s = packing.source;
+  const int64_t pitch = packing.pitch, row_stride = packing.row_stride * s.row;
+  const int64_t row_numbers = s.column == 1 ? packing.in_columns : 0, ahead = kChannelsAhead * s.channel;
+  // The last row has no next one whose left zeros could be its right border; a vector may reach further.
+  const int64_t wanted = (rows.count + 1) * pitch + kLanes<T>;
+  const int64_t numbers = wanted < packing.channel_stride ? wanted : packing.channel_stride;
+  for (int64_t c = 0; c < channels; ++c) {
+    int64_t q = c * packing.channel_stride;
+    const int64_t q_end = q + rows.end * pitch, all_end = q + numbers;
+    for (T* to : phases.to) fill_zero(to + q, rows.begin * pitch);
+    q += rows.begin * pitch;
+    const S* p = first + c * s.channel + rows.first * s.row;
+    for (; q < q_end; q += pitch, p += row_stride) {
+      prefetch(p + ahead, row_numbers);
+      for (T* to : phases.to) fill_zero(to + q, zeros_left);
+      pack_row(q + zeros_left, p);
+      unrolled<0, Count>([&](auto i) {
+        const int64_t filled = zeros_left + phases.columns[i.value];
+        fill_zero(phases.to[i.value] + q + filled, pitch - filled);
+      });
+    }
+    for (T* to : phases.to) fill_zero(to + q, all_end - q);
+  }
+}
+
+// The phase of the same rows and the other columns, where columns are two apart; negative if there is none.
+inline int32_t find_partner(const Packing& packing, int32_t index) {
+  const Phase& phase = packing.phases[index];
+  for (int32_t i = 0; i < packing.phase_count; ++i) {
+    if (packing.phases[i].row == phase.row && i != index) return i;
+  }
+  return -1;
+}
+
+// pack_plane for some channels; `phase_size` numbers lie between a channel's phases.
+template <class S, class T>
+void pack_channels(const Packing& packing, const S* plane, const S* end, int64_t channels, bool transposed,
+                   int64_t row_begin, int64_t row_count, T* to, int64_t phase_size) {
+  const Strides5& s = packing.source;
+  const int64_t voxel_stride = packing.column_stride * s.column;
+  const bool split = s.column == 1 && packing.column_stride == 2;
+  for (int32_t index = 0; index < packing.phase_count; ++index) {
+    const Phase phase = packing.phases[index];
+    const Columns columns = columns_of_phase(packing, phase);
+    const int32_t partner = split ? find_partner(packing, index) : -1;
+    if (partner >= 0 && phase.column == 1) continue;
+    const S* const first = plane + columns.begin * voxel_stride + phase.column * s.column;
+    const RowsOfPhase rows = rows_of_phase(packing, phase, row_begin, row_count);
+    T* const target = to + index * phase_size;
+    auto pack = [&](const auto& targets, const auto& pack_row) {
+      pack_phases<S>(packing, targets, columns.zeros_left, rows, first, channels, pack_row);
+    };
+    if (transposed) {
+      auto source_row = [&](int64_t r) {
+        return r >= rows.begin && r < rows.end
+                   ? first + (rows.first + (r - rows.begin) * packing.row_stride) * s.row
+                   : nullptr;
+      };
+      pack_phase_channels_last<S>(packing, columns, voxel_stride, channels, row_count, target, source_row);
+    } else if (partner >= 0) {
+      T* const other = to + partner * phase_size;
+      const int64_t other_count = columns_of_phase(packing, packing.phases[partner]).count;
+      pack(PhaseTargets<T, 2>{{target, other}, {columns.count, other_count}}, [&](int64_t at, const S* from) {
+        split_row(target + at, other + at, from, columns.count, end - from);
+      });
+    } else if (voxel_stride == 1) {
+      pack(PhaseTargets<T, 1>{{target}, {columns.count}},
+           [&](int64_t at, const S* from) { copy_row(target + at, from, columns.count, end - from); });
+    } else if (split) {
+      pack(PhaseTargets<T, 1>{{target}, {columns.count}}, [&](int64_t at, const S* from) {
+        copy_every_other(target + at, from, columns.count, end - from);
+      });
+    } else {
+      pack(PhaseTargets<T, 1>{{target}, {columns.count}}, [&](int64_t at, const S* from) {
+        for (int64_t w = 0; w < columns.count; ++w) target[at + w] = widen(from[w * voxel_stride]);
+      });
+    }
+  }
+}
+
+// Packs the rows of one source plane that a strip needs. `plane` points to the first channel in that plane,
+// `end` behind the tensor; `row_begin` is the first packed row, in rows of a phase, and may lie outside the
+// volume like any other.
+template <class S, class T>
+void pack_plane(const Packing& packing, const S* plane, const S* end, int64_t channels, int64_t row_begin,
+                int64_t rows, T* to) {
   constexpr int64_t kTogether = 8;  // channels whose rows stay in the first-level cache for all phases
   const Strides5& s = packing.source;
   const bool transposed = s.channel == 1 && s.column != 1 && channels >= kLanes<T>;
   const int64_t together = transposed ? channels : kTogether;
   for (int64_t c = 0; c < channels; c += together) {
-    pack_channels(packing, plane + c * s.channel, channels - c < together ? channels - c : together,
+    pack_channels(packing, plane + c * s.channel, end, channels - c < together ? channels - c : together,
                   transposed, row_begin, rows, to + c * packing.channel_stride,
                   channels * packing.channel_stride);
   }

@@ -1,7 +1,7 @@
 // Planes whose rows lie behind one another in memory are packed as one long row, where rows alone would fill
 // few vectors: each of their voxels has its place among the packed positions, in whatever phase. Called by
-// weight_outer.cpp and tile_pack.h, which pack [position][channel], and by walk.cpp. Like vec.h for sources
-// compiled once per instruction set.
+// weight_outer.cpp and tile_pack.h, which pack [position][channel]. Like vec.h for sources compiled once per
+// instruction set.
 #pragma once
 
 #include "pack.h"
@@ -52,24 +52,6 @@ void pack_zeros(const Packing& packing, const S* plane, int64_t row_begin, int64
                 int64_t positions, T* to) {
   pack_positions(packing, plane, row_begin, rows, width, positions, to,
                  [](T*, const S*, int64_t, int64_t, int64_t) {});
-}
-
-// What pack_plane packs, by the places of the voxels: rows of fewer numbers than a vector are quicker so.
-template <class S, class T>
-void pack_plane_by_places(const Packing& packing, const PlanePlaces& places, const S* plane, int64_t channels,
-                          int64_t rows, T* to) {
-  const int64_t read = (rows + 1) * packing.pitch + kLanes<T>;  // zeros behind the last row with it
-  const int64_t numbers = read < packing.channel_stride ? read : packing.channel_stride;
-  for (int64_t c = 0; c < packing.phase_count * channels; ++c) {
-    fill_zero(to + c * packing.channel_stride, numbers);
-  }
-  const S* p = plane + places.first;
-  for (int64_t c = 0; c < channels; ++c, p += packing.source.channel, to += packing.channel_stride) {
-    prefetch(p + kChannelsAhead * packing.source.channel, places.count);
-    for (int64_t i = 0; i < places.count; ++i) {
-      if (places.place[i] >= 0) to[places.place[i]] = widen(p[i]);
-    }
-  }
 }
 
 }  // namespace ACSCONV_ISA

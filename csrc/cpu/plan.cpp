@@ -24,12 +24,13 @@ constexpr int64_t kHeavyWeights =
 // For the split among threads only: cycles per number that is packed, and per byte of weights.
 constexpr double kPackCycles = 1.5, kWeightCycles = 0.28;
 
-// Vectors over channels: one or two of them, and voxels of a run. The last factor is what layers showed whose
-// lanes are all used either way.
-BlockShape channel_blocks(int64_t channels, int64_t run, const CpuMachine& machine) {
+// Vectors over channels: one or two of them, and voxels of a run, or with `pairs` of two short runs. The last
+// factor is what layers showed whose lanes are all used either way.
+BlockShape channel_blocks(int64_t channels, int64_t run, bool pairs, const CpuMachine& machine) {
   const int64_t vectors = ceil_div(channels, machine.lanes);
   const int64_t most = std::min(kMostPositions, machine.accumulators / 2);
-  const int32_t positions = static_cast<int32_t>(ceil_div(run, ceil_div(run, most)));
+  const int32_t positions =
+      static_cast<int32_t>(pairs && 2 * run <= most ? 2 * run : ceil_div(run, ceil_div(run, most)));
   return {2, ceil_div(vectors, ceil_div(vectors, 2)) * machine.lanes, positions, false,
           static_cast<double>(vectors * machine.lanes) * (0.89 + 1.0 / positions)};
 }
@@ -155,7 +156,8 @@ BlockShape CpuPlan::block_shape(const Gather& gather, const GatherRange& range,
   voxels.whole_rows = columns % machine.lanes == 0 && products >= kRowReduction;
   if (!voxels.whole_rows) voxels.cost *= static_cast<double>(round_up(flat, machine.lanes)) / targets;
   if (products < kLongReduction) return voxels;
-  BlockShape over = channel_blocks(channels, walk_.rows_are_runs ? columns : flat, machine);
+  BlockShape over = channel_blocks(channels, walk_.rows_are_runs ? columns : flat,
+                                   walk_.rows_are_runs && rows > 1, machine);
   if (!walk_.rows_are_runs) over.cost *= static_cast<double>(flat) / targets;
   return over.cost < voxels.cost ? over : voxels;
 }

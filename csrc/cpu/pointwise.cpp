@@ -74,7 +74,7 @@ void pack_panel(const PointwiseWalk& walk, const S* source, int64_t begin, int64
       if (s.column == 1) {
         copy_wide(q, p, n);
       } else if (walk.spacing == 2 && walk.in_columns > 0) {
-        copy_every_other<S, 0>(q, p, n, walk.in_columns - 2 * column);
+        copy_every_other(q, p, n, walk.in_columns - 2 * column);
       } else {
         for (int64_t i = 0; i < n; ++i) q[i] = widen(p[i * s.column]);
       }
@@ -157,7 +157,7 @@ void run_positions(const PointwiseWalk& walk, const T* panel, const T* weights, 
       for (int64_t v = voxel; v < next && before != nullptr; ++v) {
         prefetch_written(ahead + v * to_stride, width);
       }
-      table.entry[width / kLanes<T>][next - voxel](segment, segment + 1, voxel, walk.panel_stride, before,
+      table.entry[width / kLanes<T>][next - voxel](segment, segment + 1, voxel, 0, walk.panel_stride, before,
                                                    to + voxel * to_stride, to_stride);
     }
   });

@@ -17,7 +17,6 @@
 #include "multiply.h"
 #include "pack.h"
 #include "pack_weights.h"
-#include "places.h"
 #include "sweep.h"
 
 namespace acsconv {
@@ -135,16 +134,21 @@ void run_channels(const Walk& walk, const Block& block, const Segment<T>* segmen
   constexpr int lanes = kLanes<T>;
   const int64_t run = walk.rows_are_runs ? walk.class_columns : voxels;
   const int64_t pitch = walk.rows_are_runs ? walk.packing.pitch : voxels;
+  // Short rows are computed in pairs.
+  const bool two_rows = walk.rows_are_runs && 2 * run <= block.positions;
   const int64_t pieces = (run + block.positions - 1) / block.positions;
   for_near_weights<T>(block, segments, end, bias + block.out_begin, [&](const auto& for_sums) {
     for (int64_t row = 0; row < voxels; row += pitch) {
+      const bool two = two_rows && row + pitch < voxels;
       for (int64_t i = 0; i < pieces; ++i) {
         const int64_t voxel = row + i * run / pieces, next = row + (i + 1) * run / pieces;
-        const MultiplyChannels<T> add = table.entry[block.vectors][next - voxel];
+        const MultiplyChannels<T> add = (two ? table.two_rows : table.entry)[block.vectors][next - voxel];
         for_sums([&](const Segment<T>* from, const Segment<T>* cut, const T* before) {
-          add(from, cut, voxel, walk.packing.channel_stride, before, sums + voxel * block.width, block.width);
+          add(from, cut, voxel, pitch, walk.packing.channel_stride, before, sums + voxel * block.width,
+              block.width);
         });
       }
+      if (two) row += pitch;
     }
   });
   for (int64_t first = 0; first < block.out_count; first += lanes) {
@@ -175,6 +179,7 @@ void run(const Walk& walk, const Task& task, const void* source_data, const void
   const Strides5& from = walk.packing.source;
   const S* source =
       static_cast<const S*>(source_data) + task.sample * from.batch + chunk.in_begin * from.channel;
+  const S* const source_end = static_cast<const S*>(source_data) + walk.packing.source_numbers;
   const Block* blocks = walk.blocks + chunk.block_begin;  // of one class after the other
   const int64_t out_begin = blocks[task.block_begin].out_begin;
   const int64_t out_count =
@@ -188,18 +193,9 @@ void run(const Walk& walk, const Task& task, const void* source_data, const void
 
   const int64_t first_row = walk.packing.row_min + task.row_begin,
                 packed_rows = rows + walk.packing.halo_rows;
-  PlanePlaces places;
-  const bool by_places = walk.packing.in_columns < kLanes<T> * walk.packing.column_stride &&
-                         find_places(walk.packing, first_row, packed_rows,
-                                     chunk.in_count * walk.packing.channel_stride, 1, places);
   auto pack = [&](int64_t plane) {
-    const S* p = source + plane * from.plane;
-    T* to = ring + plane % walk.ring_planes * plane_size;
-    if (by_places) {
-      pack_plane_by_places(walk.packing, places, p, chunk.in_count, packed_rows, to);
-    } else {
-      pack_plane(walk.packing, p, chunk.in_count, first_row, packed_rows, to);
-    }
+    pack_plane(walk.packing, source + plane * from.plane, source_end, chunk.in_count, first_row, packed_rows,
+               ring + plane % walk.ring_planes * plane_size);
   };
   auto compute = [&](int64_t residue, int64_t column_class, int64_t first, int64_t planes) {
     T* class_stage = stage + column_class * out_count * walk.stage_channel;

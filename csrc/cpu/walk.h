@@ -38,6 +38,7 @@ struct Strides5 {
 // How the rows of a source plane are packed.
 struct Packing {
   Strides5 source;
+  int64_t source_numbers;  // from the tensor's first to behind its last
   int64_t in_rows, in_columns;
   int64_t row_stride, column_stride;
   const Phase* phases;

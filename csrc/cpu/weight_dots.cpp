@@ -92,6 +92,8 @@ void run_dots(const WeightWalk& walk, const WeightTask& task, const void* source
   const Strides5 &from = walk.source.source, &grad_from = walk.grad.source;
   const S* source = static_cast<const S*>(source_data) + chunk.in_begin * from.channel;
   const S* grad = static_cast<const S*>(grad_data) + out_begin * grad_from.channel;
+  const S* const source_end = static_cast<const S*>(source_data) + walk.source.source_numbers;
+  const S* const grad_end = static_cast<const S*>(grad_data) + walk.grad.source_numbers;
   T* ring = static_cast<T*>(scratch.ring);
   T* packed_grad = static_cast<T*>(scratch.grad);
   T* to = static_cast<T*>(sums_data);
@@ -112,14 +114,14 @@ void run_dots(const WeightWalk& walk, const WeightTask& task, const void* source
   fill_zero(vectors, vector_count * lanes);
 
   auto pack_source = [&](const Unit& unit, int64_t plane) {
-    pack_plane(walk.source, source + unit.sample * from.batch + plane * from.plane, chunk.in_count,
-               walk.source.row_min + unit.row_begin, unit.rows + walk.source.halo_rows,
+    pack_plane(walk.source, source + unit.sample * from.batch + plane * from.plane, source_end,
+               chunk.in_count, walk.source.row_min + unit.row_begin, unit.rows + walk.source.halo_rows,
                ring + plane % walk.ring_planes * plane_size);
   };
 
   auto compute = [&](const Unit& unit) {
-    pack_plane(walk.grad, grad + unit.sample * grad_from.batch + unit.plane * grad_from.plane, out_count,
-               unit.row_begin, unit.rows, packed_grad);
+    pack_plane(walk.grad, grad + unit.sample * grad_from.batch + unit.plane * grad_from.plane, grad_end,
+               out_count, unit.row_begin, unit.rows, packed_grad);
     const int64_t voxels = (unit.rows - 1) * walk.source.pitch + walk.out_columns;
     for (int64_t o = 0; o < out_count; ++o) {
       const T* g = packed_grad + o * walk.grad.channel_stride;

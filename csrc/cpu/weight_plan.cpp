@@ -47,6 +47,8 @@ WeightPlan::WeightPlan(const Gather& gather, const WeightMachine& machine) : lat
   walk_.grad = walk_.source;  // pitch
   walk_.grad.source = {gather.target.batch, gather.target.channel, gather.target.axis[0],
                        gather.target.axis[1], gather.target.axis[2]};
+  walk_.grad.source_numbers =
+      tensor_numbers(gather.target, gather.batch, gather.ranges.back().out_end, gather.out_size);
   walk_.grad.in_rows = gather.out_size[1], walk_.grad.in_columns = gather.out_size[2];
   walk_.grad.row_stride = walk_.grad.column_stride = 1;
   walk_.grad.phases = &grad_phase_, walk_.grad.phase_count = 1;
