@@ -19,6 +19,7 @@ the shared object only adds implementations to them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -297,6 +298,12 @@ def fused_numbers(input: Tensor, arguments: Arguments) -> tuple:
     return *_fused(arguments), arguments.geometry.output_size(input.shape[2:]), arguments.groups
 
 
+def packed_numbers(input: Tensor, arguments: Arguments) -> Tensor:
+    """The same as ``fused_forward_packed`` takes them; ACS, not Soft ACS."""
+    *lists, groups = fused_numbers(input, arguments)
+    return torch.tensor([*itertools.chain(*lists), groups])
+
+
 def _backward_input(
     grad_output: Tensor, weight: Tensor, size: Sequence[int], channels_last: bool, *flat
 ) -> Tensor:
@@ -480,6 +487,7 @@ LIBRARY.define(
     f"fused_forward(Tensor input, Tensor weight, Tensor? bias, {_FUSED}, int[] output_size, int groups, "
     f"{_TF32}) -> Tensor"
 )
+LIBRARY.define("fused_forward_packed(Tensor input, Tensor weight, Tensor? bias, Tensor numbers) -> Tensor")
 LIBRARY.define(
     f"fused_backward_input(Tensor grad_output, Tensor weight, int[] input_size, bool channels_last, {_FUSED}, "
     f"int groups, {_TF32}) -> Tensor"

@@ -89,8 +89,11 @@ def _computation(
     backend = choose("forward", input, arguments)
     if backend == "cpu":
         # This operator refuses whatever does not go with an input of this shape and dtype.
-        operator, numbers = torch.ops.acsconv.fused_forward.default, ops.fused_numbers(input, arguments)
-        return lambda input, weight, bias: operator(input, weight, bias, *numbers)
+        operator, numbers = (
+            torch.ops.acsconv.fused_forward_packed.default,
+            ops.packed_numbers(input, arguments),
+        )
+        return lambda input, weight, bias: operator(input, weight, bias, numbers)
 
     def compute(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         fits = weight.dtype == input.dtype and weight.is_cpu

@@ -10,6 +10,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <sstream>
@@ -152,11 +153,35 @@ inline Problem describe(const Tensor& volume, const Sizes& sizes, const Layer& l
 
 inline Numbers volume_size(const Tensor& volume) { return {volume.size(2), volume.size(3), volume.size(4)}; }
 
+// Uninitialised, on the device of `like`. PyTorch would look for torch.empty by its name, which costs a call
+// with cold caches a tenth of its time.
+inline Tensor new_tensor(const Tensor& like, int32_t type, size_t rank, const int64_t* shape,
+                         const int64_t* strides) {
+  int32_t device_type = 0, device_index = 0;
+  AtenTensorHandle made = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(rank), shape, strides, type,
+                                                         device_type, device_index, &made));
+  return Tensor(made);
+}
+
+inline int32_t type_of(const Tensor& tensor) {
+  int32_t type = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &type));
+  return type;
+}
+
+// Strides are torch.empty's, also of volumes that are empty.
 inline Tensor new_volume(const Tensor& like, int64_t batch, int64_t channels, const int64_t* size,
                          bool channels_last) {
-  const std::array<int64_t, 5> shape{batch, channels, size[0], size[1], size[2]};
-  return torch::stable::empty(shape, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              channels_last ? MemoryFormat::ChannelsLast3d : MemoryFormat::Contiguous);
+  const int64_t shape[5] = {batch, channels, size[0], size[1], size[2]};
+  int64_t strides[5], next = 1;
+  for (int axis : channels_last ? std::array{1, 4, 3, 2, 0} : std::array{4, 3, 2, 1, 0}) {
+    strides[axis] = next;
+    next *= channels_last ? shape[axis] : std::max<int64_t>(shape[axis], 1);
+  }
+  return new_tensor(like, type_of(like), 5, shape, strides);
 }
 
 // PyTorch looks for the operator by its name, which a weight that is contiguous need not wait for.
@@ -250,8 +275,10 @@ inline BackwardWeight prepare_backward_weight(const Tensor& grad_output, const T
   if (layer.soft()) shape.insert(shape.begin(), kViews);
   const bool wide = float32 && p.type != ScalarType::Float64;
   const auto allocate = [&](const Numbers& of) {
-    return torch::stable::empty(of, wide ? TorchScalar::Float : input.scalar_type(), std::nullopt,
-                                input.device(), std::nullopt, std::nullopt);
+    Numbers strides(of.size(), 1);
+    for (size_t i = of.size() - 1; i > 0; --i) strides[i - 1] = strides[i] * std::max<int64_t>(of[i], 1);
+    return new_tensor(input, wide ? aoti_torch_dtype_float32() : type_of(input), of.size(), of.data(),
+                      strides.data());
   };
   return {p, wide ? ScalarType::Float32 : p.type, allocate(shape),
           allocate({needs_bias ? p.out_channels : 0})};

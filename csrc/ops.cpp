@@ -47,6 +47,22 @@ Tensor fused_forward_cpu(const Tensor& input, const Tensor& weight, const std::o
   return call.output;
 }
 
+// fused_forward with its numbers as one tensor: handing over six lists takes a tenth of a call with cold
+// caches.
+Tensor fused_forward_packed_cpu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                                const Tensor& numbers) {
+  check(numbers.dim() == 1 && numbers.size(0) == 28 && numbers.is_contiguous() && numbers.is_cpu() &&
+            numbers.scalar_type() == TorchScalar::Long,
+        "numbers must be 28 contiguous ones of int64");
+  const auto* next = static_cast<const int64_t*>(numbers.const_data_ptr());
+  const auto take = [&](int64_t count) {
+    next += count;
+    return Numbers(next - count, next);
+  };
+  const Numbers split = take(3), stride = take(3), origin = take(9), dilation = take(9), size = take(3);
+  return fused_forward_cpu(input, weight, bias, split, stride, origin, dilation, size, *next, false);
+}
+
 Tensor fused_backward_input_cpu(const Tensor& grad_output, const Tensor& weight, Numbers input_size,
                                 bool channels_last, Numbers split, Numbers stride, Numbers origin,
                                 Numbers dilation, int64_t groups, bool) {
@@ -199,6 +215,7 @@ std::tuple<Tensor, Tensor> fused_backward_weight_cuda(const Tensor& grad_output,
 #ifdef ACSCONV_WITH_CPU
 STABLE_TORCH_LIBRARY_IMPL(acsconv, CPU, m) {
   m.impl("fused_forward", TORCH_BOX(&acsconv::fused_forward_cpu));
+  m.impl("fused_forward_packed", TORCH_BOX(&acsconv::fused_forward_packed_cpu));
   m.impl("fused_backward_input", TORCH_BOX(&acsconv::fused_backward_input_cpu));
   m.impl("fused_backward_weight", TORCH_BOX(&acsconv::fused_backward_weight_cpu));
 }

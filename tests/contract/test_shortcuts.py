@@ -8,6 +8,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import acsconv_cuda
 from acsconv_cuda import acs_conv3d, ops, shortcuts
 from acsconv_cuda.geometry import resolve
 
@@ -110,6 +111,35 @@ def test_gradients_are_those_of_the_operator(weight, monkeypatch):
     short = gradients()
     monkeypatch.setattr(ops, "is_plain", lambda *tensors: False)
     assert all(map(torch.equal, short, gradients()))
+
+
+def test_what_inference_mode_remembers_serves_training():
+    input, weight = torch.randn(1, 4, 6, 6, 6), W.clone().requires_grad_()
+    with torch.inference_mode():
+        expected = acs_conv3d(input, weight).clone()
+    out = acs_conv3d(input, weight)
+    assert torch.equal(out, expected)
+    out.sum().backward()
+    assert weight.grad is not None
+
+
+@pytest.mark.parametrize("size", [(0, 4, 4, 4), (2, 0, 4, 3), (1, 3, 4, 5)], ids=str)
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last_3d], ids=str)
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_results_have_the_strides_of_an_empty_tensor(backend, size, format):
+    batch, *volume = size
+    input = torch.zeros(batch, 4, 4, 4, 4).contiguous(memory_format=format)
+    numbers = (3, 2, 2), (1, 1, 1), (0,) * 9, (1,) * 9
+    out = torch.ops.acsconv.fused_forward(input, W, None, *numbers, volume, 1)
+    memory_format = acsconv_cuda.reference.memory_format(input)
+    assert out.stride() == torch.empty(batch, 7, *volume, memory_format=memory_format).stride()
+
+
+@pytest.mark.parametrize("numbers", [torch.ones(27).long(), torch.ones(28), torch.ones(56).long()[::2]])
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_packed_numbers_are_checked(backend, numbers):
+    with pytest.raises(RuntimeError, match="numbers must be 28"):
+        torch.ops.acsconv.fused_forward_packed(X, W, B, numbers)
 
 
 def test_lists_are_read_anew():
