@@ -147,9 +147,11 @@ def _waits_for_memory(operation: str, tensor: Tensor, arguments: Arguments) -> b
             return True
         voxels = math.prod(geometry.output_size(tensor.shape[2:]))
         return voxels >= (1728 if is_strided else 4096) and (is_single or is_strided)
-    if operation == "backward_input" or tensor.dtype != torch.float32:
+    if tensor.dtype != torch.float32 or math.prod(tensor.shape[2:]) < 4096:
         return False
-    return is_strided and math.prod(tensor.shape[2:]) >= 4096
+    if operation == "backward_input":
+        return not is_strided and tensor.shape[1] <= (96 if tensor.is_contiguous() else 16)
+    return is_strided
 
 
 def why_not(backend: str, operation: str, tensor: Tensor, arguments: Arguments) -> str | None:

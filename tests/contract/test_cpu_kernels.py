@@ -247,7 +247,8 @@ def test_threads_do_not_change_the_result(monkeypatch, isa, dtype, operation):
         (70, 31, (9, 8, 7), 1, 2),
         (70, 32, (9, 8, 7), 1),
         (80, 3, (9, 8, 7), 1),
-        (4, 32, (9, 8, 37), 1, 2),
+        (32, 4, (9, 8, 37), 1),
+        (4, 32, (9, 8, 37), 1),
     ],
     ids=str,
 )
