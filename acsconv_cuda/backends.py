@@ -82,8 +82,8 @@ def choose(operation: str, tensor: Tensor, arguments: Arguments) -> str:
     """The backend that computes one pass ("forward", "backward_input" or "backward_weight").
 
     Args:
-        tensor: any volume of the problem. Its device, dtype and shape count; its strides must not, for
-            :mod:`acsconv_cuda.shortcuts` remembers the choice.
+        tensor: any volume of the problem. Its device, dtype and shape count; in the forward pass its strides must not,
+            for :mod:`acsconv_cuda.shortcuts` remembers that choice.
         arguments: with the backend that was asked for.
 
     Raises:
