@@ -90,10 +90,42 @@ template <class T, class Voxels>
   } while (segments != end);
 }
 
+// Cache lines that are about to be written, `runs` of `bytes`: a few of them are fetched for every sum.
+struct Ahead {
+  const char* run;
+  int64_t runs, stride, bytes, at;
+
+  [[gnu::always_inline]] void fetch() {
+    for (int i = 0; i < 8 && runs > 0; ++i) {
+      __builtin_prefetch(run + at, 1, 2);
+      at += 64;
+      if (at >= bytes) at = 0, run += stride, --runs;
+    }
+  }
+};
+
+// What a block will write to a plane of the task's strip, its channels being those from `channel` of the
+// task's `out_count`. Where a voxel's channels are adjacent, the first block has the lines of all; where
+// classes interleave, there is nothing, since they share lines.
+template <class S>
+Ahead lines_of(const Walk& walk, const Task& task, const S* target, const Block& block, int64_t channel,
+               int64_t out_count, int64_t plane) {
+  const Strides5& to = walk.target;
+  constexpr int64_t size = sizeof(S);
+  if (walk.out_stride[0] * walk.out_stride[1] * walk.out_stride[2] != 1) return {};
+  const S* first = target + plane * to.plane + task.row_begin * to.row + channel * to.channel;
+  const int64_t rows = task.row_end - task.row_begin;
+  const int64_t bytes = ((rows - 1) * to.row + walk.out_size[2] * to.column) * size;
+  const char* run = reinterpret_cast<const char*>(first);
+  if (to.column == 1) return {run, block.out_count, to.channel * size, bytes, 0};
+  if (to.channel == 1 && to.column == out_count && channel == 0) return {run, 1, 0, bytes, 0};
+  return {};
+}
+
 // Computes a block in one target plane of a strip, `voxels` flat numbers per channel.
 template <class T>
 void run_block(const Walk& walk, const Block& block, const Segment<T>* segments, const Segment<T>* end,
-               int64_t voxels, const T* bias, T* to) {
+               int64_t voxels, const T* bias, Ahead ahead, T* to) {
   static constexpr MultiplyTable<T, false> general;
   static constexpr MultiplyTable<T, true> single;
   constexpr int lanes = kLanes<T>;
@@ -103,6 +135,7 @@ void run_block(const Walk& walk, const Block& block, const Segment<T>* segments,
       const Multiply<T> add =
           alone ? single.entry[vectors][block.out_count] : general.entry[vectors][block.out_count];
       for_sums([&](const Segment<T>* from, const Segment<T>* cut, const T* before) {
+        ahead.fetch();
         add(from, cut, voxel, spacing, walk.packing.channel_stride, before, to + voxel, walk.stage_channel);
       });
     };
@@ -129,7 +162,7 @@ void run_block(const Walk& walk, const Block& block, const Segment<T>* segments,
 // The same for a block whose vectors run over channels; `sums` is [voxel][width].
 template <class T>
 void run_channels(const Walk& walk, const Block& block, const Segment<T>* segments, const Segment<T>* end,
-                  int64_t voxels, const T* bias, T* sums, T* to) {
+                  int64_t voxels, const T* bias, Ahead ahead, T* sums, T* to) {
   static constexpr MultiplyChannelsTable<T> table;
   constexpr int lanes = kLanes<T>;
   const int64_t run = walk.rows_are_runs ? walk.class_columns : voxels;
@@ -144,6 +177,7 @@ void run_channels(const Walk& walk, const Block& block, const Segment<T>* segmen
         const int64_t voxel = row + i * run / pieces, next = row + (i + 1) * run / pieces;
         const MultiplyChannels<T> add = (two ? table.two_rows : table.entry)[block.vectors][next - voxel];
         for_sums([&](const Segment<T>* from, const Segment<T>* cut, const T* before) {
+          ahead.fetch();
           add(from, cut, voxel, pitch, walk.packing.channel_stride, before, sums + voxel * block.width,
               block.width);
         });
@@ -204,14 +238,16 @@ void run(const Walk& walk, const Task& task, const void* source_data, const void
       if (walk.weights_in_tasks && first == task.plane_begin) {
         pack_weights<T>(walk, *block, weight, weights + block->weights);
       }
-      T* to = class_stage + (block->out_begin - out_begin) * walk.stage_channel;
+      const int64_t channel = block->out_begin - out_begin;
+      T* to = class_stage + channel * walk.stage_channel;
       for (int64_t o = 0; o < planes; ++o) {
         const Segment<T>* end = segments_of(walk, *block, first + o, ring, weights, chunk.in_count, segments);
+        const Ahead ahead = lines_of(walk, task, target, *block, channel, out_count, first + o);
         T* plane = to + o * walk.stage_plane;
         if (block->positions > 0) {
-          run_channels<T>(walk, *block, segments, end, voxels, bias, stage + walk.sums, plane);
+          run_channels<T>(walk, *block, segments, end, voxels, bias, ahead, stage + walk.sums, plane);
         } else {
-          run_block<T>(walk, *block, segments, end, voxels, bias, plane);
+          run_block<T>(walk, *block, segments, end, voxels, bias, ahead, plane);
         }
       }
     }
