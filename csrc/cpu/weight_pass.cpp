@@ -119,6 +119,12 @@ void backward_weight(const Problem& p, bool soft, const void* grad_output, const
 void cpu_backward_weight(const Problem& p, bool soft, const void* grad_output, const void* input,
                          void* grad_weight, void* grad_bias, ScalarType gradient_type,
                          const Threads& threads) {
+  if (p.batch * p.out_size[0] * p.out_size[1] * p.out_size[2] == 0) {  // nothing that a plan could cut up
+    const int64_t size = cpu_isa().conversion[static_cast<int>(gradient_type)]->stored_size;
+    std::memset(grad_weight, 0, weight_numbers(p, soft) * size);
+    if (grad_bias != nullptr) std::memset(grad_bias, 0, p.out_channels * size);
+    return;
+  }
   if (is_depthwise(p, soft)) {
     return depthwise_backward_weight(p, grad_output, input, grad_weight, grad_bias, gradient_type, threads);
   }

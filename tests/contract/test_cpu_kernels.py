@@ -162,6 +162,15 @@ def test_empty_inputs(shape, operation):
     assert_close(problem._replace(output_size=[0, 6, 7]), operation)
 
 
+@pytest.mark.parametrize("operation", PASSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("groups", [1, 32])
+def test_empty_outputs(groups, dtype, operation):
+    problem = layer(32, 32, (5, 6, 7), 3, 1, groups).to(dtype)
+    for size in ([0, 6, 7], [5, 0, 7], [5, 6, 0]):
+        assert_close(problem._replace(output_size=size), operation)
+
+
 def test_half_precision_as_pytorch_converts_it():
     """Every float16 and bfloat16 number through a 1x1 kernel, and sums that have to be rounded."""
     for dtype in (torch.float16, torch.bfloat16):
