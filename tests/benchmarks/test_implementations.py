@@ -86,7 +86,9 @@ def test_a_fallback_is_a_failed_row(monkeypatch):
     backends = importlib.import_module("acsconv_cuda.backends")
     monkeypatch.setattr(_loader, "why_no_cuda", lambda device=None: "no kernel")
     monkeypatch.setattr(backends, "_warned", set())
-    tensor = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32, shape=(1, 4, 8, 8, 8))
+    tensor = SimpleNamespace(
+        device=torch.device("cuda", 0), is_cpu=False, dtype=torch.float32, shape=(1, 4, 8, 8, 8)
+    )
     arguments = Arguments((2, 1, 1), resolve((3, 3), 1, 1, 1), 1, "auto")
     candidate = measure.Candidate("ours", lambda: backends.choose("forward", tensor, arguments), dict, {})
     for _ in range(2):
