@@ -18,7 +18,7 @@ from torch import Tensor
 from . import _loader
 
 if TYPE_CHECKING:
-    from .ops import Arguments
+    from .passes import Arguments
 
 #: In the order of ``auto``.
 BACKENDS = ("cuda", "cpu", "torch")

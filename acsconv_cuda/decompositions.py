@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .ops import Arguments
+from .passes import Arguments
 
 
 def decompositions() -> dict[torch._ops.OpOverload, Callable]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from . import ops
 from .functional import acs_conv3d
 from .geometry import IntOrTuple, check_split, resolve
+from .passes import refuse_complex
 
 
 class ACSConvFunction(torch.autograd.Function):
@@ -34,7 +35,7 @@ class ACSConvFunction(torch.autograd.Function):
         backend: str,
     ) -> Tensor:
         if isinstance(input, Tensor):
-            ops.refuse_complex(input)
+            refuse_complex(input)
         return acs_conv3d(
             input,
             weight,

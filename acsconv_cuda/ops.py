@@ -12,31 +12,28 @@ operator                   weight                                 out[:, o]
 Both are bilinear in (input, weight), so each has two adjoints, ``<name>_backward_input`` and
 ``<name>_backward_weight``, and every derivative of any order is made of these three.
 
-They exist whether or not the compiled part does. Their implementation, in Python, chooses the backend for the pass at
-hand and calls either the reference or the compiled ``acsconv::fused_*`` operators, whose schemas are defined here too;
-the shared object only adds implementations to them.
+They exist whether or not the compiled part does: :mod:`acsconv_cuda.passes` computes each of them on the backend
+chosen. The schemas of the compiled ``acsconv::fused_*`` operators are defined here too; the shared object only adds
+implementations to them.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from . import pointwise, reference
-from .backends import choose
-from .geometry import Geometry
+from . import passes, reference
 from .out_of_memory import explained
+from .passes import Arguments, format_of, gradient_dtype
 from .transforms import (
     AUTOCAST_DEVICES,
     TENSORS,
     autocast_rule,
     autograd_function,
     differentiable,
+    is_plain,
     needs_gradient,
     vmap_rule,
 )
@@ -47,49 +44,6 @@ LIBRARY = torch.library.Library("acsconv", "DEF")
 _GEOMETRY = "int[] kernel, int[] stride, int[] origin, int[] dilation, int[] shrink, int groups, str backend"
 _FUSED = "int[] split, int[] stride, int[] origin, int[] dilation"  # empty split: Soft ACS
 _TF32 = "bool allow_tf32=False"  # float32 may be rounded to TF32; only the CUDA kernels can
-
-
-class Arguments(NamedTuple):
-    """What all operators of both families take behind their tensors, in this order (``split`` only ACS)."""
-
-    split: Sequence[int] | None  # None: Soft ACS
-    geometry: Geometry
-    groups: int
-    backend: str
-
-    def flat(self) -> tuple:
-        """As the operators take them."""
-        g = self.geometry
-        numbers = (
-            g.kernel,
-            g.stride,
-            g.flat_origin(),
-            g.flat_dilation(),
-            g.shrink,
-            self.groups,
-            self.backend,
-        )
-        return numbers if self.split is None else (self.split, *numbers)
-
-    @classmethod
-    def of(cls, flat: Sequence) -> Arguments:
-        """The inverse of :meth:`flat`; a call past the dispatcher hands them on as they are."""
-        if len(flat) == 1:
-            return flat[0]
-        split = flat[0] if len(flat) == 8 else None
-        kernel, stride, origin, dilation, shrink, groups, backend = flat[-7:]
-        geometry = Geometry(
-            tuple(kernel),
-            tuple(stride),
-            (tuple(origin[:3]), tuple(origin[3:6]), tuple(origin[6:])),
-            (tuple(dilation[:3]), tuple(dilation[3:6]), tuple(dilation[6:])),
-            tuple(shrink),
-        )
-        return cls(split, geometry, groups, backend)
-
-    @property
-    def name(self) -> str:
-        return "soft_acs_conv3d" if self.split is None else "acs_conv3d"
 
 
 def convolve(input: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments) -> Tensor:
@@ -139,30 +93,6 @@ def _call(name: str, arguments: Arguments, *args):
     return _DIFFERENTIABLE[name].apply(*args[:TENSORS], args[TENSORS:], None)
 
 
-_TENSORS = frozenset((Tensor, torch.nn.Parameter))
-
-
-def is_plain(volume: Tensor, other: Tensor, third: object) -> bool:
-    """Whether nothing traces, transforms or intercepts what is done with these tensors, on a CPU.
-
-    The third may be no tensor.
-    """
-    return (
-        not torch.compiler.is_compiling()
-        and type(volume) is Tensor
-        and type(other) in _TENSORS
-        and (type(third) in _TENSORS or not isinstance(third, Tensor))
-        and volume.is_cpu
-        and not torch._C._functorch.is_legacy_batchedtensor(volume)  # by is_grads_batched
-        and forward_ad._current_level < 0
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._is_any_autocast_enabled()
-        and not torch._C._is_tracing()
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._len_torch_function_stack()
-    )
-
-
 # ---- gradients: one set of formulas for the operators and for ACSConvFunction --------------------------------------
 
 
@@ -187,11 +117,10 @@ def gradients(
     """
     needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
     grad_input = grad_weight = grad_bias = None
-    batched = torch._C._functorch.is_legacy_batchedtensor(
-        grad_output
-    )  # by is_grads_batched; it knows no formats
+    # By is_grads_batched, which knows no formats.
+    batched = torch._C._functorch.is_legacy_batchedtensor(grad_output)
     if needs_input and needs_weight and not batched and ctx.arguments.geometry.is_one_view():
-        grad_output = grad_output.contiguous(memory_format=_format(ctx.channels_last))  # once, not in both
+        grad_output = grad_output.contiguous(memory_format=format_of(ctx.channels_last))  # once, not in both
     if needs_weight:
         grad_weight, grad_bias = backward_weight(
             grad_output, saved[0], needs_bias, ctx.arguments, ctx.float32_weight
@@ -259,127 +188,6 @@ def _backward_weight_backward(ctx, grad_grad_weight, grad_grad_bias):
     )
 
 
-# ---- implementations: the backend is chosen for each pass ----------------------------------------------------------
-
-
-def refuse_complex(input: Tensor) -> None:
-    """The adjoints have no conjugates; acs_conv3d and soft_acs_conv3d do not come here with complex tensors."""
-    if input.is_complex():
-        raise TypeError(
-            f"input: expected a real floating-point dtype, got {input.dtype}; acs_conv3d takes complex"
-        )
-
-
-def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, *flat) -> Tensor:
-    refuse_complex(input)
-    arguments = Arguments.of(flat)
-    return forward_by(choose("forward", input, arguments), input, weight, bias, arguments)
-
-
-def forward_by(
-    backend: str, input: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments
-) -> Tensor:
-    """The forward pass by a backend that :func:`choose` chose for it."""
-    split, geometry, groups, _ = arguments
-    if backend != "cuda":
-        weight, bias = _rounded(weight, input), None if bias is None else _rounded(bias, input)
-    if backend == "torch":
-        if split is None:
-            return reference.soft_acs_conv3d(input, weight, bias, geometry, groups)
-        if pointwise.serves("forward", input, geometry, groups):
-            return pointwise.forward(input, weight, bias, geometry)
-        return reference.acs_conv3d(input, weight, bias, split, geometry, groups)
-    tf32 = backend == "cuda" and tf32_is_allowed()
-    return torch.ops.acsconv.fused_forward(input, weight, bias, *fused_numbers(input, arguments), tf32)
-
-
-def fused_numbers(input: Tensor, arguments: Arguments) -> tuple:
-    """What ``fused_forward`` takes between its tensors and ``allow_tf32``."""
-    return *_fused(arguments), arguments.geometry.output_size(input.shape[2:]), arguments.groups
-
-
-def packed_numbers(input: Tensor, arguments: Arguments) -> Tensor:
-    """The same as ``fused_forward_packed`` takes them; ACS, not Soft ACS."""
-    *lists, groups = fused_numbers(input, arguments)
-    return torch.tensor([*itertools.chain(*lists), groups])
-
-
-def _backward_input(
-    grad_output: Tensor, weight: Tensor, size: Sequence[int], channels_last: bool, *flat
-) -> Tensor:
-    arguments = Arguments.of(flat)
-    split, geometry, groups, _ = arguments
-    backend = choose("backward_input", grad_output, arguments)
-    if backend != "cuda":
-        weight = _rounded(weight, grad_output)
-    if backend == "torch":
-        format = _format(channels_last)
-        if split is not None and pointwise.serves("backward_input", grad_output, geometry, groups):
-            return pointwise.backward_input(grad_output, weight, size, geometry, format)
-        return reference.backward_input(grad_output, weight, size, split, geometry, groups, format)
-    return torch.ops.acsconv.fused_backward_input(
-        grad_output,
-        weight,
-        size,
-        channels_last,
-        *_fused(arguments),
-        groups,
-        backend == "cuda" and tf32_is_allowed(),
-    )
-
-
-def _backward_weight(
-    grad_output: Tensor, input: Tensor, needs_bias: bool, float32: bool, *flat
-) -> tuple[Tensor, Tensor]:
-    arguments = Arguments.of(flat)
-    split, geometry, groups, _ = arguments
-    backend = choose("backward_weight", grad_output, arguments)
-    if backend == "torch":
-        if split is not None and pointwise.serves("backward_weight", grad_output, geometry, groups):
-            grad_weight = pointwise.backward_weight(grad_output, input, geometry)
-        else:
-            grad_weight = reference.backward_weight(grad_output, input, split, geometry, groups)
-        grad_bias = grad_output.sum((0, 2, 3, 4)) if needs_bias else grad_output.new_empty(0)
-        dtype = _gradient_dtype(grad_output, float32)
-        return grad_weight.to(dtype), grad_bias.to(dtype)
-    return torch.ops.acsconv.fused_backward_weight(
-        grad_output,
-        input,
-        geometry.kernel,
-        needs_bias,
-        *_fused(arguments),
-        groups,
-        backend == "cuda" and tf32_is_allowed(),
-        float32,
-    )
-
-
-def _gradient_dtype(volume: Tensor, float32: bool) -> torch.dtype:
-    return torch.float32 if float32 and volume.dtype.itemsize == 2 else volume.dtype
-
-
-def _rounded(weight: Tensor, volume: Tensor) -> Tensor:
-    """A float32 weight in the dtype of a 16-bit volume; the CUDA kernels round it while they pack it."""
-    return weight if weight.dtype == volume.dtype else weight.to(volume.dtype)
-
-
-def tf32_is_allowed() -> bool:
-    """Whether PyTorch's settings let convolutions round float32 to TF32 on a GPU, as its own do by default.
-
-    ``torch.backends.cudnn.conv.fp32_precision`` ("tf32" or "ieee"; "none" leaves it to the settings above it), where
-    PyTorch has it, else ``torch.backends.cudnn.allow_tf32``. Read at every call.
-    """
-    conv = getattr(torch.backends.cudnn, "conv", None)
-    precision = getattr(conv, "fp32_precision", None)
-    return torch.backends.cudnn.allow_tf32 if precision is None else precision == "tf32"
-
-
-def _fused(arguments: Arguments) -> tuple:
-    """Split and geometry as the compiled operators take them."""
-    geometry = arguments.geometry
-    return arguments.split or (), geometry.stride, geometry.flat_origin(), geometry.flat_dilation()
-
-
 # ---- fake kernels: shapes and strides without data -----------------------------------------------------------------
 
 
@@ -396,7 +204,7 @@ def _backward_input_fake(
 ) -> Tensor:
     shape = (grad_output.shape[0], weight.shape[-3] * Arguments.of(flat).groups, *size)
     return torch.empty(
-        shape, dtype=grad_output.dtype, device=grad_output.device, memory_format=_format(channels_last)
+        shape, dtype=grad_output.dtype, device=grad_output.device, memory_format=format_of(channels_last)
     )
 
 
@@ -404,14 +212,10 @@ def _backward_weight_fake(
     grad_output: Tensor, input: Tensor, needs_bias: bool, float32: bool, *flat
 ) -> tuple[Tensor, Tensor]:
     split, geometry, groups, _ = Arguments.of(flat)
-    dtype = _gradient_dtype(grad_output, float32)
+    dtype = gradient_dtype(grad_output, float32)
     shape = (grad_output.shape[1], input.shape[1] // groups, *geometry.kernel)
     grad_weight = grad_output.new_empty(shape if split is not None else (3, *shape), dtype=dtype)
     return grad_weight, grad_output.new_empty(grad_output.shape[1] if needs_bias else 0, dtype=dtype)
-
-
-def _format(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last_3d if channels_last else torch.contiguous_format
 
 
 # ---- registration --------------------------------------------------------------------------------------------------
@@ -443,10 +247,17 @@ def _register(name: str, split: str) -> None:
         "-> (Tensor, Tensor)"
     )
     for suffix, implementation, fake, setup, backward, folds in (
-        ("", _forward, _forward_fake, _forward_setup, _forward_backward, lambda b: b[0] and not any(b[1:])),
+        (
+            "",
+            passes.forward,
+            _forward_fake,
+            _forward_setup,
+            _forward_backward,
+            lambda b: b[0] and not any(b[1:]),
+        ),
         (
             "_backward_input",
-            _backward_input,
+            passes.backward_input,
             _backward_input_fake,
             _backward_input_setup,
             _backward_input_backward,
@@ -454,7 +265,7 @@ def _register(name: str, split: str) -> None:
         ),
         (
             "_backward_weight",
-            _backward_weight,
+            passes.backward_weight,
             _backward_weight_fake,
             _backward_weight_setup,
             _backward_weight_backward,

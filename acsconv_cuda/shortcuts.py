@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import ops
+from . import ops, passes
 from .backends import choose, forced
 
 #: More shapes than a network meets; beyond them all are forgotten.
@@ -25,7 +25,7 @@ class _Known(NamedTuple):
     """What computes a call of a shape, dtype and parameters, below autograd."""
 
     compute: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-    arguments: ops.Arguments
+    arguments: passes.Arguments
 
 
 _known: dict[tuple, _Known] = {}
@@ -50,7 +50,7 @@ def forward(input: Tensor, weight: Tensor, bias: Tensor | None, parameters: tupl
         return None
 
 
-def remember(input: Tensor, weight: Tensor, parameters: tuple, arguments: ops.Arguments) -> None:
+def remember(input: Tensor, weight: Tensor, parameters: tuple, arguments: passes.Arguments) -> None:
     """Remembers how a call is computed that has just succeeded; ``arguments`` are what its parameters mean."""
     if ops.is_plain(input, weight, None) and forced() is None and all(map(_is_builtin, parameters)):
         if len(_known) >= _MOST:
@@ -84,14 +84,14 @@ def _is_builtin(value: object) -> bool:
 
 
 def _computation(
-    input: Tensor, arguments: ops.Arguments
+    input: Tensor, arguments: passes.Arguments
 ) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     backend = choose("forward", input, arguments)
     if backend == "cpu":
         # This operator refuses whatever does not go with an input of this shape and dtype.
         operator, numbers = (
             torch.ops.acsconv.fused_forward_packed.default,
-            ops.packed_numbers(input, arguments),
+            passes.packed_numbers(input, arguments),
         )
         return lambda input, weight, bias: operator(input, weight, bias, numbers)
 
@@ -101,6 +101,6 @@ def _computation(
             fits = fits and bias.dtype == input.dtype and bias.is_cpu and bias.shape == weight.shape[:1]
         if not fits:
             raise ValueError
-        return ops.forward_by(backend, input, weight, bias, arguments)
+        return passes.forward_by(backend, input, weight, bias, arguments)
 
     return compute

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 #: Device types whose autocast casts our operators' inputs, as it does those of the built-in convolutions.
 AUTOCAST_DEVICES = ("cpu", "cuda", "xpu")
@@ -123,3 +124,27 @@ def autograd_function(
         "generate_vmap_rule": True,
     }
     return type(name, (torch.autograd.Function,), methods)
+
+
+_TENSORS = frozenset((Tensor, torch.nn.Parameter))
+
+
+def is_plain(volume: Tensor, other: Tensor, third: object) -> bool:
+    """Whether nothing traces, transforms or intercepts what is done with these tensors, on a CPU.
+
+    The third may be no tensor.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and type(volume) is Tensor
+        and type(other) in _TENSORS
+        and (type(third) in _TENSORS or not isinstance(third, Tensor))
+        and volume.is_cpu
+        and not torch._C._functorch.is_legacy_batchedtensor(volume)  # by is_grads_batched
+        and forward_ad._current_level < 0
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._is_any_autocast_enabled()
+        and not torch._C._is_tracing()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._len_torch_function_stack()
+    )

@@ -1,6 +1,6 @@
 // Implementations of torch.ops.acsconv.fused_* for CPU and CUDA: takes a call's operands (operands.h), and
 // launches. With operands.h the only C++ that knows torch, through its stable ABI (2.10). The schemas are
-// defined in acsconv_cuda/ops.py, which is also the only caller.
+// defined in acsconv_cuda/ops.py; acsconv_cuda/passes.py and shortcuts.py call them.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
