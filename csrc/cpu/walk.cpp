@@ -26,6 +26,9 @@ namespace ACSCONV_ISA {
 // first-level cache.
 constexpr int64_t kNearWeights = 12000;
 
+// Cache lines of the next weights that are fetched for every sum.
+constexpr int kLinesAhead = 16;
+
 // The end of the chain of additions that begins at `segment`.
 template <class T>
 const Segment<T>* end_of_sum(const Segment<T>* segment, const Segment<T>* end) {
@@ -77,11 +80,16 @@ template <class T, class Voxels>
       const Segment<T>* cut = end_of_sum<T>(segments, end);
       for (; segments != cut; ++segments) near += segments->count * block.width * int64_t{sizeof(T)};
     } while (segments != end && near < kNearWeights);
+    // The next ones are fetched meanwhile: heavy weights come from beyond the second-level cache.
+    const bool more = segments != end;
+    auto* next = reinterpret_cast<const char*>(more ? segments->weights : nullptr);
+    int64_t lines = more ? near / 64 : 0;
     voxels([&](const auto& add) {
       const T* before = bias;
       const Segment<T>* from = begin;
       do {
         const Segment<T>* cut = end_of_sum<T>(from, segments);
+        for (int i = 0; i < kLinesAhead && lines > 0; ++i, --lines, next += 64) __builtin_prefetch(next);
         add(from, cut, before);
         from = cut, before = nullptr;
       } while (from != segments);
