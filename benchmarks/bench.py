@@ -1,9 +1,9 @@
 """Our layer beside nn.Conv3d and the real acsconv 0.1.1: time, peak memory and error, on any device.
 
     python benchmarks/bench.py                          # smoke suite, then the main job on a brain volume
-    python benchmarks/bench.py --suite layers --save    # every layer, kept as
-    benchmarks/results/<machine>/<date>-<commit>.json python benchmarks/bench.py --case nnunet --pass train
-    --layout channels_last --threads 1 python benchmarks/bench.py --compare OLD.json --fail-above 1.1
+    python benchmarks/bench.py --suite layers --save    # kept as benchmarks/results/<machine>/<date>-<commit>.json
+    python benchmarks/bench.py --case nnunet --pass train --layout channels_last --threads 1
+    python benchmarks/bench.py --compare OLD.json --fail-above 1.1
 
 Suites: ``smoke`` (a small layer of each kind), ``layers`` (ACSUNet, ResNet-18, an nnU-Net-like ladder, first
 layers, strided, dilated, Soft, depthwise), ``networks`` (ACSUNet, and MobileNetV2 with its
@@ -31,7 +31,7 @@ import result_file  # noqa: E402
 import torch  # noqa: E402
 from acsconv.memory.estimate import parse_bytes  # noqa: E402
 from cases import Case, select  # noqa: E402
-from harness import FORMATS, Format, ceilings  # noqa: E402
+from harness import FORMATS, Format, can_keep_freed_memory, ceilings  # noqa: E402
 from implementations import COMPILED, LAYOUTS, available  # noqa: E402
 from measure import PASSES, Settings, measure_case  # noqa: E402
 from peers import PeerMissing, load_acsconv  # noqa: E402
@@ -102,6 +102,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     how.add_argument("--threads", type=int, help="threads of torch on the CPU")
     how.add_argument("--repeats", type=int, help=f"rounds at least; default by suite: {EFFORT}")
     how.add_argument("--min-time", type=float, help="seconds that each implementation runs at least")
+    how.add_argument(
+        "--fresh-pages",
+        action="store_true",
+        help="leave malloc as it is, so that large results are fresh pages at most calls; by default, on a CPU, freed "
+        "memory is kept for the next call, whichever implementation makes it",
+    )
     how.add_argument("--quick", action="store_true", help=f"{QUICK[0]} rounds: does it run, not how fast")
     out = parser.add_argument_group("output")
     out.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
@@ -199,13 +205,21 @@ def effort(options: argparse.Namespace, suite: str) -> tuple[int, float]:
     return options.repeats or repeats, min_time if options.min_time is None else options.min_time
 
 
+def keep_freed_memory(options: argparse.Namespace) -> bool:
+    return options.device.type == "cpu" and not options.fresh_pages and can_keep_freed_memory()
+
+
+def settings(options: argparse.Namespace, suite: str) -> Settings:
+    return Settings(options.device, *effort(options, suite), keep_freed_memory(options))
+
+
 def run(options: argparse.Namespace) -> dict:
     """Measure what the options ask for, printing as it goes; the result object."""
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.device.type == "cuda":
         torch.backends.cudnn.benchmark = True
-    record = environment.collect(options.device)
+    record = {**environment.collect(options.device), "freed_memory_kept": keep_freed_memory(options)}
     warnings = [
         *environment.conv3d_warnings(record["torch"], record["cudnn"], options.device.type),
         *environment.thread_warnings(record["threads"], record["cores"], options.device.type),
@@ -240,11 +254,17 @@ def run(options: argparse.Namespace) -> dict:
             limits = ceilings(options.device, format.dtype)
             for suite, case in cases:
                 progress.describe(case.name)
-                settings = Settings(options.device, *effort(options, suite))
                 case_rows = []
                 for pass_name in options.passes:
                     case_rows += measure_case(
-                        case, pass_name, implementations, settings, limits, format, layout, progress.step
+                        case,
+                        pass_name,
+                        implementations,
+                        settings(options, suite),
+                        limits,
+                        format,
+                        layout,
+                        progress.step,
                     )
                 progress.print(report.table_lines(case_rows))
                 rows += case_rows
@@ -287,7 +307,6 @@ def main_jobs(
     notes = [f"Main jobs on a central patch of {edge}³ voxels of: {source}"]
     if missing:
         notes.append(f"Without the real volume: {missing}")
-    settings = Settings(options.device, *effort(options, "networks"))
     rows: list[dict] = []
     for job in networks.NETWORKS:
         progress.describe(job.name)
@@ -297,7 +316,15 @@ def main_jobs(
             notes.append(f"Without {job.name}: {reason}")
             continue
         job_rows = networks.run(
-            job, built, patch, options.passes, settings, limits, format, layout, progress.step
+            job,
+            built,
+            patch,
+            options.passes,
+            settings(options, "networks"),
+            limits,
+            format,
+            layout,
+            progress.step,
         )
         parameters = {row["implementation"]: row["parameters"] for row in job_rows}
         counts = ", ".join(f"{name} {count:,}" for name, count in parameters.items())

@@ -124,7 +124,8 @@ def lines(record: dict) -> list[str]:
     return [
         f"{record['machine']}{gpu}",
         f"{record['cores']} cores, {record['threads']} threads, {record['cpu_capability']}; "
-        f"pages: {record['huge_pages']}",
+        f"pages: {record['huge_pages']}"
+        + (", freed memory is kept" if record.get("freed_memory_kept") else ""),
         f"torch {record['torch']}, oneDNN {record['onednn']}, Python {record['python']}, {record['system']}",
         f"commit {commit[:10] + state if commit else 'unknown'}",
     ]

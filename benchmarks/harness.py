@@ -10,16 +10,18 @@ the median and the interquartile range over rounds.
 On a GPU two times are taken. ``device``: CUDA events around the call, after a write over twice the L2 cache
 that is outside the window and long enough for the host to run ahead, so that launches do not show: the
 kernels alone. ``wall``: the host's clock around call and synchronisation, launches and Python included. On a
-CPU there is ``wall`` alone, and the caches hold what the other implementations left there."""
+CPU there is ``wall`` alone, and the caches hold what the other implementations left there; memory that a call frees
+serves the next one (:func:`freed_memory_kept`)."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -147,6 +149,49 @@ class CudaClock:
 
 def clock_for(device: torch.device) -> CpuClock | CudaClock:
     return CudaClock(device) if device.type == "cuda" else CpuClock()
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, if its malloc can be set up."""
+    try:
+        library = ctypes.CDLL(None)
+        library.mallopt.argtypes = ctypes.c_int, ctypes.c_int
+    except (OSError, AttributeError):
+        return None
+    library.malloc.argtypes, library.malloc.restype = (ctypes.c_size_t,), ctypes.c_void_p
+    library.free.argtypes = (ctypes.c_void_p,)
+    return library
+
+
+def can_keep_freed_memory() -> bool:
+    """Whether :func:`freed_memory_kept` has an effect here."""
+    return _glibc() is not None
+
+
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Within, malloc keeps what is freed, as the allocators of long-running programs do.
+
+    By itself glibc's malloc returns large blocks to the system, or not, depending on sizes and on who freed what
+    before. A first touch of a returned page costs about as much as computing its contents, so a layer's time would
+    tell which implementation was called before it. Peak memory is measured outside, with malloc's own settings."""
+    glibc = _glibc()
+    if glibc is None:
+        yield
+        return
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # M_TRIM_THRESHOLD, ... of malloc.h
+    glibc.mallopt(trim_threshold, -1)  # never
+    glibc.mallopt(mmap_max, 0)  # no block has a mapping of its own
+    # An aligned block leaves a small one in front of it. The first seven of each size malloc would put aside rather
+    # than join with the freed large block behind, then too small for the next call: so there are seven already.
+    for block in [glibc.malloc(size) for size in range(24, 136, 16) for _ in range(7)]:
+        glibc.free(block)
+    try:
+        yield
+    finally:
+        glibc.mallopt(mmap_max, 65536)  # these are malloc's own settings
+        glibc.mallopt(mmap_threshold, 128 << 10)
+        glibc.mallopt(trim_threshold, 128 << 10)
 
 
 def interleave(

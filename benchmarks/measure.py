@@ -11,12 +11,22 @@ import importlib
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from harness import Ceiling, Format, Summary, clock_for, error_limit, interleave, memory_meter, relative_error
+from harness import (
+    Ceiling,
+    Format,
+    Summary,
+    clock_for,
+    error_limit,
+    freed_memory_kept,
+    interleave,
+    memory_meter,
+    relative_error,
+)
 from implementations import (
     DENSE_ORACLE,
     ORACLE,
@@ -38,12 +48,13 @@ PASSES = ("forward", "train")
 @dataclass(frozen=True)
 class Settings:
     """How to measure. ``repeats`` rounds at least, until every implementation has run for ``min_time``
-    seconds.
+    seconds, with malloc as :func:`harness.freed_memory_kept` sets it up or as it is.
     """
 
     device: torch.device
     repeats: int
     min_time: float
+    keep_freed_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +134,8 @@ def measure(
     clock = clock_for(settings.device)
     functions = {candidate.name: candidate.run for candidate in good}
     functions.update((name, ceiling.function) for name, ceiling in ceilings.items())
-    timings = interleave(functions, clock, settings.repeats, settings.min_time, progress) if good else {}
+    with freed_memory_kept() if settings.keep_freed_memory else nullcontext():
+        timings = interleave(functions, clock, settings.repeats, settings.min_time, progress) if good else {}
     primary = clock.columns[0]
     best = {name: columns[primary].median for name, columns in timings.items()}
 

@@ -222,6 +222,7 @@ def markdown(result: dict) -> str:
         f"cuDNN {environment['cudnn']}, oneDNN {environment['onednn']}, commit "
         f"{(environment['commit'] or 'unknown')[:10]}{' (modified)' if environment['dirty'] else ''}, "
         f"{result['created'][:10]}. `{result['command']}`. Memory: {'; '.join(methods) or 'not measured'}."
+        + (" Freed memory is kept for the next call." if environment.get("freed_memory_kept") else "")
     )
     text += [f"\nWarning: {line}" for line in result["warnings"]]
     text += [f"\n{line}" for line in result["notes"]]

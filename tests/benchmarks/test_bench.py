@@ -11,6 +11,7 @@ import implementations
 import networks
 import peers
 import pytest
+import report
 import result_file
 import torch
 from cases import select
@@ -349,3 +350,15 @@ def test_runs_as_a_script_from_any_folder(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "acsunet-enc1b" in done.stdout
     assert "64→64 k3, 48³" in done.stdout
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_results_say_whether_pages_were_fresh(toy, tmp_path, capsys, fresh):
+    path = tmp_path / "result.json"
+    arguments = ["--case", "smoke-narrow", "--pass", "forward", *FAST, "--json", str(path)]
+    assert bench.main(arguments + ["--fresh-pages"] * fresh) == 0
+    kept = harness.can_keep_freed_memory() and not fresh
+    assert result_file.load(path)["environment"]["freed_memory_kept"] == kept
+    words = "Freed memory is kept for the next call."
+    assert (words in report.markdown(result_file.load(path))) == kept
+    assert ("freed memory is kept" in capsys.readouterr().out) == kept

@@ -1,8 +1,12 @@
 """How numbers come about: statistics, rounds, the memory meter against known allocations, error and its limit."""
 
 import math
+import subprocess
+import sys
 import time
+from pathlib import Path
 
+import harness
 import pytest
 import torch
 from environment import conv3d_warnings, thread_warnings
@@ -11,6 +15,7 @@ from harness import (
     Ceiling,
     CpuClock,
     ResidentMemory,
+    can_keep_freed_memory,
     ceilings,
     error_limit,
     geometric_mean,
@@ -200,3 +205,36 @@ def test_known_faults_of_conv3d_are_named(torch_version, cudnn, device, words):
 def test_threads_without_cores_are_named():
     assert thread_warnings(2, 1, "cpu") == ["2 threads have 1 core: they wait for one another."]
     assert thread_warnings(2, 2, "cpu") == thread_warnings(2, 1, "cuda") == []
+
+
+KEPT = """
+import contextlib, resource, sys
+import torch
+from harness import freed_memory_kept
+
+def faults(mebibytes):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(mebibytes * 2**20, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+with freed_memory_kept() if sys.argv[1] == "kept" else contextlib.nullcontext():
+    print(*(faults(64) for _ in range(12)))
+print(*(faults(256) for _ in range(4)))
+"""
+
+
+@pytest.mark.skipif(not can_keep_freed_memory(), reason="malloc is not glibc's")
+def test_freed_memory_serves_the_next_call_while_it_is_kept():
+    """64 MiB are 16384 pages, or 32 where pages are huge: fresh ones at every call, or soon none."""
+
+    def faults(policy):
+        command = [sys.executable, "-c", KEPT, policy]
+        folder = Path(harness.__file__).parent
+        text = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+        return [[int(number) for number in line.split()] for line in text.splitlines()]
+
+    kept, afterwards = faults("kept")
+    assert kept[0] >= 32
+    assert kept[-1] + kept[-2] < 8
+    assert min(afterwards) >= 128
+    assert min(faults("as it is")[0]) >= 32
