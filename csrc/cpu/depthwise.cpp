@@ -13,7 +13,7 @@ namespace ACSCONV_ISA {
 // Rows of one line, as they are packed.
 struct PackedRows {
   int64_t row_begin, rows, in_rows;  // in rows of the tensor; those outside are zeros
-  int64_t zeros_left, count, pitch;  // of a row; what is left are zeros
+  int64_t count, pitch;              // of a row; what is left are zeros
   int64_t row_stride, column_stride;
   int64_t size;  // up to here zeros follow: at least a vector
 };
@@ -29,7 +29,7 @@ template <class S, class T>
 void pack_rows(const PackedRows& packed, const S* from, const S* readable, T* to) {
   constexpr int lanes = kLanes<T>;
   T* const end = to + packed.size;
-  const int64_t count = packed.count, zeros_right = packed.pitch - packed.zeros_left - count;
+  const int64_t count = packed.count, zeros_right = packed.pitch - count;
   // Of the packed rows, those inside the volume.
   const int64_t first = clamped(-packed.row_begin, 0, packed.rows);
   const int64_t last = clamped(packed.in_rows - packed.row_begin, first, packed.rows);
@@ -41,16 +41,14 @@ void pack_rows(const PackedRows& packed, const S* from, const S* readable, T* to
     to += (last - first) * count;
   } else {
     for (int64_t r = first; r < last; ++r, from += packed.row_stride, to += packed.pitch) {
-      zeros_ahead(to, packed.zeros_left);
-      T* inside = to + packed.zeros_left;
       if (packed.column_stride != 1) {
-        for (int64_t c = 0; c < count; ++c) inside[c] = widen(from[c * packed.column_stride]);
+        for (int64_t c = 0; c < count; ++c) to[c] = widen(from[c * packed.column_stride]);
       } else if (readable - from >= (count + lanes - 1) / lanes * lanes) {
-        for (int64_t c = 0; c < count; c += lanes) store<T>(inside + c, load_wide(from + c));
+        for (int64_t c = 0; c < count; c += lanes) store<T>(to + c, load_wide(from + c));
       } else {
-        copy_wide(inside, from, count);
+        copy_wide(to, from, count);
       }
-      zeros_ahead(inside + count, zeros_right);
+      zeros_ahead(to + count, zeros_right);
     }
   }
   zeros_ahead(to, end - to - lanes);
@@ -92,12 +90,11 @@ template <class S, class T, class Begin, class Body, class End>
   const PackedRows packed_rows{task.row_begin + row.first,
                                rows + view.row_halo,
                                row.in_size,
-                               view.zeros_left,
                                view.count,
                                view.pitch,
                                row.source,
                                column.source,
-                               view.packed_line};
+                               view.packed_line - view.lead};
   const int64_t first_line = task.line_begin + line.first;
   const int64_t begin = clamped(first_line, 0, line.in_size);
   const int64_t end = clamped(first_line + lines + slabs.kernel - 1, begin, line.in_size);
@@ -106,17 +103,20 @@ template <class S, class T, class Begin, class Body, class End>
       volume + (line.in_size - 1) * line.source + (row.in_size - 1) * row.source + column.in_size;
   for (int64_t l = begin; l < end; ++l) {
     pack_rows(packed_rows, volume + l * line.source + view.begin * column.source, readable,
-              packed + (l - begin) * view.packed_line);
+              packed + (l - begin) * view.packed_line + view.lead);
   }
   const int64_t voxels = (rows - 1) * view.pitch + column.out_size;
   for_each_piece(lines, [&](int64_t l, int64_t outputs) {
     begin_piece(l, outputs);
     const int64_t places = outputs + slabs.kernel - 1, from_line = first_line + l;
-    LineSource<T> x{nullptr, view.packed_line, view.other, static_cast<int>(slabs.kernel), 0, 0};
+    LineSource<T> x{};
+    x.line = view.packed_line, x.other = view.other, x.inside_other = view.inside_other;
+    x.columns = static_cast<int>(slabs.kernel);
     x.place_begin = static_cast<int>(clamped(-from_line, 0, places));
     x.place_end = static_cast<int>(clamped(line.in_size - from_line, 0, places));
     for (int64_t flat = 0; flat < voxels; flat += kLanes<T>) {
-      x.source = packed + (from_line - begin) * view.packed_line + flat;
+      x.source = packed + (from_line - begin) * view.packed_line + view.tap + flat;
+      if (view.inside != nullptr) x.inside = view.inside + flat % view.pitch;
       body(x, outputs, flat);
     }
     end_piece(l, outputs);
@@ -128,8 +128,9 @@ void run_slab(const DepthwiseSlabs& slabs, const SlabTask& task, const void* sou
               const void* bias_data, void* target_data, void* packed, void* staged_data) {
   using T = Computed<S>;
   constexpr int lanes = kLanes<T>;
-  const Lines<T>& lines = lines_for<T>(slabs.kernel);
   const SlabView& view = slabs.views[task.view];
+  const Lines<T>& lines =
+      view.inside != nullptr ? lines_for<T, true>(slabs.kernel) : lines_for<T, false>(slabs.kernel);
   const int64_t taps = slabs.kernel * slabs.kernel;
   const S* weights = static_cast<const S*>(weight_data) + task.channel * taps;
   T wide[kMostTaps * lanes], bias[lanes];
@@ -169,17 +170,19 @@ template <class S>
 void run_slab_weight(const DepthwiseSlabs& slabs, const SlabTask& task, const void* source,
                      const void* grad_data, void* sums, void* packed, void* staged_data) {
   using T = Computed<S>;
-  const Lines<T>& lines = lines_for<T>(slabs.kernel);
   const SlabView& view = slabs.views[task.view];
+  const Lines<T>& lines =
+      view.inside != nullptr ? lines_for<T, true>(slabs.kernel) : lines_for<T, false>(slabs.kernel);
   const int64_t rows = task.row_end - task.row_begin;
   T* staged = static_cast<T*>(staged_data);
   const S* grad = static_cast<const S*>(grad_data) + task.sample * slabs.target_batch +
                   task.channel * slabs.target_channel;
   const S* readable = grad + (view.line.out_size - 1) * view.line.target +
                       (view.row.out_size - 1) * view.row.target + view.column.out_size;
-  const PackedRows packed_rows{task.row_begin,       rows,       view.row.out_size, 0,
-                               view.column.out_size, view.pitch, view.row.target,   view.column.target,
-                               view.target_line};
+  const PackedRows packed_rows{task.row_begin,     rows,
+                               view.row.out_size,  view.column.out_size,
+                               view.pitch,         view.row.target,
+                               view.column.target, view.target_line};
   TileSums<T> tile_sums(static_cast<T*>(sums), slabs.kernel * slabs.kernel);
   for_each_slab_tile(
       slabs, task, static_cast<const S*>(source), static_cast<T*>(packed),

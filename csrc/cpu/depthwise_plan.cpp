@@ -65,18 +65,28 @@ SlabPlan::SlabPlan(const Problem& p, bool mirrored, int lanes, int number_size, 
     v.row = axis_of(p, mirrored, view, thin_rows ? thin_axis(view) : column_axis(view));
     v.column = axis_of(p, mirrored, view, 2);
     v.row_halo = thin_rows ? 0 : p.kernel_w - 1;
-    // Zeros between two rows serve both, see lattice.cpp.
-    const int64_t reach = thin_rows ? p.kernel_w - 1 : 0, width = v.column.out_size + reach;
-    const int64_t shared = std::min(std::clamp<int64_t>(-v.column.first, 0, width),
-                                    std::clamp<int64_t>(width + v.column.first - v.column.in_size, 0, width));
-    v.pitch = std::max(width - shared, v.column.out_size);
-    v.zeros_left = std::clamp<int64_t>(-v.column.first, 0, v.pitch);
+    const int64_t reach = thin_rows ? p.kernel_w - 1 : 0;
     v.begin = std::max<int64_t>(v.column.first, 0);
-    v.count = std::max<int64_t>(0, std::min(v.column.in_size, v.column.first + v.pitch) - v.begin);
+    v.count = std::max<int64_t>(
+        0, std::min(v.column.in_size, v.column.first + v.column.out_size + reach) - v.begin);
+    v.pitch = std::max({v.count, v.column.out_size, int64_t{1}});
+    const int64_t shift = std::min<int64_t>(v.column.first, 0);
+    v.lead = round_up(-shift, lanes);
+    v.tap = v.lead + shift;
+    v.inside_other = thin_rows ? v.pitch + lanes : 0;
+    inside_[view].reserve((reach + 1) * (v.pitch + lanes));
+    for (int64_t tap = 0; tap <= reach; ++tap) {
+      for (int64_t i = 0; i < v.pitch + lanes; ++i) {
+        const int64_t column = i % v.pitch + shift + tap;
+        inside_[view].push_back(column >= 0 && column < v.count ? -1 : 0);
+      }
+    }
+    const bool masked = std::find(inside_[view].begin(), inside_[view].end(), 0) != inside_[view].end();
+    v.inside = masked ? inside_[view].data() : nullptr;
     v.other = thin_rows ? 1 : v.pitch;
 
     auto packed_line = [&](int64_t rows) {
-      return spread((rows + v.row_halo) * v.pitch + reach + 2 * lanes, number_size);
+      return spread(v.lead + (rows + v.row_halo) * v.pitch + reach + 2 * lanes, number_size);
     };
     auto slab = [&](int64_t lines, int64_t rows) {
       return std::min(v.line.in_size, lines + p.kernel_h - 1) * packed_line(rows);

@@ -16,6 +16,7 @@ bool is_depthwise(const Problem& problem, bool soft);
 class SlabPlan {
  public:
   SlabPlan(const Problem& problem, bool mirrored, int lanes, int number_size, int64_t cache_size);
+  SlabPlan(const SlabPlan&) = delete;  // slabs() points into it
 
   const DepthwiseSlabs& slabs() const { return slabs_; }
   // Channel by channel; those of a channel are [first_task(channel), first_task(channel + 1)).
@@ -28,6 +29,7 @@ class SlabPlan {
 
  private:
   DepthwiseSlabs slabs_{};
+  std::vector<int32_t> inside_[3];
   std::vector<SlabTask> tasks_;
   std::vector<int64_t> first_task_;
   int64_t packed_size_ = 0, staged_size_ = 0;

@@ -4,12 +4,7 @@
 // the cache. Like vec.h for sources compiled once per instruction set; depthwise.cpp includes it.
 #pragma once
 
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
-
 #include "depthwise_lines.h"
-#include "number.h"
 
 namespace acsconv {
 namespace ACSCONV_ISA {
@@ -72,7 +67,8 @@ template <class S, class T, class Body>
       }
       for_each_piece(line.out_size, [&](int64_t l, int64_t outputs) {
         const int64_t first_line = l + line.first, places = outputs + kernel - 1;
-        LineSource<T> x{nullptr, view.packed_line, lanes, 0, 0, 0};
+        LineSource<T> x{};
+        x.line = view.packed_line, x.other = lanes;
         x.place_begin = static_cast<int>(clamped(-first_line, 0, places));
         x.place_end = static_cast<int>(clamped(line.in_size - first_line, 0, places));
         for (int64_t c = column_begin; c < column_end; ++c) {
@@ -107,7 +103,7 @@ void run_slice(const DepthwiseSlices& slices, const SliceTask& task, const void*
   using T = Computed<S>;
   constexpr int lanes = kLanes<T>;
   const int64_t kernel = slices.kernel;
-  const Lines<T>& lines = lines_for<T>(kernel);
+  const Lines<T>& lines = lines_for<T, false>(kernel);
   const SliceBlock& block = slices.blocks[task.block];
   const int64_t line = slices.views[block.view].line.target;
   const int64_t taps = kernel * kernel;
@@ -146,7 +142,7 @@ void run_slice_weight(const DepthwiseSlices& slices, const SliceTask& task, cons
   using T = Computed<S>;
   constexpr int lanes = kLanes<T>;
   const int64_t kernel = slices.kernel;
-  const Lines<T>& lines = lines_for<T>(kernel);
+  const Lines<T>& lines = lines_for<T, false>(kernel);
   const SliceBlock& block = slices.blocks[task.block];
   const int64_t line = slices.views[block.view].line.target;
   const S* grad = static_cast<const S*>(grad_data) + task.sample * slices.target_batch + block.first;

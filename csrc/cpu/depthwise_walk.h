@@ -3,7 +3,8 @@
 // a vector of sources that is loaded once serves all row taps, for several outputs that follow one another
 // along that axis. What a vector runs over depends on what is adjacent in memory:
 //
-//   slabs  (depthwise.cpp)       voxels of a channel, packed as [line][row * pitch + column], column along W
+//   slabs  (depthwise.cpp)       voxels of a channel, packed as [line][row * pitch + column], column along W;
+//                                lanes that a column tap would take from the next row are masked
 //   slices (depthwise_slices.h)  channels of a view,  packed as [line][column][channel], for one slice
 //
 // Plain data only, and no functions, as in walk.h.
@@ -23,13 +24,16 @@ struct DepthwiseAxis {
   int64_t source, target;  // strides
 };
 
-// Zeros stand for rows and columns outside the volume; lines outside are not read.
+// Zeros stand for rows outside the volume; columns outside are masked, and lines outside are not read.
 struct SlabView {
   DepthwiseAxis line, row, column;
-  int64_t row_halo;                  // packed rows = target rows + row_halo
-  int64_t zeros_left, begin, count;  // columns of a packed row: zeros, and those of the volume
-  int64_t pitch;                     // packed columns per row
-  int64_t other;                     // from one column tap to the next
+  int64_t row_halo;       // packed rows = target rows + row_halo
+  int64_t begin, count;   // the volume's columns in a packed row
+  int64_t pitch;          // packed columns per row
+  int64_t lead, tap;      // of a packed line's numbers, the first row, and the first target's first tap
+  const int32_t* inside;  // [column tap][column, and a vector beyond]: -1 where the tap is inside, else 0
+  int64_t inside_other;   // from those of one column tap to the next
+  int64_t other;          // from one column tap to the next
   int64_t packed_line, target_line;  // numbers from line to line, of sources and of targets
 };
 
