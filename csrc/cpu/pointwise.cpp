@@ -4,8 +4,9 @@
 // As in walk.cpp, but no voxel is read twice, so there are no rings of planes: a panel of some dozens of
 // voxels is packed, which stays in the first- or second-level cache, multiplied by all weights, and the sums
 // go to the target at once, those of 16-bit tensors by way of a stage. Sources of the next panel are fetched
-// meanwhile: a stride makes short pieces of them. For few target channels in channels-last tensors nothing is
-// packed either: squares of sources are transposed and multiplied in registers (run_streamed).
+// meanwhile: a stride makes short pieces of them. Between channels-last tensors nothing is packed: sources
+// are multiplied where they are (run_in_place), or, for few target channels, squares of them are transposed
+// and multiplied in registers (run_streamed).
 //
 // S: a number in a tensor, T: what it is computed in.
 //
@@ -13,6 +14,7 @@
 #include "pointwise_walk.h"
 
 #include "multiply.h"
+#include "multiply_in_place.h"
 #include "pack.h"
 
 namespace acsconv {
@@ -163,6 +165,47 @@ void run_positions(const PointwiseWalk& walk, const T* panel, const T* weights, 
   });
 }
 
+// The source of a target's voxel.
+template <class S>
+const S* source_of(const PointwiseWalk& walk, const S* source, int64_t voxel) {
+  const Strides5& s = walk.source;
+  return source + voxel / walk.columns / walk.rows * s.plane + voxel / walk.columns % walk.rows * s.row +
+         voxel % walk.columns * s.column;
+}
+
+// The same from sources that are not packed: the panel's first voxel is `begin`. The part `block` of the next
+// panel's sources is fetched, of which there are `next_voxels`.
+template <class T>
+void run_in_place(const PointwiseWalk& walk, const T* source, int64_t begin, int64_t voxels,
+                  int64_t next_voxels, int64_t block, const T* weights, int64_t width, const T* bias, T* to,
+                  int64_t to_stride, const T* ahead) {
+  static constexpr MultiplyInPlaceTable<T> table;
+  constexpr int64_t line = 64 / sizeof(T);
+  const int64_t stride = walk.source.column;
+  const int64_t part = ((walk.in_channels - 1) / walk.block_count / line + 1) * line;
+  const int64_t others = walk.in_channels - block * part;
+  for (int64_t c = 0; c < walk.in_channels; c += kTermsPerSum) {
+    const int64_t left = walk.in_channels - c, count = left < kTermsPerSum ? left : kTermsPerSum;
+    for_each_piece(walk, source + c, begin, voxels, [&](int64_t at, const T* from, int64_t, int64_t n) {
+      const int64_t pieces = (n + walk.positions - 1) / walk.positions;
+      for (int64_t i = 0; i < pieces; ++i) {
+        const int64_t voxel = i * n / pieces, next = (i + 1) * n / pieces;
+        Fetched<T> fetched{};
+        if (c == 0) {
+          fetched = {ahead + (at + voxel) * to_stride, source, to_stride, 0, next - voxel};
+          if (at + next <= next_voxels && others > 0) {
+            fetched.read = source_of(walk, source, begin + voxels + at + voxel) + block * part;
+            fetched.read_numbers = others < part ? others : part;
+          }
+        }
+        table.entry[width / kLanes<T>][next - voxel](from + voxel * stride, stride, weights + c * width,
+                                                     count, c == 0 ? bias : nullptr,
+                                                     to + (at + voxel) * to_stride, to_stride, &fetched);
+      }
+    });
+  }
+}
+
 // Writes the sums of a panel, [channel][voxel], into a channels-last target.
 template <class S, class T>
 void write_voxels(const T* stage, int64_t panel_stride, int64_t channels, int64_t voxels, S* to) {
@@ -187,11 +230,11 @@ void run_panels(const PointwiseWalk& walk, const PointwiseTask& task, const S* s
     const int64_t left = task.end - begin;
     const int64_t voxels = left < walk.panel ? left : walk.panel;
     const int64_t whole = voxels / lanes * lanes;
-    pack_panel(walk, source, begin, voxels, panel);
+    if (!walk.in_place) pack_panel(walk, source, begin, voxels, panel);
     const int64_t next = begin + voxels;
     const int64_t ahead = task.end - next < walk.panel ? task.end - next : walk.panel;
     for (int64_t block = 0; block < walk.block_count; ++block) {
-      fetch_panel(walk, source, next, ahead, block, walk.block_count);
+      if (!walk.in_place) fetch_panel(walk, source, next, ahead, block, walk.block_count);
       const int64_t first = block * walk.width, others = walk.out_channels - first;
       const int64_t width = others < walk.width ? others : walk.width;
       const T* w = weights + block * walk.block_stride;
@@ -199,10 +242,14 @@ void run_panels(const PointwiseWalk& walk, const PointwiseTask& task, const S* s
       const bool is_last = block + 1 == walk.block_count;
       if constexpr (sizeof(S) == sizeof(T)) {
         if (walk.form == PointwiseTarget::Channels) {
-          run_positions(walk, panel, w, width, voxels, bias + first,
-                        target + begin * walk.out_channels + first, walk.out_channels,
-                        is_last ? target + next * walk.out_channels
-                                : target + begin * walk.out_channels + first + walk.width);
+          S* const to = target + begin * walk.out_channels + first;
+          const S* after = is_last ? target + next * walk.out_channels : to + walk.width;
+          if (walk.in_place) {
+            run_in_place(walk, source, begin, voxels, ahead, block, w, width, bias + first, to,
+                         walk.out_channels, after);
+          } else {
+            run_positions(walk, panel, w, width, voxels, bias + first, to, walk.out_channels, after);
+          }
           continue;
         }
         if (walk.form == PointwiseTarget::Rows) {

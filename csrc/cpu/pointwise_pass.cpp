@@ -15,7 +15,8 @@ namespace {
 // rows are written faster.
 constexpr int64_t kPanelBytes = 48000, kRowsPanelBytes = 128000;
 constexpr int64_t kShortestPanel = 96, kLongestPanel = 384;
-constexpr int kMostPositions = 14;  // voxels; multiply.h has no wider block
+constexpr int kMostPositions = 14;     // voxels; multiply.h has no wider block
+constexpr int64_t kFewestInPlace = 8;  // voxels of a row, which are multiplied by rows
 constexpr int64_t kTasksPerThread = 8;
 constexpr int64_t kMostBesideTiles = 16;  // channels: with more, products decide rather than memory
 
@@ -48,6 +49,7 @@ PointwiseWalk walk_of(const Problem& p, bool mirrored, const PointwiseKernel& ke
           ? (staged ? PointwiseTarget::StagedRows : PointwiseTarget::Rows)
       : !staged && walk.out_channels % kernel.lanes == 0 ? PointwiseTarget::Channels
                                                          : PointwiseTarget::Staged;
+  walk.in_place = walk.form == PointwiseTarget::Channels && channels_last && walk.columns >= kFewestInPlace;
   if (walk.form == PointwiseTarget::Streamed) {
     walk.vectors = 1, walk.width = walk.out_channels;
   } else if (walk.form == PointwiseTarget::Channels) {

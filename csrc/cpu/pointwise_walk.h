@@ -21,6 +21,7 @@ struct PointwiseWalk {
   Strides5 source;  // from one target voxel's source to the next one's
   int64_t target_batch, target_channel;
   PointwiseTarget form;
+  bool in_place;  // sources are multiplied where they are: form is Channels
   int64_t in_channels, out_channels;
   int64_t rows, columns;  // of the target; one row where sources lie at one distance throughout
   int64_t spacing;     // source columns from one target's source to the next, of `in_columns` adjacent ones
