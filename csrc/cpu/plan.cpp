@@ -18,9 +18,11 @@ constexpr int64_t kShortestRun = 4;  // voxels of a row that are a run of their 
 // Products of a target from which vectors begin with rows, and may run over channels.
 constexpr int64_t kRowReduction = 64, kLongReduction = 256;
 constexpr double kRingShare = 0.55;      // of the second-level cache
-constexpr int64_t kStageBytes = 300000;  // staged outputs per step ...
-constexpr int64_t kHeavyWeights =
-    800000;  // ... and three times that where this many bytes of weights stream by
+constexpr int64_t kStageBytes = 300000;  // staged outputs per step
+// Where this many bytes of weights stream by in every step, strips are as high as this share allows, and
+// three times as much is staged.
+constexpr int64_t kHeavyWeights = 800000;
+constexpr double kHeavyRingShare = 0.95;
 // For the split among threads only: cycles per number that is packed, and per byte of weights.
 constexpr double kPackCycles = 1.5, kWeightCycles = 0.28;
 
@@ -213,21 +215,22 @@ void CpuPlan::choose_strip(const Gather& gather, const CpuMachine& machine) {
   auto channel_stride = [&](int64_t rows) {
     return spread(lattice_.row_numbers(rows, machine.lanes), machine.number_size);
   };
-  const double budget = kRingShare * static_cast<double>(machine.cache_size) / machine.number_size;
+  const double cache = static_cast<double>(machine.cache_size) / machine.number_size;
+  const bool heavy = weights_size_ * machine.number_size > kHeavyWeights;
   const int64_t channel_rows = widest_chunk_ * walk_.packing.phase_count;
   auto ring = [&](int64_t rows, int64_t planes) {
     return static_cast<double>(channel_rows) * static_cast<double>(channel_stride(rows)) *
            static_cast<double>(lattice_.span() + (planes - 1) * walk_.plane_stride);
   };
   const int64_t class_rows = gather.class_size(1), class_planes = gather.class_size(0);
-  const int64_t rows = rows_of_strip(class_rows, [&](int64_t r) { return ring(r, 1) <= budget; });
+  const int64_t rows = rows_of_strip(
+      class_rows, [&](int64_t r) { return ring(r, 1) <= cache * (heavy ? kHeavyRingShare : kRingShare); });
   const int64_t staged_channels = most_targets_ * walk_.classes[2];
-  const int64_t weight_bytes = weights_size_ * machine.number_size;
-  const int64_t stage_bytes = kStageBytes * (weight_bytes > kHeavyWeights ? 3 : 1);
+  const int64_t stage_bytes = kStageBytes * (heavy ? 3 : 1);
   const int64_t plane_bytes = rows * walk_.packing.pitch * staged_channels * machine.number_size;
   int64_t planes = 1;
   while (planes < class_planes && (planes + 1) * plane_bytes <= stage_bytes &&
-         ring(rows, planes + 1) <= budget) {
+         ring(rows, planes + 1) <= cache * kRingShare) {
     ++planes;
   }
   strip_rows_ = rows;
