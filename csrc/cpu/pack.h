@@ -117,6 +117,59 @@ template <class S, class T>
   for (; i < n; ++i) to[i] = widen(from[i]);
 }
 
+constexpr int kMostTargets = 16;
+
+// Where phases of the same rows are packed together, and how many columns of each lie inside the volume.
+template <class T, int Most>
+struct PhaseTargets {
+  int count;
+  T* to[Most];
+  int64_t columns[Most];
+};
+
+// targets.to[j][at + i] = from[i * count + j] for i < n: numbers that are adjacent in memory go to as many
+// phases and channels. Writes and reads as split_row.
+template <class S, class T>
+[[gnu::always_inline]] inline void split_groups(const PhaseTargets<T, kMostTargets>& targets, int64_t at,
+                                                const S* from, int64_t n, int64_t available) {
+  constexpr int lanes = kLanes<T>;
+  using All = typename MakeIndices<lanes>::Type;
+  const int64_t count = targets.count, read = (lanes - 1) * count + (count < lanes ? lanes : count);
+  for (int64_t i = 0; i < n; i += lanes) {
+    const S* first = from + i * count;
+    if (i * count + read > available) {
+      for (int64_t k = i * count; k < n * count && k < available; ++k) {
+        targets.to[k % count][at + k / count] = widen(from[k]);
+      }
+      return;
+    }
+    if (count == 4) {
+      Vec<T> half[4], quarter[4];
+      unrolled<0, 2>([&](auto k) {
+        const Vec<T> a = load_wide(first + 2 * k.value * lanes);
+        const Vec<T> b = load_wide(first + (2 * k.value + 1) * lanes);
+        half[k.value] = every_other<T, 0>(a, b, All{}), half[k.value + 2] = every_other<T, 1>(a, b, All{});
+      });
+      unrolled<0, 2>([&](auto k) {
+        quarter[k.value] = every_other<T, 0>(half[2 * k.value], half[2 * k.value + 1], All{});
+        quarter[k.value + 2] = every_other<T, 1>(half[2 * k.value], half[2 * k.value + 1], All{});
+      });
+      unrolled<0, 4>([&](auto k) { store<T>(targets.to[k.value] + at + i, quarter[k.value]); });
+      continue;
+    }
+    for (int64_t begin = 0; begin < count; begin += lanes) {
+      // The last square overlaps the one before it rather than read past the group.
+      const int64_t c = count < lanes || begin + lanes <= count ? begin : count - lanes;
+      Vec<T> square[lanes];
+      unrolled<0, lanes>([&](auto k) { square[k.value] = load_wide(first + k.value * count + c); });
+      transpose<T>(square);
+      unrolled<0, lanes>([&](auto k) {
+        if (c + k.value < count) store<T>(targets.to[c + k.value] + at + i, square[k.value]);
+      });
+    }
+  }
+}
+
 // The packed rows of a phase that lie inside the volume, of `count`, and which row of the volume the first
 // is.
 struct RowsOfPhase {
@@ -131,17 +184,10 @@ inline RowsOfPhase rows_of_phase(const Packing& p, const Phase& phase, int64_t r
   return {count, any ? begin : 0, any ? end : 0, (row_begin + begin) * p.row_stride + phase.row};
 }
 
-// Where a phase is packed, or two phases of the same rows, and how many columns of it lie inside the volume.
-template <class T, int Count>
-struct PhaseTargets {
-  T* to[Count];
-  int64_t columns[Count];
-};
-
-// Packs one phase, or two of the same rows; pack_row(offset, from) packs a row's columns inside the volume,
-// and may write a vector beyond them. `first` is the first of these columns in row 0 of the first channel.
-template <class S, class T, int Count, class PackRow>
-[[gnu::always_inline]] inline void pack_phases(const Packing& packing, const PhaseTargets<T, Count>& phases,
+// Packs phases of the same rows; pack_row(offset, from) packs a row's columns inside the volume, and may
+// write a vector beyond them. `first` is the first of these columns in row 0 of the first channel.
+template <class S, class T, int Most, class PackRow>
+[[gnu::always_inline]] inline void pack_phases(const Packing& packing, const PhaseTargets<T, Most>& phases,
                                                int64_t zeros_left, const RowsOfPhase& rows, const S* first,
                                                int64_t channels, const PackRow& pack_row) {
   const Strides5& s = packing.source;
@@ -153,29 +199,52 @@ template <class S, class T, int Count, class PackRow>
   for (int64_t c = 0; c < channels; ++c) {
     int64_t q = c * packing.channel_stride;
     const int64_t q_end = q + rows.end * pitch, all_end = q + numbers;
-    for (T* to : phases.to) fill_zero(to + q, rows.begin * pitch);
+    for (int i = 0; i < phases.count; ++i) fill_zero(phases.to[i] + q, rows.begin * pitch);
     q += rows.begin * pitch;
     const S* p = first + c * s.channel + rows.first * s.row;
     for (; q < q_end; q += pitch, p += row_stride) {
       prefetch(p + ahead, row_numbers);
-      for (T* to : phases.to) fill_zero(to + q, zeros_left);
+      for (int i = 0; i < phases.count; ++i) fill_zero(phases.to[i] + q, zeros_left);
       pack_row(q + zeros_left, p);
-      unrolled<0, Count>([&](auto i) {
-        const int64_t filled = zeros_left + phases.columns[i.value];
-        fill_zero(phases.to[i.value] + q + filled, pitch - filled);
-      });
+      for (int i = 0; i < phases.count; ++i) {
+        const int64_t filled = zeros_left + phases.columns[i];
+        fill_zero(phases.to[i] + q + filled, pitch - filled);
+      }
     }
-    for (T* to : phases.to) fill_zero(to + q, all_end - q);
+    for (int i = 0; i < phases.count; ++i) fill_zero(phases.to[i] + q, all_end - q);
   }
 }
 
-// The phase of the same rows and the other columns, where columns are two apart; negative if there is none.
-inline int32_t find_partner(const Packing& packing, int32_t index) {
-  const Phase& phase = packing.phases[index];
+// The phase of these rows and columns; negative if no tap reads it.
+inline int32_t find_phase(const Packing& packing, int32_t row, int64_t column) {
   for (int32_t i = 0; i < packing.phase_count; ++i) {
-    if (packing.phases[i].row == phase.row && i != index) return i;
+    if (packing.phases[i].row == row && packing.phases[i].column == column) return i;
   }
   return -1;
+}
+
+// Whether taps read all columns of these rows.
+inline bool has_all_columns(const Packing& packing, int32_t row) {
+  int64_t column = 0;
+  while (column < packing.column_stride && find_phase(packing, row, column) >= 0) ++column;
+  return column == packing.column_stride;
+}
+
+// Where the numbers go that lie side by side in such rows: those of all columns, and of `channels` adjacent
+// channels.
+template <class T>
+PhaseTargets<T, kMostTargets> targets_of_group(const Packing& packing, int32_t row, int64_t channels, T* to,
+                                               int64_t phase_size) {
+  PhaseTargets<T, kMostTargets> targets{};
+  for (int64_t column = 0; column < packing.column_stride; ++column) {
+    const int32_t index = find_phase(packing, row, column);
+    const int64_t columns = columns_of_phase(packing, packing.phases[index]).count;
+    for (int64_t c = 0; c < channels; ++c) {
+      targets.to[targets.count] = to + index * phase_size + c * packing.channel_stride;
+      targets.columns[targets.count++] = columns;
+    }
+  }
+  return targets;
 }
 
 // pack_plane for some channels; `phase_size` numbers lie between a channel's phases.
@@ -185,11 +254,18 @@ void pack_channels(const Packing& packing, const S* plane, const S* end, int64_t
   const Strides5& s = packing.source;
   const int64_t voxel_stride = packing.column_stride * s.column;
   const bool split = s.column == 1 && packing.column_stride == 2;
+  // Numbers that lie side by side belong to four phases of a channel, or to all channels.
+  const bool all_channels = s.channel == 1 && s.column == channels && !transposed;
+  const int64_t adjacent = packing.column_stride * (all_channels ? channels : 1);
+  const bool groups =
+      all_channels ? adjacent > 4 && adjacent <= kMostTargets : s.column == 1 && adjacent == 4;
   for (int32_t index = 0; index < packing.phase_count; ++index) {
     const Phase phase = packing.phases[index];
     const Columns columns = columns_of_phase(packing, phase);
-    const int32_t partner = split ? find_partner(packing, index) : -1;
+    const int32_t partner = split ? find_phase(packing, phase.row, 1 - phase.column) : -1;
     if (partner >= 0 && phase.column == 1) continue;
+    const bool grouped = groups && has_all_columns(packing, phase.row);
+    if (grouped && phase.column > 0) continue;
     const S* const first = plane + columns.begin * voxel_stride + phase.column * s.column;
     const RowsOfPhase rows = rows_of_phase(packing, phase, row_begin, row_count);
     T* const target = to + index * phase_size;
@@ -203,21 +279,27 @@ void pack_channels(const Packing& packing, const S* plane, const S* end, int64_t
                    : nullptr;
       };
       pack_phase_channels_last<S>(packing, columns, voxel_stride, channels, row_count, target, source_row);
+    } else if (grouped) {
+      const auto targets = targets_of_group(packing, phase.row, all_channels ? channels : 1, to, phase_size);
+      pack_phases<S>(
+          packing, targets, columns.zeros_left, rows, first, all_channels ? 1 : channels,
+          [&](int64_t at, const S* from) { split_groups(targets, at, from, columns.count, end - from); });
     } else if (partner >= 0) {
       T* const other = to + partner * phase_size;
       const int64_t other_count = columns_of_phase(packing, packing.phases[partner]).count;
-      pack(PhaseTargets<T, 2>{{target, other}, {columns.count, other_count}}, [&](int64_t at, const S* from) {
-        split_row(target + at, other + at, from, columns.count, end - from);
-      });
+      pack(PhaseTargets<T, 2>{2, {target, other}, {columns.count, other_count}},
+           [&](int64_t at, const S* from) {
+             split_row(target + at, other + at, from, columns.count, end - from);
+           });
     } else if (voxel_stride == 1) {
-      pack(PhaseTargets<T, 1>{{target}, {columns.count}},
+      pack(PhaseTargets<T, 1>{1, {target}, {columns.count}},
            [&](int64_t at, const S* from) { copy_row(target + at, from, columns.count, end - from); });
     } else if (split) {
-      pack(PhaseTargets<T, 1>{{target}, {columns.count}}, [&](int64_t at, const S* from) {
+      pack(PhaseTargets<T, 1>{1, {target}, {columns.count}}, [&](int64_t at, const S* from) {
         copy_every_other(target + at, from, columns.count, end - from);
       });
     } else {
-      pack(PhaseTargets<T, 1>{{target}, {columns.count}}, [&](int64_t at, const S* from) {
+      pack(PhaseTargets<T, 1>{1, {target}, {columns.count}}, [&](int64_t at, const S* from) {
         for (int64_t w = 0; w < columns.count; ++w) target[at + w] = widen(from[w * voxel_stride]);
       });
     }

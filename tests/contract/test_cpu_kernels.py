@@ -51,6 +51,8 @@ LAYERS = [
     (18, 18, (7, 12, 19), 3, 2, 18, True),
     (32, 4, (5, 7, 11), 1, 1),  # channels-last: nothing is packed
     (80, 3, (5, 9, 70), 1, 2),
+    (3, 20, (7, 14, 75), 4, 4),  # adjacent numbers go to all columns of phases and all channels
+    (7, 9, (6, 9, 71), 3, 2),
 ]
 
 
