@@ -1,16 +1,16 @@
 // Narrow layers of the forward pass on tensor cores: the walk shared by the views
-// (kernels/mma_shared_walk.cuh), and the choice between it and one view per warp (mma_plan.h).
+// (kernels/mma_shared_walk.cuh), and the choice between it and one view per warp (mma_plan.h), whose form
+// with resident weights is taken where it is asked for only: no GPU has measured it.
 //
 // Of the 27 voxels around a result the three views read 19. In the shared walk every warp computes the
 // columns of all views and loads a fragment once for every view that reads it. Each view has `full` tiles of
 // 8 columns of its own, multiplied at its 9 shifts; what these leave of the views stands in `mixed` tiles,
 // multiplied at all 19, with weights of zero where a column's view does not read. So 32 channels (11, 11, 10)
 // are 27 + 19 = 46 tiles of columns per step of the reduction, against 54 with two tiles for every view.
-// Blocks stay: one takes tile after tile of voxels, the layer's weights remain in shared memory, and the
-// first step of the next tile is copied while the results of the last are written.
+// Blocks stay, with the layer's weights in shared memory (mma_resident_plan.h).
 #pragma once
 
-#include "mma_plan.h"
+#include "mma_resident_plan.h"
 
 namespace acsconv {
 
@@ -52,25 +52,8 @@ ACSCONV_HD constexpr int units_before_shift(int full, int mixed, int d, int h, i
 }
 ACSCONV_HD constexpr int shared_walk_units(int full, int mixed) { return kViews * 9 * full + 19 * mixed; }
 
-// Shared memory: two tables of where the halo's voxels lie, this tile's and the next one's; two stages of two
-// planes; the weights. 16-bit results are staged over the stage that was read last, while the other is
-// filled; where they need more, it lies between the two.
-struct SharedWalkMemory {
-  size_t table, plane, stage, between, weights;
-  ACSCONV_HD constexpr size_t stages() const { return 2 * table; }
-  ACSCONV_HD constexpr size_t stage_at(int index) const { return stages() + index * (stage + between); }
-  ACSCONV_HD constexpr size_t staged_at(int index) const { return stages() + index * stage; }
-};
-constexpr SharedWalkMemory shared_walk_memory(const SharedWalkShape& shape) {
-  const int halo = mma_halo_voxels(shape.tile, true, true, true);
-  SharedWalkMemory m{};
-  m.table = mma_round(static_cast<size_t>(halo) * 4);
-  m.plane = static_cast<size_t>(mma_plane_bytes(halo));
-  m.stage = mma_round(2 * m.plane);
-  const size_t staged = mma_round(mma_staged_bytes(shape.tile, 8 * shape.tile.columns));
-  m.between = staged > m.stage ? staged - m.stage : 0;
-  m.weights = 2 * m.table + 2 * m.stage + m.between;
-  return m;
+constexpr ResidentMemory shared_walk_memory(const SharedWalkShape& shape) {
+  return resident_memory(shape.tile, 8 * shape.tile.columns);
 }
 
 // Channels begin <= c < end of a view; those from `first` on stand in the view's own columns, the others in
@@ -108,8 +91,9 @@ ACSCONV_HD inline PlacedColumn place_column(const int (&split)[kViews], int full
   return {0, -1};
 }
 
-// Forced for measurements and tests; otherwise the cheaper one.
-enum class ForwardWalk { Cheaper, PerView, Shared };
+// Forced for measurements and tests, wherever the walk can be taken; otherwise the cheaper one of PerView and
+// Shared.
+enum class ForwardWalk { Cheaper, PerView, Shared, Resident };
 
 struct SharedWalkPlan {
   std::string rejection;
@@ -126,11 +110,13 @@ struct SharedWalkPlan {
 struct TensorCorePlan {
   MmaPlan plan;
   SharedWalkPlan shared;
+  ResidentViewsPlan resident;
   double clocks = 0;  // of one view per warp, where the shared walk is an alternative
 
   bool takes_shared() const { return shared.rejection.empty(); }
+  bool takes_resident() const { return resident.rejection.empty(); }
   size_t workspace_bytes() const {
-    return takes_shared() ? shared.tiles.workspace_bytes() : plan.workspace_bytes();
+    return (takes_resident() ? resident.tiles : takes_shared() ? shared.tiles : plan).workspace_bytes();
   }
   std::string describe() const;
 };
@@ -143,10 +129,6 @@ inline double busy_clocks(const Machine& machine, int64_t tiles, int64_t steps, 
   const int64_t each = (tiles + machine.multiprocessors - 1) / machine.multiprocessors;
   const double step = std::max(products * (machine.capability >= 90 ? 1.6 : 2.0), wavefronts);
   return static_cast<double>(each * steps) * step * (std::min<int64_t>(blocks, each) < 2 ? 1.5 : 1.0);
-}
-// Blocks of a kernel that a multiprocessor holds: each takes 1 KiB of shared memory more than it asks for.
-inline int resident_blocks(const Machine& machine, size_t shared_bytes, int most) {
-  return std::min(most, static_cast<int>((machine.block_shared_bytes + 1024) / (shared_bytes + 1024)));
 }
 
 // ldmatrix of 16 bytes per lane takes 4 wavefronts, the weights of a product 2, a copy one for 8 voxels' 16
@@ -212,6 +194,13 @@ inline TensorCorePlan plan_on_tensor_cores(const Problem& p, Pass pass, bool sof
   both.plan = plan_mma(p, pass, soft, allow_tf32, machine);
   both.shared.rejection = "for ACS forward with 3 x 3 kernels and stride 1 only";
   if (!both.plan.rejection.empty() || !both.plan.view_per_warp || p.stride[0] != 1) return both;
+  if (wanted == ForwardWalk::Resident) {
+    both.resident = plan_resident_views(p, both.plan, machine);
+    if (both.takes_resident()) {
+      both.shared.rejection = "resident weights are asked for";
+      return both;
+    }
+  }
   if (p.groups > 1) {
     both.shared.rejection = "groups";
     return both;
@@ -239,6 +228,7 @@ inline std::string SharedWalkPlan::describe() const {
 }
 
 inline std::string TensorCorePlan::describe() const {
+  if (takes_resident()) return resident.describe();
   if (clocks == 0) return plan.describe();
   const auto rounded = [](double value) { return std::to_string(static_cast<int64_t>(value)) + " clocks"; };
   const std::string costs = shared.clocks == 0 ? "" : ", " + rounded(shared.clocks);

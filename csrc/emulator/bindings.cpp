@@ -14,6 +14,7 @@
 #include "../kernels/machine.cuh"
 #include "../kernels/mma_backward_weight.h"
 #include "../kernels/mma_convolve.h"
+#include "../kernels/mma_resident_views.h"
 #include "../kernels/mma_shared_walk.h"
 #include "../kernels/simt_backward_input.h"
 #include "../kernels/simt_backward_weight.h"
@@ -163,17 +164,20 @@ const char* mma(const Problem& p, const std::vector<void*>& t) {
   return error;
 }
 
-// The forward pass on tensor cores with the walk shared by the views.
-template <bool kWide>
-const char* shared_walk(const Problem& p, const std::vector<void*>& t) {
-  const acsconv::TensorCorePlan both =
-      acsconv::plan_on_tensor_cores(p, acsconv::Pass::Forward, /*soft=*/false, /*allow_tf32=*/true,
-                                    acsconv::this_machine(), acsconv::ForwardWalk::Shared);
-  if (!both.takes_shared()) return refusal(both.shared.rejection);
+// The forward pass on tensor cores with resident weights: the walk shared by the views, or one view per warp.
+template <acsconv::ForwardWalk kWalk, bool kWide>
+const char* resident_weights(const Problem& p, const std::vector<void*>& t) {
+  constexpr bool kShared = kWalk == acsconv::ForwardWalk::Shared;
+  const acsconv::TensorCorePlan both = acsconv::plan_on_tensor_cores(
+      p, acsconv::Pass::Forward, /*soft=*/false, /*allow_tf32=*/true, acsconv::this_machine(), kWalk);
+  if (kShared && !both.takes_shared()) return refusal(both.shared.rejection);
+  if (!kShared && !both.takes_resident()) return refusal(both.resident.rejection);
   void* workspace = emulator::allocate_device(both.workspace_bytes());
-  const char* error =
-      acsconv::mma_shared_walk(p, both.shared, t.at(0), t.at(1), t.at(2),
-                               kWide ? acsconv::ScalarType::Float32 : p.type, t.at(3), workspace, nullptr);
+  const acsconv::ScalarType type = kWide ? acsconv::ScalarType::Float32 : p.type;
+  const char* error = kShared ? acsconv::mma_shared_walk(p, both.shared, t.at(0), t.at(1), t.at(2), type,
+                                                         t.at(3), workspace, nullptr)
+                              : acsconv::mma_resident_views(p, both.resident, t.at(0), t.at(1), t.at(2), type,
+                                                            t.at(3), workspace, nullptr);
   emulator::release_device(workspace);
   return error;
 }
@@ -238,8 +242,10 @@ const std::map<std::string, Launcher>& launchers() {
       {"mma_forward", mma<acsconv::Pass::Forward, false, false>},
       {"mma_tma_forward", mma<acsconv::Pass::Forward, false, false, /*kTma=*/true>},
       {"mma_forward_float32_weight", mma<acsconv::Pass::Forward, false, true>},
-      {"mma_shared_walk", shared_walk<false>},
-      {"mma_shared_walk_float32_weight", shared_walk<true>},
+      {"mma_shared_walk", resident_weights<acsconv::ForwardWalk::Shared, false>},
+      {"mma_shared_walk_float32_weight", resident_weights<acsconv::ForwardWalk::Shared, true>},
+      {"mma_resident_views", resident_weights<acsconv::ForwardWalk::Resident, false>},
+      {"mma_resident_views_float32_weight", resident_weights<acsconv::ForwardWalk::Resident, true>},
       {"mma_soft_forward", mma<acsconv::Pass::Forward, true, false>},
       {"mma_tma_soft_forward", mma<acsconv::Pass::Forward, true, false, /*kTma=*/true>},
       {"mma_backward_input", mma<acsconv::Pass::BackwardInput, false, false>},
@@ -297,8 +303,10 @@ std::pair<std::string, size_t> plan(const std::string& pass, const py::dict& pro
     }
     return all;
   }
-  if (pass == "mma_shared_walk" || pass == "tensor_cores") {
-    const auto wanted = pass == "tensor_cores" ? acsconv::ForwardWalk::Cheaper : acsconv::ForwardWalk::Shared;
+  if (pass == "mma_shared_walk" || pass == "mma_resident_views" || pass == "tensor_cores") {
+    const auto wanted = pass == "tensor_cores"      ? acsconv::ForwardWalk::Cheaper
+                        : pass == "mma_shared_walk" ? acsconv::ForwardWalk::Shared
+                                                    : acsconv::ForwardWalk::Resident;
     const acsconv::TensorCorePlan both =
         acsconv::plan_on_tensor_cores(p, acsconv::Pass::Forward, soft, allow_tf32, machine, wanted);
     return {both.describe(), both.workspace_bytes()};

@@ -11,6 +11,7 @@
 #include "machine.cuh"
 #include "mma_backward_weight.h"
 #include "mma_convolve.h"
+#include "mma_resident_views.h"
 #include "mma_shared_walk.h"
 #include "report.h"
 #include "simt_backward_input.h"
@@ -29,18 +30,23 @@ struct Settings {
 };
 Settings read_settings() {
   Settings s;
-  const auto read = [&s](const char* variable, const std::string& one, const std::string& other) {
+  const auto read = [&s](const char* variable, const std::vector<std::string>& allowed) {
     const char* const set = std::getenv(variable);
     const std::string value = set == nullptr ? "" : set;
-    if (s.mistake.empty() && !value.empty() && value != one && value != other) {
-      s.mistake = std::string(variable) + ": expected '" + one + "' or '" + other + "', got '" + value + "'";
+    if (s.mistake.empty() && !value.empty() && std::count(allowed.begin(), allowed.end(), value) == 0) {
+      s.mistake = std::string(variable) + ": expected ";
+      for (size_t i = 0; i < allowed.size(); ++i) {
+        s.mistake += (i == 0 ? "'" : i + 1 < allowed.size() ? ", '" : " or '") + allowed[i] + "'";
+      }
+      s.mistake += ", got '" + value + "'";
     }
     return value;
   };
-  const std::string walk = read("ACSCONV_FORWARD_WALK", "shared", "view");
+  const std::string walk = read("ACSCONV_FORWARD_WALK", {"shared", "view", "resident"});
   if (walk == "shared") s.walk = ForwardWalk::Shared;
   if (walk == "view") s.walk = ForwardWalk::PerView;
-  s.tma = read("ACSCONV_TMA", "0", "1") == "1";
+  if (walk == "resident") s.walk = ForwardWalk::Resident;
+  s.tma = read("ACSCONV_TMA", {"0", "1"}) == "1";
   return s;
 }
 const Settings& settings() {
@@ -111,12 +117,16 @@ const char* convolve_run(const Convolution& c, const GroupRun& run, TensorCorePl
   result = ahead(result, forward ? output : input, p.type);
   weight = ahead(weight, weights_before(run), c.weight_type);
   bias = ahead(bias, run.first_output, c.weight_type);
-  if (settings().tma && !both.takes_shared()) {
+  if (settings().tma && !both.takes_shared() && !both.takes_resident()) {
     const std::string rejection = tma_rejection(p, both.plan, c.pass, source, this_machine());
     both.plan.tma = rejection.empty();
     if (!both.plan.tma) print_line("not by TMA: " + rejection);
   }
   print_plan(both);
+  if (both.takes_resident()) {
+    return mma_resident_views(p, both.resident, source, weight, bias, c.weight_type, result, workspace,
+                              stream);
+  }
   if (both.takes_shared()) {
     return mma_shared_walk(p, both.shared, source, weight, bias, c.weight_type, result, workspace, stream);
   }

@@ -1,10 +1,11 @@
 // The one place that decides which kernel computes a pass: the tensor cores where their plan takes the
 // problem, else the CUDA cores. csrc/ops.cpp calls nothing else. With ACSCONV_PRINT_PLAN=1 every call says
-// what was chosen, and why not what comes before it. ACSCONV_FORWARD_WALK=shared or view takes that walk in
-// the forward pass on tensor cores wherever it can be taken, to measure one against the other. On compute
-// capability 9.0 ACSCONV_TMA=1 has the Tensor Memory Accelerator load what one view per warp or per step
-// computes, where mma_tma_plan.h allows it and the driver takes the tensor map; results are the same to the
-// bit. Both are read once in a process, and any other value is an error.
+// what was chosen, and why not what comes before it. ACSCONV_FORWARD_WALK=shared, view or resident takes
+// that walk in the forward pass on tensor cores wherever it can be taken, to measure one against the other:
+// resident is one view per warp with weights that stay in shared memory, which nothing else chooses. On
+// compute capability 9.0 ACSCONV_TMA=1 has the Tensor Memory Accelerator load what one view per warp or per
+// step computes, where mma_tma_plan.h allows it and the driver takes the tensor map; results are the same to
+// the bit. Both are read once in a process, and any other value is an error.
 #pragma once
 
 #include <cstddef>

@@ -3,7 +3,6 @@
 #include "mma_shared_walk.h"
 
 #include "channel_tiles.h"
-#include "mma_launch.h"
 #include "mma_pack.cuh"
 #include "mma_shared_walk_launch.h"
 #include "report.h"
@@ -73,19 +72,9 @@ const char* mma_shared_walk(const Problem& problem, const SharedWalkPlan& plan, 
                             void* workspace, void* stream) {
   if (plan.tiles.tiles == 0) return nullptr;
   const SharedWalkShape& shape = plan.chosen();
-  SharedWalkLaunch call{};
-  call.work = describe_work(problem, plan.tiles, Pass::Forward, /*soft=*/false, source);
-  call.work.tiles = plan.tiles.tiles;
-  call.blocks = static_cast<unsigned>(plan.blocks);
-  call.shared_bytes = shared_walk_memory(shape).weights + plan.tiles.packed_bytes;
-  call.source = source;
-  call.packed = static_cast<const unsigned char*>(workspace);
-  call.result = result;
-  const VolumeStrides& to = call.work.result;
-  call.whole_pieces = to.channel == 1 && problem.out_channels % 8 == 0 &&
-                      reinterpret_cast<uintptr_t>(result) % 16 == 0 && to.batch % 8 == 0;
-  for (const int64_t stride : to.axis) call.whole_pieces = call.whole_pieces && stride % 8 == 0;
-  call.stream = stream;
+  SharedWalkLaunch call{resident_launch(problem, plan.tiles, plan.blocks, shared_walk_memory(shape), source,
+                                        result, workspace, stream),
+                        nullptr};
   ResultColumn* columns =
       reinterpret_cast<ResultColumn*>(static_cast<unsigned char*>(workspace) + plan.tiles.packed_bytes);
   call.columns = columns;

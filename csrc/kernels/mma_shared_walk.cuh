@@ -1,15 +1,14 @@
 // ACS convolution forward on tensor cores for narrow layers, a walk shared by the views: result[n, o, r] =
 // bias[o] + sum over k and taps.
 //
-// A block takes tile after tile of voxels; each of its warps holds all columns of its voxels
-// (mma_shared_walk_plan.h: which channel stands where) and goes through the 19 shifts that any view reads,
-// one step of the reduction at a time. The layer's packed weights stay in shared memory. Steps of all tiles
-// form one pipeline of two stages, so that the next tile's first step is under way while results are written.
+// A block takes tile after tile of voxels (mma_resident.cuh); each of its warps holds all columns of its
+// voxels (mma_shared_walk_plan.h: which channel stands where) and goes through the 19 shifts that any view
+// reads, one step of the reduction at a time.
 // Launched by mma_shared_walk.cu.
 #pragma once
 
+#include "mma_resident.cuh"
 #include "mma_shared_walk_launch.h"
-#include "mma_store.cuh"
 #include "mma_view.cuh"
 
 namespace acsconv {
@@ -21,27 +20,14 @@ struct SharedWalk {
   static constexpr MmaShape kTile = kShape.tile;
   static constexpr int kFull = kShape.full, kMixed = kShape.mixed;
   static constexpr int kRows = kTile.rows, kTiles = kTile.columns, kThreads = shared_walk_threads(kShape);
-  static constexpr SharedWalkMemory kMemory = shared_walk_memory(kShape);
+  static constexpr int kStepBytes = shared_walk_units(kFull, kMixed) * kMmaUnitBytes;
+  static constexpr ResidentMemory kMemory = shared_walk_memory(kShape);
+  using Sums = float[kTiles][kRows][1][4];
   using HaloOf = Halo<kTile.depth, kTile.height, 1, 1, 1, 1>;
   static_assert(kMemory.plane == HaloOf::kPlane && kTiles == kViews * kFull + kMixed);
   // The warps' voxels are those of the axial view's walk: tiles are neighbours along H, pairs along D.
   using Walk = ViewWalk<HaloOf, 0, kRows, kTile.depth, kTile.height>;
 };
-
-template <class Config>
-__device__ __forceinline__ void load_shared_walk(const MmaWork& work, const typename Config::Scalar* source,
-                                                 const int* table, unsigned char* stage, int step) {
-  using T = typename Config::Scalar;
-  using HaloOf = typename Config::HaloOf;
-  const int thread = ptx::thread_x(), channel = 2 * step * kGranule<T>;
-  if (work.copies) {
-    copy_voxels<T, HaloOf, Config::kThreads>(source, table, ptx::shared_address(stage), channel, work.reduced,
-                                             thread);
-  } else {
-    gather_voxels<T, HaloOf, Config::kThreads>(source, table, stage, channel, work.reduced,
-                                               work.source.channel, thread);
-  }
-}
 
 // The products of one shift: fragments[m + kH] is what tile m of the warp reads there.
 template <class Config, int kD, int kH, int kW>
@@ -135,94 +121,23 @@ __device__ __forceinline__ void put_columns(const float (&sum)[Config::kTiles][C
   }
 }
 
-// Writes staged rows of channels as pieces of 16 bytes, where all of them are whole and aligned: a thread
-// keeps its piece and its place along W.
-template <class Config>
-__device__ __forceinline__ void store_pieces(const ResultTile<typename Config::Scalar>& tile, int thread) {
-  const MmaWork& work = tile.work;
-  const int groups = work.columns / 8, pieces = kMmaTileWidth * groups, rows = Config::kThreads / pieces;
-  const int w = thread % pieces / groups, group = thread % groups,
-            at_w = result_position(work, tile.place, 2, w);
-  if (thread >= rows * pieces || at_w >= work.result_size[2]) return;
-  typename Config::Scalar* to = tile.result + at_w * work.result.axis[2] + group * 8;
-#pragma unroll 2
-  for (int row = thread / pieces; row < Config::kTile.depth * Config::kTile.height; row += rows) {
-    const int at_d = result_position(work, tile.place, 0, row / Config::kTile.height);
-    const int at_h = result_position(work, tile.place, 1, row % Config::kTile.height);
-    if (at_d >= work.result_size[0] || at_h >= work.result_size[1]) continue;
-    *reinterpret_cast<uint4*>(to + at_d * work.result.axis[0] + at_h * work.result.axis[1]) =
-        *reinterpret_cast<const uint4*>(tile.staged + (row * kMmaTileWidth + w) * tile.channel_pitch +
-                                        group * 16);
-  }
-}
-
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, Config::kTile.blocks)
     shared_walk_kernel(MmaWork work, const typename Config::Scalar* source, const unsigned char* packed,
                        const ResultColumn* columns, typename Config::Scalar* result, bool whole_pieces) {
-  using T = typename Config::Scalar;
-  using HaloOf = typename Config::HaloOf;
-  constexpr SharedWalkMemory kMemory = Config::kMemory;
-  constexpr int kStepBytes = shared_walk_units(Config::kFull, Config::kMixed) * kMmaUnitBytes;
+  using Scalar = typename Config::Scalar;
   DYNAMIC_SHARED(shared);
-  const auto table = [&](int index) { return reinterpret_cast<int*>(shared + index * kMemory.table); };
-
-  for (int i = threadIdx.x * 16; i < work.steps * kStepBytes; i += Config::kThreads * 16) {
-    ptx::cp_async<16>(ptx::shared_address(shared) + static_cast<uint32_t>(kMemory.weights) + i, packed + i,
-                      16);
-  }
-  const T *from = source, *next = source;
-  int parity = 0;
-  // The step after a tile's last one is the first of the next tile.
-  const auto load = [&](int step, int stage) {
-    const bool of_next = step == work.steps;
-    load_shared_walk<Config>(work, of_next ? next : from, table(of_next ? parity ^ 1 : parity),
-                             shared + kMemory.stage_at(stage), of_next ? 0 : step);
-  };
-  {
-    const MmaPlace place = mma_place(work, Config::kTile, static_cast<int>(blockIdx.x));
-    fill_table<HaloOf, Config::kThreads>(work, place, table(0), threadIdx.x);
-    from += halo_offset(work, place, 1);
-  }
-  __syncthreads();
-  begin_pipeline({0, work.steps}, load);
-
-  int stage = 0;
-#pragma unroll 1
-  for (unsigned index = blockIdx.x; index < work.tiles; index += gridDim.x) {
-    const bool more = index + gridDim.x < work.tiles;
-    if (more) {  // the table there was last read for the tile before this one
-      const MmaPlace place = mma_place(work, Config::kTile, static_cast<int>(index + gridDim.x));
-      fill_table<HaloOf, Config::kThreads>(work, place, table(parity ^ 1), ptx::thread_x());
-      next = source + halo_offset(work, place, 1);
-    }
-
-    float sum[Config::kTiles][Config::kRows][1][4] = {};
-#pragma unroll 1
-    for (int step = 0; step < work.steps; ++step, stage ^= 1) {
-      advance_pipeline({0, work.steps + more}, step, stage, load);
-      const int thread = ptx::thread_x();
-      walk_shifts<Config>(sum,
-                          ptx::shared_address(shared + kMemory.stage_at(stage)) +
-                              Config::Walk::lane_byte(thread / 32, thread % 32),
-                          shared + kMemory.weights + step * kStepBytes, thread % 32);
-    }
-    from = next;
-    parity ^= 1;
-
-    // 16-bit results are staged where the last step has been read; the other stage is being filled.
-    const StagedColumns all = StagedColumns::of({0, work.columns}, {0, 0}, {0, 0});
-    const ResultTile<T> tile(work, Config::kTile, mma_place(work, Config::kTile, static_cast<int>(index)),
-                             /*block=*/0, result, shared + kMemory.staged_at(stage ^ 1), all);
-    if constexpr (sizeof(T) == 2) __syncthreads();
-    put_columns<Config>(sum, tile, columns, ptx::thread_x());
-    if constexpr (sizeof(T) == 2) __syncthreads();
-    if (sizeof(T) == 2 && whole_pieces) {
-      store_pieces<Config>(tile, ptx::thread_x());
-    } else {
-      tile.template store<Config::kThreads>(all, ptx::thread_x());
-    }
-  }
+  walk_tiles<Config>(
+      work, source, packed, result, whole_pieces, shared,
+      [&](typename Config::Sums& sum, const unsigned char* stage, const unsigned char* weights) {
+        const int thread = ptx::thread_x();
+        walk_shifts<Config>(sum,
+                            ptx::shared_address(stage) + Config::Walk::lane_byte(thread / 32, thread % 32),
+                            weights, thread % 32);
+      },
+      [&](const typename Config::Sums& sum, const ResultTile<Scalar>& tile) {
+        put_columns<Config>(sum, tile, columns, ptx::thread_x());
+      });
 }
 
 template <class T, int kIndex = 0>

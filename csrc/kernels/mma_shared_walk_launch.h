@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../mma_shared_walk_plan.h"
-#include "mma_work.cuh"
+#include "mma_resident_launch.h"
 
 namespace acsconv {
 
@@ -13,15 +13,8 @@ struct ResultColumn {
   float bias;
 };
 
-struct SharedWalkLaunch {
-  MmaWork work;
-  unsigned blocks;
-  size_t shared_bytes;
-  const void* source;
-  const unsigned char* packed;
+struct SharedWalkLaunch : ResidentLaunch {
   const ResultColumn* columns;
-  void *result, *stream;
-  bool whole_pieces;  // 8 channels of the result from a multiple of 8 on are 16 aligned bytes
 };
 using SharedWalkLauncher = const char* (*)(const SharedWalkLaunch&);
 

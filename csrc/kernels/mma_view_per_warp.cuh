@@ -12,10 +12,10 @@
 
 namespace acsconv {
 
-template <class T, int kIndex>
+template <class T, int kIndex, const auto& kShapes = kViewPerWarpShapes>
 struct ViewPerWarp {
   using Scalar = T;
-  static constexpr MmaShape kShape = kViewPerWarpShapes[kIndex];
+  static constexpr MmaShape kShape = kShapes[kIndex];
   static constexpr int kRows = kShape.rows, kColumns = kShape.columns,
                        kThreads = view_per_warp_threads(kShape);
   static constexpr int kViewBytes = 9 * kColumns * kMmaUnitBytes, kStepBytes = kViews * kViewBytes;
@@ -81,21 +81,12 @@ __device__ __forceinline__ StagedColumns staged_columns(const MmaWork& work, int
                            view_columns(work, 2, block));
 }
 
-// What the warps have summed, to the workspace (phase 1) or the result; in 16 bits to `staged`, from where
-// ResultTile::store() takes it after a barrier.
+// What the warps have summed, plus the bias, to the tile of the result.
 template <class Config>
-__device__ __forceinline__ void put_tile(float (&sum)[Config::kRows][Config::kColumns][4],
-                                         const MmaWork& work, const float* bias,
-                                         typename Config::Scalar* result, float4* partials,
-                                         unsigned char* staged) {
-  const int thread = ptx::thread_x();
-  if (!combine_parts<Config::kThreads>(sum, work, partials, thread)) return;
-  const int block = ptx::block_y();
-  const StagedColumns columns = staged_columns(work, block);
-  const ResultTile<typename Config::Scalar> tile(
-      work, Config::kShape, mma_place(work, Config::kShape, ptx::block_x()), block, result, staged, columns);
-  bias = bias_of_group(work, block, bias);
-  const int view = thread / 32 % kViews, warp = thread / 32 / kViews;
+__device__ __forceinline__ void put_views(const float (&sum)[Config::kRows][Config::kColumns][4],
+                                          const ResultTile<typename Config::Scalar>& tile,
+                                          const StagedColumns& columns, const float* bias) {
+  const int thread = ptx::thread_x(), view = thread / 32 % kViews, warp = thread / 32 / kViews;
   if (view == 0) {
     put_sums<typename Config::template Walk<0>>(sum, tile, columns, 0, bias, warp, thread % 32);
   } else if (view == 1) {
@@ -103,6 +94,21 @@ __device__ __forceinline__ void put_tile(float (&sum)[Config::kRows][Config::kCo
   } else {
     put_sums<typename Config::template Walk<2>>(sum, tile, columns, 2, bias, warp, thread % 32);
   }
+}
+
+// What the warps have summed, to the workspace (phase 1) or the result; in 16 bits to `staged`, from where
+// ResultTile::store() takes it after a barrier.
+template <class Config>
+__device__ __forceinline__ void put_tile(float (&sum)[Config::kRows][Config::kColumns][4],
+                                         const MmaWork& work, const float* bias,
+                                         typename Config::Scalar* result, float4* partials,
+                                         unsigned char* staged) {
+  if (!combine_parts<Config::kThreads>(sum, work, partials, ptx::thread_x())) return;
+  const int block = ptx::block_y();
+  const StagedColumns columns = staged_columns(work, block);
+  const ResultTile<typename Config::Scalar> tile(
+      work, Config::kShape, mma_place(work, Config::kShape, ptx::block_x()), block, result, staged, columns);
+  put_views<Config>(sum, tile, columns, bias_of_group(work, block, bias));
 }
 
 template <class Config>

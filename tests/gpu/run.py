@@ -35,6 +35,7 @@ STAGES = {"build": 420, "test": 560, "bench": 560, "sanitize": 400}
 WALKS = {
     "shared": ["ACSCONV_FORWARD_WALK=shared"],
     "view": ["ACSCONV_FORWARD_WALK=view"],
+    "resident": ["ACSCONV_FORWARD_WALK=resident"],
     "tma": ["ACSCONV_FORWARD_WALK=view", "ACSCONV_TMA=1"],
 }
 GRACE = 10  # seconds from an interrupt to the kill: a process that waits for a kernel hears only the latter
@@ -58,7 +59,9 @@ def commands(stage: str, results: Path) -> list[Command]:
         return [(60, [python, "-m", "acsconv_cuda.info"])]
     if stage == "test":
         pytest = [python, "-m", "pytest", "-q", "--tb=short", "--maxfail=20", "--durations=10"]
-        shared = ["env", *WALKS["shared"], *pytest, "tests/gpu", "-k"]
+        shared, resident = (
+            ["env", *WALKS[walk], *pytest, "tests/gpu", "-k"] for walk in ("shared", "resident")
+        )
         # An invalid access leaves a process without its GPU: the kernels of each kind have one of their own.
         dtypes = ("bfloat16", "float32", "float16 and not bfloat16")
         exact = [
@@ -77,13 +80,14 @@ def commands(stage: str, results: Path) -> list[Command]:
             (60, ["env", *WALKS["view"], *pytest, "tests/gpu", "-k", "tma"]),
             (30, [*shared, "many_tiles"]),
             (60, [*shared, "tensor_cores_bit_for_bit and bfloat16"]),
+            (60, [*resident, "(tensor_cores_bit_for_bit and bfloat16) or many_tiles"]),
             (90, [*pytest, "tests/gpu", "-k", "test_layers"]),
             (120, [*pytest, *others]),
         ]
     if stage == "sanitize":
         sanitize = [[SANITIZER, "--tool", tool, "--error-exitcode", "1", python, "tests/gpu/small_run.py"]
                     for tool in ("memcheck", "racecheck", "synccheck", "initcheck")]  # fmt: skip
-        forced = [["env", *WALKS[walk]] for walk in ("tma", "shared")]
+        forced = [["env", *WALKS[walk]] for walk in ("tma", "shared", "resident")]
         return [
             (90, command)
             for command in (
@@ -104,6 +108,8 @@ def commands(stage: str, results: Path) -> list[Command]:
                   "--json", str(results / f"layers-bfloat16-{walk}.json")])
             for walk in ("tma", "view")
         ),
+        # Its table is in the log: more files than these do not come back from a machine that is lent.
+        (60, ["env", *WALKS["resident"], *layers, *half, *short, "--backend", "cuda"]),
         (160, [*layers, *short, "--dtype", "float32", "tf32", "--json", str(results / "layers-float32.json")]),
         (110, [*bench, "--suite", "smoke", *half, *short, "--json", str(results / "smoke-compiled.json")]),
     ]  # fmt: skip

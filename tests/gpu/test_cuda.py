@@ -131,8 +131,8 @@ def test_tensor_cores_bit_for_bit(layer, soft):
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("format", ["bfloat16", "tf32"])
-@pytest.mark.parametrize("channels", [(16, 24), (16, 32), (48, 32)], ids=str)
-def test_many_tiles_of_narrow_layers(channels, format, channels_last):
+@pytest.mark.parametrize("channels", [(16, 24), (16, 32), (48, 32), (48, 48), (64, 64)], ids=str)
+def test_many_tiles_of_small_layers(channels, format, channels_last):
     """More tiles than a GPU has room for blocks, with ragged edges: blocks that stay compute several."""
     dtype = use(format)
     input = torch.randint(-4, 5, (2, channels[0], 45, 61, 67), device="cuda").to(dtype)

@@ -367,7 +367,7 @@ def settings() -> None:
 
 def unknown_walk() -> None:
     os.environ["ACSCONV_TMA"] = "yes"  # wrong as well: the first is reported
-    refuses_setting("ACSCONV_FORWARD_WALK", "'shared' or 'view'")
+    refuses_setting("ACSCONV_FORWARD_WALK", "'shared', 'view' or 'resident'")
 
 
 def unknown_tma() -> None:

@@ -147,6 +147,7 @@ def build_variant(emulator_builder, root, bug: Bug):
     leave_out(root, "tma_forward", "int", scalars)
     leave_out(root, "tma_view_per_step", "int, bool", scalars)
     leave_out(root, "shared_walk", "int", scalars, "mma_shared_walk_launch.h", "SharedWalkLauncher")
+    leave_out(root, "resident_views", "int", scalars, "mma_resident_views_launch.h", "ResidentViewsLauncher")
     replace_once(root / "kernels" / bug.file, bug.old, bug.new)
     return emulator_builder.variant_module(root)
 

@@ -240,6 +240,9 @@ def test_bug_is_found(emulator_builder, tmp_path, file, old, new):
         leave_out(root, "tma_forward", "int", scalars)
         leave_out(root, "tma_view_per_step", "int, bool", scalars)
         leave_out(root, "shared_walk", "int", scalars, "mma_shared_walk_launch.h", "SharedWalkLauncher")
+        leave_out(
+            root, "resident_views", "int", scalars, "mma_resident_views_launch.h", "ResidentViewsLauncher"
+        )
     module = emulator_builder.variant_module(root)
     module.configure()
     with pytest.raises((RuntimeError, AssertionError)) as found:

@@ -168,7 +168,7 @@ def test_bank_conflicts_of_results(emulator, split):
     report = emulator.take_bank_report(plain=True)
     for access, times in (
         ("store of 4 bytes in mma_shared_walk.cuh", 1),
-        ("load of 16 bytes in mma_shared_walk.cuh", 2 if len(split) * 8 < sum(split) else 1),
+        ("load of 16 bytes in mma_resident.cuh", 2 if len(split) * 8 < sum(split) else 1),
     ):
         executed, wavefronts, least = report[access]
         assert executed > 0 and wavefronts == least * times, access

@@ -28,22 +28,27 @@ class Bug:
 
 ADVANCE = "advance_pipeline({0, work.steps + more}, step, stage, load);"
 RACE = "RACE|uninitialised"
+RESIDENT = "kernels/mma_resident.cuh"
 LAUNCH = "mma_shared_walk_launch.h"
 BUGS = [
     Bug("no barrier between results and the next tile's stage", ADVANCE,
         "if (step > 0) {\n" + ADVANCE + "\n} else {\n"
-        "ptx::cp_async_wait<0>();\nload(1, stage ^ 1);\nptx::cp_async_commit();\n}", RACE),
-    Bug("stage released early", "kMemory.stage_at(stage), of_next", "kMemory.stage_at(stage ^ 1), of_next", RACE),
-    Bug("results staged over the stage being filled", "kMemory.staged_at(stage ^ 1)", "kMemory.staged_at(stage)", RACE),
+        "ptx::cp_async_wait<0>();\nload(1, stage ^ 1);\nptx::cp_async_commit();\n}", RACE, RESIDENT),
+    Bug("stage released early", "kMemory.stage_at(stage), of_next", "kMemory.stage_at(stage ^ 1), of_next", RACE,
+        RESIDENT),
+    Bug("results staged over the stage being filled", "kMemory.staged_at(stage ^ 1)", "kMemory.staged_at(stage)", RACE,
+        RESIDENT),
     Bug("barrier before the epilogue removed",
-        "    if constexpr (sizeof(T) == 2) __syncthreads();\n    put_columns", "    put_columns", RACE),
+        "    if constexpr (sizeof(T) == 2) __syncthreads();\n    put(sum", "    put(sum", RACE, RESIDENT),
     Bug("barrier before the stores removed",
-        "    if constexpr (sizeof(T) == 2) __syncthreads();\n    if (sizeof", "    if (sizeof", RACE),
-    Bug("barrier after the first table removed", "  __syncthreads();\n  begin_pipeline", "  begin_pipeline", RACE),
-    Bug("one table for two tiles", "place, table(parity ^ 1), ptx", "place, table(parity), ptx", RACE),
-    Bug("next tile read where this one is", "    from = next;\n", "", WRONG),
+        "    if constexpr (sizeof(T) == 2) __syncthreads();\n    if (sizeof", "    if (sizeof", RACE, RESIDENT),
+    Bug("barrier after the first table removed", "  __syncthreads();\n  begin_pipeline", "  begin_pipeline", RACE,
+        RESIDENT),
+    Bug("one table for two tiles", "place, table(parity ^ 1), ptx", "place, table(parity), ptx", RACE,
+        RESIDENT),
+    Bug("next tile read where this one is", "    from = next;\n", "", WRONG, RESIDENT),
     Bug("voxels past the end stored", "|| at_w >= work.result_size[2]) return;", ") return;",
-        "device write|RACE between blocks|" + WRONG),
+        "device write|RACE between blocks|" + WRONG, RESIDENT),
     Bug("row of another shift", "multiply_shift<Config, kD, 2, kW>", "multiply_shift<Config, kD, 1, kW>", WRONG),
     Bug("weights of the wrong view in mixed columns",
         "column.channel >= 0 && shift_in_view(column.view, unit.d, unit.h, unit.w)",
@@ -52,7 +57,7 @@ BUGS = [
     Bug("first mixed channel of an odd view forgotten", "v.begin + mixed : v.first + own + mixed - before",
         "v.begin + mixed : v.first + own + mixed", RACE, "mma_shared_walk_plan.h"),
     Bug("no room for results between the stages", "staged > m.stage ? staged - m.stage : 0", "0", RACE + "|" + WRONG,
-        "mma_shared_walk_plan.h"),
+        "mma_resident_plan.h"),
 ]  # fmt: skip
 
 

@@ -19,6 +19,7 @@ KERNELS = [
     ("mma_view_per_step_bf16", "", {"HMMA", "LDSM"}),
     ("mma_tap_rows_bf16", "", {"HMMA", "LDSM"}),
     ("mma_shared_walk_bf16", "", {"HMMA", "LDSM", "LDGSTS"}),
+    ("mma_resident_views_bf16", "", {"HMMA", "LDSM", "LDGSTS"}),
 ]
 
 

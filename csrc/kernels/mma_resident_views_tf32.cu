@@ -1,0 +1,9 @@
+// Instances of the forward kernel with one view per warp and resident weights (mma_resident_views.cuh) in
+// TF32.
+#include "mma_resident_views.cuh"
+
+namespace acsconv {
+
+template ResidentViewsLauncher resident_views_instance<float>(int);
+
+}  // namespace acsconv
