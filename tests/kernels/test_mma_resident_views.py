@@ -82,7 +82,7 @@ def layers_and_machines(count: int, seed: int) -> list[tuple[Layer, int, int]]:
 
 
 @pytest.mark.parametrize(
-    "layer, multiprocessors, block_shared_bytes", layers_and_machines(48, seed=611), ids=str
+    "layer, multiprocessors, block_shared_bytes", layers_and_machines(24, seed=611), ids=str
 )
 def test_bit_equal_on_integers(emulator, layer, multiprocessors, block_shared_bytes):
     emulator.configure(multiprocessors=multiprocessors, block_shared_bytes=block_shared_bytes)
