@@ -108,7 +108,7 @@ def commands(stage: str, results: Path) -> list[Command]:
                   "--json", str(results / f"layers-bfloat16-{walk}.json")])
             for walk in ("tma", "view")
         ),
-        # Its table is in the log: more files than these do not come back from a machine that is lent.
+        # Its table is in the log, so that the results of a machine are few files.
         (60, ["env", *WALKS["resident"], *layers, *half, *short, "--backend", "cuda"]),
         (160, [*layers, *short, "--dtype", "float32", "tf32", "--json", str(results / "layers-float32.json")]),
         (110, [*bench, "--suite", "smoke", *half, *short, "--json", str(results / "smoke-compiled.json")]),
