@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import numpy as np
@@ -36,8 +36,24 @@ PASSES = ("forward", "backward_input", "soft_forward", "soft_backward_input")
 #: Bytes of shared memory that a block has on compute capability 8.6, 8.9 and 12.0: too few for the halo of the forward
 #: kernel of stride 2.
 SMALL_BLOCKS = 99 << 10
+#: And on Hopper and 8.0.
+HOPPER, AMPERE = 227 << 10, 163 << 10
 #: What the emulator counts the wavefronts of, in kernels whose stages threads fill by asynchronous copies.
 COUNTED = ("ldmatrix", "cp.async of 16 bytes")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile of a forward kernel with resident weights, and a layer and machine for which it is taken."""
+
+    name: str
+    split: tuple[int, int, int]
+    block_shared_bytes: int
+    steps: int  # odd, so that both stages begin a tile and end one
+
+    def layer(self, dtype: str, layout: str, size: tuple[int, int, int]) -> Layer:
+        channels = self.steps * (8 if dtype == "float32" else 16)
+        return Layer(channels, sum(self.split), size, split=self.split, dtype=dtype, layout=layout)
 
 
 def mma_layers(count: int, seed: int, most_products: float = 6e6, **fixed: object) -> list[Layer]:

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import pytest
 from kernels.harness import Layer
-from kernels.mma_layers import check_integers
+from kernels.mma_layers import AMPERE, check_integers
 from kernels.planting import WRONG, copy_sources, leave_out, replace_once
 
 # The last tile: three steps of the reduction, eight tiles of voxels for one block, views of odd widths.
 LAYER = Layer(40, 59, (7, 9, 9), split=(19, 23, 17), dtype="bfloat16", layout="channels_last")
-AMPERE = 163 << 10
 
 
 @dataclass(frozen=True)

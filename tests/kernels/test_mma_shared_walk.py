@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,9 +22,12 @@ from kernels.harness import (
     with_layout,
 )
 from kernels.mma_layers import (
+    AMPERE,
     COUNTED,
+    HOPPER,
     MMA_DTYPES,
     STEPS,
+    Tile,
     as_multiplied,
     check_banks,
     check_integers,
@@ -36,23 +39,6 @@ SPLITS = (
     (11, 11, 10), (8, 8, 8), (7, 7, 7), (2, 2, 1), (16, 0, 0), (0, 16, 8), (0, 0, 9), (5, 13, 7), (9, 8, 11),
     (1, 16, 1), (12, 12, 8), (8, 15, 9), (10, 9, 10),
 )  # fmt: skip
-HOPPER, AMPERE = 227 << 10, 163 << 10  # most shared memory of a block
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A tile of the kernel, and a layer and machine for which it is taken."""
-
-    name: str
-    split: tuple[int, int, int]
-    block_shared_bytes: int
-    steps: int  # odd, so that both stages begin a tile and end one
-
-    def layer(self, dtype: str, layout: str, size: tuple[int, int, int] = (7, 9, 17)) -> Layer:
-        channels = self.steps * (8 if dtype == "float32" else 16)
-        return Layer(channels, sum(self.split), size, split=self.split, dtype=dtype, layout=layout)
-
-
 TILES = (
     Tile("tile 8 x 8 x 8 voxels x 24 columns", (7, 8, 5), HOPPER, 3),
     Tile("tile 8 x 8 x 8 voxels x 32 columns", (11, 9, 12), HOPPER, 1),
@@ -92,7 +78,7 @@ def test_bit_equal_on_integers(emulator, layer, multiprocessors, block_shared_by
 @pytest.mark.parametrize("tile", TILES, ids=lambda tile: tile.name)
 def test_every_tile(emulator, tile, dtype, layout):
     """Several tiles of voxels for a block."""
-    layer = tile.layer(dtype, layout)
+    layer = tile.layer(dtype, layout, (7, 9, 17))
     emulator.configure(block_shared_bytes=tile.block_shared_bytes)
     text = plan(emulator, layer, multiprocessors=1)
     assert tile.name in text and f"{tile.steps} steps" in text
