@@ -36,7 +36,7 @@ PASSES = ("forward", "backward_input", "soft_forward", "soft_backward_input")
 #: Bytes of shared memory that a block has on compute capability 8.6, 8.9 and 12.0: too few for the halo of the forward
 #: kernel of stride 2.
 SMALL_BLOCKS = 99 << 10
-#: And on Hopper and 8.0.
+#: Bytes of shared memory that a block has on compute capability 9.0, and on 8.0.
 HOPPER, AMPERE = 227 << 10, 163 << 10
 #: What the emulator counts the wavefronts of, in kernels whose stages threads fill by asynchronous copies.
 COUNTED = ("ldmatrix", "cp.async of 16 bytes")
