@@ -62,6 +62,21 @@ static constexpr Isa kIsa = [] {
 }  // namespace amx
 #endif
 
+#ifdef ACSCONV_AVX512BF16
+namespace avx512bf16 {
+extern const TileKernel kTiles;
+extern const WeightKernel kTileWeight;
+// The AVX-512 kernels, and products of tiles beside them.
+static constexpr Isa kIsa = [] {
+  Isa isa = avx512::kIsa;
+  isa.name = "avx512bf16";
+  isa.tiles = &kTiles;
+  isa.tile_weight = &kTileWeight;
+  return isa;
+}();
+}  // namespace avx512bf16
+#endif
+
 namespace {
 
 #ifdef ACSCONV_X86
@@ -96,6 +111,9 @@ struct Candidate {
 const Candidate kCandidates[] = {
 #ifdef ACSCONV_AMX
     {amx::kIsa, has_amx},
+#endif
+#ifdef ACSCONV_AVX512BF16
+    {avx512bf16::kIsa, [] { return has_avx512() && __builtin_cpu_supports("avx512bf16") != 0; }},
 #endif
 #ifdef ACSCONV_X86
     {avx512::kIsa, has_avx512},

@@ -8,7 +8,7 @@
 // once per instruction set.
 #pragma once
 
-#ifdef ACSCONV_AMX_TILES
+#ifdef __AVX512BW__
 #include <immintrin.h>
 #endif
 
@@ -17,6 +17,55 @@
 
 namespace acsconv {
 namespace ACSCONV_ISA {
+
+#ifdef __AVX512BW__
+
+// The first `count` <= 16 numbers, one in the low half of each lane, or every other number of twice as many;
+// zeros in the other lanes.
+template <int Step>
+[[gnu::always_inline]] inline Words load_first(const uint16_t* from, int64_t count) {
+  if constexpr (Step == 1) {
+    const __m256i numbers = _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), from);
+    return __builtin_convertvector(bits_as<ShortWords>(numbers), Words);
+  } else {
+    const auto numbers = static_cast<__mmask32>((uint64_t{1} << (2 * count - 1)) - 1);
+    return bits_as<Words>(_mm512_maskz_loadu_epi16(numbers, from)) & 0xffff;
+  }
+}
+
+// Rounds the first `count` <= 16 lanes and stores them.
+[[gnu::always_inline]] inline void store_first(BFloat16* to, Vec<float> value, int64_t count) {
+  const Words bits = narrow_bits<Words, Vec<float>>(value, BFloat16{});
+  const __m256i numbers = bits_as<__m256i>(__builtin_convertvector(bits, ShortWords));
+  _mm256_mask_storeu_epi16(to, static_cast<__mmask16>((1u << count) - 1), numbers);
+}
+
+#else
+
+template <int Step>
+Words load_first(const uint16_t* from, int64_t count) {
+  Words numbers{};
+  for (int64_t i = 0; i < count; ++i) numbers[i] = from[i * Step];
+  return numbers;
+}
+
+inline void store_first(BFloat16* to, Vec<float> value, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = narrow<BFloat16>(value[i]);
+}
+
+#endif
+
+#ifdef __AVX512BF16__
+constexpr TileSpeed kTileSpeed = {150, 2, 1.7, 2.8};
+#else  // of the processor's tiles; the sanitizers' build takes them for the same problems
+constexpr TileSpeed kTileSpeed = {16, 8, 6.5, 10};
+#endif
+
+#ifdef ACSCONV_PAIR_DOTS
+
+class Tiles {};  // pair_dots.h needs none
+
+#else
 
 #ifdef ACSCONV_AMX_TILES
 
@@ -61,38 +110,7 @@ class Tiles {
   };
 };
 
-// The first `count` <= 16 numbers, one in the low half of each lane, or every other number of twice as many;
-// zeros in the other lanes.
-template <int Step>
-[[gnu::always_inline]] inline Words load_first(const uint16_t* from, int64_t count) {
-  if constexpr (Step == 1) {
-    const __m256i numbers = _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), from);
-    return __builtin_convertvector(bits_as<ShortWords>(numbers), Words);
-  } else {
-    const auto numbers = static_cast<__mmask32>((uint64_t{1} << (2 * count - 1)) - 1);
-    return bits_as<Words>(_mm512_maskz_loadu_epi16(numbers, from)) & 0xffff;
-  }
-}
-
-// Rounds the first `count` <= 16 lanes and stores them.
-[[gnu::always_inline]] inline void store_first(BFloat16* to, Vec<float> value, int64_t count) {
-  const Words bits = narrow_bits<Words, Vec<float>>(value, BFloat16{});
-  const __m256i numbers = bits_as<__m256i>(__builtin_convertvector(bits, ShortWords));
-  _mm256_mask_storeu_epi16(to, static_cast<__mmask16>((1u << count) - 1), numbers);
-}
-
 #else
-
-template <int Step>
-Words load_first(const uint16_t* from, int64_t count) {
-  Words numbers{};
-  for (int64_t i = 0; i < count; ++i) numbers[i] = from[i * Step];
-  return numbers;
-}
-
-inline void store_first(BFloat16* to, Vec<float> value, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i] = narrow<BFloat16>(value[i]);
-}
 
 class Tiles {
  public:
@@ -132,6 +150,7 @@ class Tiles {
   uint16_t factors_[8][kTileRows][kTileDepth];
 };
 
+#endif
 #endif
 
 }  // namespace ACSCONV_ISA

@@ -9,6 +9,7 @@
 // a chain of voxels they are added to the sums in memory.
 //
 // Compiled once for processors with such tiles, see walk.cpp; weight_pass.cpp calls it.
+#include "pair_dots.h"
 #include "tile_pack.h"
 #include "weight_units.h"
 
@@ -25,6 +26,27 @@ struct TileRun {
 
 // sums[16 * Rows][16 * Columns] += products of `voxels` positions of each run. Numbers of a channel of the
 // gradient are `channel_stride` apart.
+#ifdef ACSCONV_PAIR_DOTS
+template <int Rows, int Columns>
+void add_products(Tiles&, const TileRun* begin, const TileRun* end, int64_t voxels, int64_t channel_stride,
+                  float* sums) {
+  constexpr int vectors = Columns * kTileVectors;
+  constexpr int64_t pair = 2 * Columns * kTileColumns;  // numbers
+  for_each_dot_rows<Rows * kTileRows, Columns>([&](auto first, auto rows) {
+    Vec<float> sum[rows.value * vectors] = {};
+    for (const TileRun* run = begin; run != end; ++run) {
+      for (int64_t voxel = 0; voxel < voxels; voxel += kTileDepth) {
+        add_dots<rows.value, Columns>(run->grad + first.value * channel_stride + voxel, channel_stride,
+                                      run->source + voxel / 2 * pair, pair, 2 * kTileColumns, sum);
+      }
+    }
+    unrolled<0, rows.value * vectors>([&](auto i) {
+      float* to = sums + (first.value * vectors + i.value) * kLanes<float>;
+      store<float>(to, load<float>(to) + sum[i.value]);
+    });
+  });
+}
+#else
 template <int Rows, int Columns>
 void add_products(Tiles& tiles, const TileRun* run, const TileRun* end, int64_t voxels,
                   int64_t channel_stride, float* sums) {
@@ -72,6 +94,7 @@ void add_products(Tiles& tiles, const TileRun* run, const TileRun* end, int64_t 
     store<float>(sums + i, load<float>(sums + i) + sum);
   }
 }
+#endif
 
 using AddProducts = void (*)(Tiles&, const TileRun*, const TileRun*, int64_t, int64_t, float*);
 constexpr AddProducts kAddProducts[2][2] = {{add_products<1, 1>, add_products<1, 2>},

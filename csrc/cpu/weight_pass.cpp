@@ -54,7 +54,8 @@ void backward_weight(const Problem& p, bool soft, const void* grad_output, const
   const int type = static_cast<int>(p.type);
   const Conversion& convert = *isa.conversion[static_cast<int>(gradient_type)];
   const Gather gather = forward_gather(p, soft);
-  const bool tiles = p.type == ScalarType::BFloat16 && isa.tile_weight != nullptr;
+  const TileSpeed* tiles =
+      p.type == ScalarType::BFloat16 && isa.tiles != nullptr ? &isa.tiles->speed : nullptr;
   const WeightPlan plan(gather, {isa.outer[type]->lanes, isa.outer[type]->accumulators, sizeof(T), tiles,
                                  cache_size(), threads.count});
   const WeightKernel& kernel = plan.form() == WeightForm::kTiles   ? *isa.tile_weight

@@ -17,14 +17,12 @@ constexpr double kRingShare = 0.6;                 // of the second-level cache
 constexpr int64_t kSumsBytes = int64_t{1} << 24;   // of all parts
 constexpr int64_t kChain = 128, kLongChain = 512;  // voxels
 constexpr int64_t kTileChain = 256;
-constexpr double kMostPadding = 10;    // products of tiles per product of the convolution
-constexpr double kTileSpeed = 8;       // products on tiles in the time of one of vectors
 constexpr int64_t kTasks = 16;         // what the work is cut into, if it is worth it ...
 constexpr double kTaskProducts = 1e6;  // ... which takes so many products per task
 constexpr double kBusy = 0.85;         // of the threads' time, if all tasks take the same
 
 // Whether tiles are filled well enough to be faster than vectors of float.
-bool tiles_pay(const Gather& gather) {
+bool tiles_pay(const Gather& gather, const TileSpeed& speed) {
   const int64_t per_group = gather.in_channels / gather.groups;
   int64_t products = 0, padded = 0;
   for (const GatherRange& range : gather.ranges) {
@@ -32,16 +30,16 @@ bool tiles_pay(const Gather& gather) {
     products += channels * per_group;
     padded += round_up(channels, kTileColumns) * round_up(per_group, kTileRows);
   }
-  return static_cast<double>(padded) <= kMostPadding * static_cast<double>(products);
+  return static_cast<double>(padded) <= speed.weight_padding * static_cast<double>(products);
 }
 
 }  // namespace
 
 WeightPlan::WeightPlan(const Gather& gather, const WeightMachine& machine) : lattice_(gather) {
   const int64_t per_group = gather.in_channels / gather.groups;
-  form_ = machine.tiles && tiles_pay(gather) ? WeightForm::kTiles
-          : 2 * per_group > machine.lanes    ? WeightForm::kOuter
-                                             : WeightForm::kDots;
+  form_ = machine.tiles != nullptr && tiles_pay(gather, *machine.tiles) ? WeightForm::kTiles
+          : 2 * per_group > machine.lanes                               ? WeightForm::kOuter
+                                                                        : WeightForm::kDots;
   number_size_ = form_ == WeightForm::kTiles ? sizeof(uint16_t) : machine.number_size;
   walk_.source = lattice_.packing();
   walk_.grad = walk_.source;  // pitch
@@ -186,7 +184,7 @@ void WeightPlan::cut_tasks(const Gather& gather, const WeightMachine& machine) {
                           static_cast<double>(walk_.out_rows * walk_.source.pitch * walk_.out_planes);
   const auto chunks = static_cast<int64_t>(chunks_.size());
   const bool tiles = form_ == WeightForm::kTiles;
-  const double task_products = kTaskProducts * (tiles ? kTileSpeed : 1);
+  const double task_products = kTaskProducts * (tiles ? machine.tiles->of_vectors : 1);
   const int64_t wanted =
       std::clamp<int64_t>(static_cast<int64_t>(products / task_products), 1, std::max(kTasks, chunks));
   const int64_t per_part =

@@ -12,7 +12,7 @@ from cpu_problems import (
     ISAS,
     LAYOUTS,
     PASSES,
-    TILES,
+    TILED_ISAS,
     arrange,
     assert_close,
     depthwise_problem,
@@ -61,7 +61,9 @@ LAYERS = [
 
 @pytest.mark.parametrize("operation", PASSES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("isa", "dtype"), [*product(ISAS, DTYPES), TILES], ids=str)
+@pytest.mark.parametrize(
+    ("isa", "dtype"), [*product(ISAS, DTYPES), *product(TILED_ISAS, [torch.bfloat16])], ids=str
+)
 def test_random_problems(monkeypatch, isa, layout, dtype, operation):
     monkeypatch.setenv("ACSCONV_CPU_ISA", isa)
     for seed in range(12):
@@ -111,6 +113,7 @@ def test_layers(monkeypatch, isa, arguments, operation):
 
 
 @pytest.mark.parametrize("operation", PASSES)
+@pytest.mark.parametrize("isa", TILED_ISAS)
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -123,9 +126,9 @@ def test_layers(monkeypatch, isa, arguments, operation):
     ],
     ids=str,
 )
-def test_layers_on_tiles(monkeypatch, arguments, operation):
-    monkeypatch.setenv("ACSCONV_CPU_ISA", TILES[0])
-    problem = layer(*arguments).to(TILES[1])
+def test_layers_on_tiles(monkeypatch, isa, arguments, operation):
+    monkeypatch.setenv("ACSCONV_CPU_ISA", isa)
+    problem = layer(*arguments).to(torch.bfloat16)
     expected = layer_oracle(arguments, operation)
     assert_close(problem, operation, expected)
     last = problem.input.contiguous(memory_format=torch.channels_last_3d)
@@ -133,16 +136,17 @@ def test_layers_on_tiles(monkeypatch, arguments, operation):
 
 
 @pytest.mark.parametrize("operation", PASSES)
-def test_tiles_are_used_where_the_processor_has_them(monkeypatch, operation):
+@pytest.mark.parametrize(("isa", "flag"), list(zip(TILED_ISAS, ("amx_bf16", "avx512_bf16"))))
+def test_tiles_are_used_where_the_processor_has_them(monkeypatch, isa, flag, operation):
     """Sums in another order, some of which are rounded otherwise."""
     flags = Path("/proc/cpuinfo")
-    if not flags.exists() or " amx_bf16 " not in flags.read_text():
-        pytest.skip("this processor has no tiles of bfloat16 (amx_bf16)")
-    problem = layer(64, 96, (8, 16, 16)).to(torch.float64).apply(torch.rand_like).to(TILES[1])
+    if not flags.exists() or f" {flag} " not in flags.read_text():
+        pytest.skip(f"this processor does not multiply bfloat16 numbers ({flag})")
+    problem = layer(64, 96, (8, 16, 16)).to(torch.float64).apply(torch.rand_like).to(torch.bfloat16)
     grad_output = torch.randn_like(problem.grad_output())
     found = []
-    for isa in (TILES[0], "avx512"):
-        monkeypatch.setenv("ACSCONV_CPU_ISA", isa)
+    for name in (isa, "avx512"):
+        monkeypatch.setenv("ACSCONV_CPU_ISA", name)
         found.append(run(problem, operation, grad_output)[0])
     assert not torch.equal(*found)
 
@@ -220,7 +224,9 @@ def test_gradient_of_the_bias_is_rounded_about_once(arguments):
 
 
 @pytest.mark.parametrize("operation", PASSES)
-@pytest.mark.parametrize(("isa", "dtype"), [*((isa, torch.float32) for isa in ISAS), TILES], ids=str)
+@pytest.mark.parametrize(
+    ("isa", "dtype"), [*product(ISAS, [torch.float32]), *product(TILED_ISAS, [torch.bfloat16])], ids=str
+)
 def test_threads_do_not_change_the_result(monkeypatch, isa, dtype, operation):
     monkeypatch.setenv("ACSCONV_CPU_ISA", isa)
     before = torch.get_num_threads()
