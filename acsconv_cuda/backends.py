@@ -7,9 +7,11 @@ falls back on a GPU.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -128,11 +130,30 @@ def _is_better_left_to_torch(operation: str, fused: str, tensor: Tensor, argumen
     PyTorch multiplies bfloat16 with it in layers wide enough to fill it; ours do so where the compiler knew AMX.
     """
     if arguments.geometry.is_one_view():
-        return fused != "cpu" or not _waits_for_memory(operation, tensor, arguments)
+        if fused != "cpu":
+            return True
+        dense = arguments.split is not None and arguments.groups == 1
+        if dense and tensor.dtype in (torch.float32, torch.float64) and _matrix_products_are_half_as_wide():
+            return False
+        return not _waits_for_memory(operation, tensor, arguments)
     wide = tensor.shape[1] // arguments.groups >= 64
     if fused != "cpu" or tensor.dtype != torch.bfloat16 or not wide or not torch.cpu._is_amx_tile_supported():
         return False
     return "amx" not in _loader.cpu_instruction_sets()
+
+
+@functools.cache
+def _matrix_products_are_half_as_wide() -> bool:
+    """Whether PyTorch's matrix products of float32 and float64 use half of the processor's vectors.
+
+    They are MKL's, which takes AVX-512 on Intel's processors alone.
+    """
+    if not torch.backends.mkl.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    try:
+        return "GenuineIntel" not in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
 
 
 def _waits_for_memory(operation: str, tensor: Tensor, arguments: Arguments) -> bool:

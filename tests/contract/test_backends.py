@@ -116,6 +116,11 @@ def test_import_has_no_side_effects(tmp_path):
     assert run.stdout == run.stderr == ""
 
 
+def matrix_products_are_half_as_wide(monkeypatch, answer):
+    # acsconv_cuda.backends is a function of the package, too.
+    monkeypatch.setattr(sys.modules[choose.__module__], "_matrix_products_are_half_as_wide", lambda: answer)
+
+
 @pytest.mark.parametrize(
     "weight,groups,chosen",
     [
@@ -126,7 +131,8 @@ def test_import_has_no_side_effects(tmp_path):
     ],
     ids=["dense", "grouped", "depthwise", "1x1"],
 )
-def test_choice_of_auto_on_a_cpu(weight, groups, chosen):
+def test_choice_of_auto_on_a_cpu(monkeypatch, weight, groups, chosen):
+    matrix_products_are_half_as_wide(monkeypatch, False)
     if not acsconv_cuda.is_available("cpu"):
         chosen = "torch"
     arguments = Arguments((2, 1, 1), resolve(weight[2:], 1, 0, 1), groups, "auto")
@@ -151,9 +157,42 @@ def test_choice_of_auto_on_a_cpu(weight, groups, chosen):
         (32, 2, 32, 1, torch.float64, []),
     ],
 )
-def test_choice_of_auto_for_1x1_on_a_cpu(channels, stride, size, groups, dtype, fused):
+def test_choice_of_auto_for_1x1_on_a_cpu(monkeypatch, channels, stride, size, groups, dtype, fused):
     if not acsconv_cuda.is_available("cpu"):
         pytest.skip(f"no compiled part: {_loader.failure()}")
+    matrix_products_are_half_as_wide(monkeypatch, False)
+    assert passes_that_auto_fuses(channels, stride, size, groups, dtype) == fused
+
+
+@pytest.mark.parametrize(
+    ("dtype", "groups", "fused"),
+    [
+        (torch.float32, 1, list(PASSES)),
+        (torch.float64, 1, list(PASSES)),
+        (torch.float32, 2, []),
+        (torch.bfloat16, 1, []),
+    ],
+)
+def test_choice_of_auto_for_1x1_where_matrix_products_are_slow(monkeypatch, dtype, groups, fused):
+    if not acsconv_cuda.is_available("cpu"):
+        pytest.skip(f"no compiled part: {_loader.failure()}")
+    matrix_products_are_half_as_wide(monkeypatch, True)
+    assert passes_that_auto_fuses(72, 1, 8, groups, dtype) == fused
+
+
+@pytest.mark.parametrize(
+    ("processor", "capability", "half"),
+    [("AuthenticAMD", "AVX512", True), ("AuthenticAMD", "AVX2", False), ("GenuineIntel", "AVX512", False)],
+)
+def test_where_matrix_products_are_slow(monkeypatch, processor, capability, half):
+    module = sys.modules[choose.__module__]
+    monkeypatch.setattr(module.torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(module.torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(module.Path, "read_text", lambda self: f"vendor_id : {processor}")
+    assert module._matrix_products_are_half_as_wide.__wrapped__() == half
+
+
+def passes_that_auto_fuses(channels, stride, size, groups, dtype):
     split = (channels - 2, 1, 1)
     arguments = Arguments(split, resolve((1, 1), stride, 0, 1), groups, "auto")
     sizes = {"forward": size}
@@ -162,7 +201,7 @@ def test_choice_of_auto_for_1x1_on_a_cpu(channels, stride, size, groups, dtype, 
         volume = torch.zeros(1, channels, *[sizes.get(name, size // stride)] * 3, dtype=dtype)
         if choose(name, volume, arguments) == "cpu":
             found.append(name)
-    assert found == fused
+    return found
 
 
 @pytest.mark.parametrize(
