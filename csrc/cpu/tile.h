@@ -5,7 +5,8 @@
 // in bfloat16, with sums in float; `right` lies in memory as [16][16 columns][2], pairs of its rows
 // interleaved. With ACSCONV_AMX_TILES they are the processor's (AMX); otherwise loops over memory compute the
 // same, for the sanitizers, which do not see what the processor's tiles load. Like vec.h for sources compiled
-// once per instruction set.
+// once per instruction set. Where there are no tiles but an instruction for pairs, pair_dots.h takes their
+// place.
 #pragma once
 
 #ifdef __AVX512BW__
