@@ -10,7 +10,7 @@
 // compiled once per instruction set.
 #pragma once
 
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__) && ACSCONV_VECTOR_BYTES == 64
 #include <immintrin.h>
 #endif
 
@@ -30,7 +30,7 @@ constexpr int kTileVectors = kTileColumns / kLanes<float>;  // of a row
 }
 
 [[gnu::always_inline]] inline void add_pairs(Vec<float>& sum, Words left, Words right) {
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__) && ACSCONV_VECTOR_BYTES == 64
   sum = bits_as<Vec<float>>(
       _mm512_dpbf16_ps(bits_as<__m512>(sum), bits_as<__m512bh>(left), bits_as<__m512bh>(right)));
 #else

@@ -9,7 +9,7 @@
 // place.
 #pragma once
 
-#ifdef __AVX512BW__
+#if defined(__AVX512BW__) && ACSCONV_VECTOR_BYTES == 64
 #include <immintrin.h>
 #endif
 
@@ -19,7 +19,7 @@
 namespace acsconv {
 namespace ACSCONV_ISA {
 
-#ifdef __AVX512BW__
+#if defined(__AVX512BW__) && ACSCONV_VECTOR_BYTES == 64
 
 // The first `count` <= 16 numbers, one in the low half of each lane, or every other number of twice as many;
 // zeros in the other lanes.
@@ -56,7 +56,7 @@ inline void store_first(BFloat16* to, Vec<float> value, int64_t count) {
 
 #endif
 
-#ifdef __AVX512BF16__
+#if defined(ACSCONV_PAIR_DOTS) && defined(__AVX512BF16__)
 constexpr TileSpeed kTileSpeed = {150, 2, 1.7, 2.8};
 #else  // of the processor's tiles; the sanitizers' build takes them for the same problems
 constexpr TileSpeed kTileSpeed = {16, 8, 6.5, 10};
