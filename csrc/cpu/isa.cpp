@@ -47,35 +47,26 @@ ACSCONV_DECLARE(avx512, nullptr, nullptr)
 #undef ACSCONV_DECLARE
 #undef ACSCONV_OF_TYPES
 
+// The AVX-512 kernels, and those for tiles beside them.
+#define ACSCONV_DECLARE_WITH_TILES(isa)    \
+  namespace isa {                          \
+  extern const TileKernel kTiles;          \
+  extern const WeightKernel kTileWeight;   \
+  static constexpr Isa kIsa = [] {         \
+    Isa with_tiles = avx512::kIsa;         \
+    with_tiles.name = #isa;                \
+    with_tiles.tiles = &kTiles;            \
+    with_tiles.tile_weight = &kTileWeight; \
+    return with_tiles;                     \
+  }();                                     \
+  }
 #ifdef ACSCONV_AMX
-namespace amx {
-extern const TileKernel kTiles;
-extern const WeightKernel kTileWeight;
-// The AVX-512 kernels, and tiles beside them.
-static constexpr Isa kIsa = [] {
-  Isa isa = avx512::kIsa;
-  isa.name = "amx";
-  isa.tiles = &kTiles;
-  isa.tile_weight = &kTileWeight;
-  return isa;
-}();
-}  // namespace amx
+ACSCONV_DECLARE_WITH_TILES(amx)
 #endif
-
 #ifdef ACSCONV_AVX512BF16
-namespace avx512bf16 {
-extern const TileKernel kTiles;
-extern const WeightKernel kTileWeight;
-// The AVX-512 kernels, and products of tiles beside them.
-static constexpr Isa kIsa = [] {
-  Isa isa = avx512::kIsa;
-  isa.name = "avx512bf16";
-  isa.tiles = &kTiles;
-  isa.tile_weight = &kTileWeight;
-  return isa;
-}();
-}  // namespace avx512bf16
+ACSCONV_DECLARE_WITH_TILES(avx512bf16)
 #endif
+#undef ACSCONV_DECLARE_WITH_TILES
 
 namespace {
 

@@ -12,13 +12,13 @@ namespace acsconv {
 
 // The arrays are indexed by ScalarType.
 struct Isa {
-  const char* name;  // "amx", "avx512", "avx2" or "portable"
+  const char* name;  // "amx", "avx512bf16", "avx512", "avx2" or "portable"
   const Conversion* conversion[4];
   const WalkKernel* walk[4];
   const WeightKernel *outer[4], *dots[4];
   const DepthwiseKernel* depthwise[4];
   const PointwiseKernel* pointwise[4];
-  // bfloat16 only; null where the processor has no such tiles
+  // bfloat16 only; null where the processor has neither such tiles nor products of pairs
   const TileKernel* tiles;
   const WeightKernel* tile_weight;
 };
