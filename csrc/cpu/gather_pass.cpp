@@ -8,6 +8,7 @@
 #include "integers.h"
 #include "isa.h"
 #include "memory.h"
+#include "pairs.h"
 #include "passes.h"
 #include "plan.h"
 #include "pointwise_pass.h"
@@ -16,11 +17,12 @@
 namespace acsconv {
 namespace {
 
-// T is what sums are made in.
+// T is what sums are made in, and as large as the numbers of packed arrays; `pairs` is null, or gather and kernel are
+// those of pairs.
 template <class T>
-void run_gather(const Gather& gather, ScalarType type, const GatherTensors& tensors, const Threads& threads) {
+void run_gather(const Gather& gather, const PairedGather* pairs, const WalkKernel& kernel, ScalarType type,
+                const GatherTensors& tensors, const Threads& threads) {
   const Isa& isa = cpu_isa();
-  const WalkKernel& kernel = *isa.walk[static_cast<int>(type)];
   const Conversion& convert = *isa.conversion[static_cast<int>(type)];
   advise_huge_pages(tensors.target, tensors.target_numbers * convert.stored_size);
   const CpuPlan plan(gather, {kernel.lanes, kernel.accumulators, sizeof(T), threads.count, cache_size()});
@@ -38,10 +40,16 @@ void run_gather(const Gather& gather, ScalarType type, const GatherTensors& tens
   } else {
     convert.widen(tensors.bias, bias, tensors.bias_numbers);
   }
-  auto* weight = static_cast<const T*>(tensors.weight);
-  if (convert.stored_size != sizeof(T)) {
-    auto* wide = static_cast<T*>(wide_buffer.get(tensors.weight_numbers * sizeof(T)));
-    convert.widen(tensors.weight, wide, tensors.weight_numbers);
+  const void* weight = tensors.weight;
+  if (pairs != nullptr) {
+    auto* packed_pairs = static_cast<uint32_t*>(wide_buffer.get(pairs->weight_numbers() * sizeof(uint32_t)));
+    parallel(threads, pairs->weight_rows(), [&](int64_t row) {
+      pairs->pack_weights(static_cast<const uint16_t*>(tensors.weight), row, packed_pairs);
+    });
+    weight = packed_pairs;
+  } else if (convert.stored_size != sizeof(T)) {
+    void* wide = wide_buffer.get(tensors.weight_numbers * sizeof(T));
+    convert.widen(tensors.weight, static_cast<T*>(wide), tensors.weight_numbers);
     weight = wide;
   }
   if (!walk.weights_in_tasks) {
@@ -61,11 +69,16 @@ void run_gather(const Gather& gather, ScalarType type, const GatherTensors& tens
 }
 
 void run_gather(const Gather& gather, ScalarType type, const GatherTensors& tensors, const Threads& threads) {
-  if (type == ScalarType::Float64) {
-    run_gather<double>(gather, type, tensors, threads);
-  } else if (type != ScalarType::BFloat16 || !tile_gather(gather, tensors, threads)) {
-    run_gather<float>(gather, type, tensors, threads);
+  const Isa& isa = cpu_isa();
+  if (type == ScalarType::BFloat16 && isa.pairs != nullptr) {
+    const PairedGather pairs(gather);
+    if (pairs.pays()) {
+      return run_gather<float>(pairs.gather(), &pairs, *isa.pairs, type, tensors, threads);
+    }
   }
+  if (type == ScalarType::BFloat16 && tile_gather(gather, tensors, threads)) return;
+  const auto run = type == ScalarType::Float64 ? run_gather<double> : run_gather<float>;
+  run(gather, nullptr, *isa.walk[static_cast<int>(type)], type, tensors, threads);
 }
 
 }  // namespace

@@ -13,7 +13,7 @@
 namespace acsconv {
 
 #define ACSCONV_OF_TYPES(name) &name##Float64, &name##Float32, &name##Float16, &name##BFloat16
-#define ACSCONV_DECLARE(isa, tiles, tile_weight)                                                            \
+#define ACSCONV_DECLARE(isa)                                                                                \
   namespace isa {                                                                                           \
   extern const Conversion kConvertFloat64, kConvertFloat32, kConvertFloat16, kConvertBFloat16;              \
   extern const WalkKernel kWalkFloat64, kWalkFloat32, kWalkFloat16, kWalkBFloat16;                          \
@@ -28,45 +28,53 @@ namespace acsconv {
                                {ACSCONV_OF_TYPES(kDots)},                                                   \
                                {ACSCONV_OF_TYPES(kDepthwise)},                                              \
                                {ACSCONV_OF_TYPES(kPointwise)},                                              \
-                               tiles,                                                                       \
-                               tile_weight};                                                                \
+                               nullptr,                                                                     \
+                               nullptr,                                                                     \
+                               nullptr};                                                                    \
   }
-#ifdef ACSCONV_TILES_EVERYWHERE  // the sanitizers' build, where tiles are loops
-namespace portable {
-extern const TileKernel kTiles;
-extern const WeightKernel kTileWeight;
-}  // namespace portable
-ACSCONV_DECLARE(portable, &kTiles, &kTileWeight)
-#else
-ACSCONV_DECLARE(portable, nullptr, nullptr)
-#endif
+ACSCONV_DECLARE(portable)
 #ifdef ACSCONV_X86
-ACSCONV_DECLARE(avx2, nullptr, nullptr)
-ACSCONV_DECLARE(avx512, nullptr, nullptr)
+ACSCONV_DECLARE(avx2)
+ACSCONV_DECLARE(avx512)
 #endif
 #undef ACSCONV_DECLARE
 #undef ACSCONV_OF_TYPES
 
-// The AVX-512 kernels, and those for tiles beside them.
-#define ACSCONV_DECLARE_WITH_TILES(isa)    \
-  namespace isa {                          \
-  extern const TileKernel kTiles;          \
-  extern const WeightKernel kTileWeight;   \
-  static constexpr Isa kIsa = [] {         \
-    Isa with_tiles = avx512::kIsa;         \
-    with_tiles.name = #isa;                \
-    with_tiles.tiles = &kTiles;            \
-    with_tiles.tile_weight = &kTileWeight; \
-    return with_tiles;                     \
-  }();                                     \
+// The kernels of another instruction set, with those for bfloat16 in namespace `isa` beside them.
+constexpr Isa with_bfloat16(Isa isa, const char* name, const TileKernel* tiles, const WalkKernel* pairs,
+                            const TileWeightKernel* tile_weight) {
+  isa.name = name, isa.tiles = tiles, isa.pairs = pairs, isa.tile_weight = tile_weight;
+  return isa;
+}
+#define ACSCONV_DECLARE_TILES(isa)            \
+  namespace isa {                             \
+  extern const TileKernel kTiles;             \
+  extern const TileWeightKernel kTileWeight;  \
+  }
+#define ACSCONV_DECLARE_PAIRS(isa)            \
+  namespace isa {                             \
+  extern const WalkKernel kWalkPairs;         \
+  extern const TileWeightKernel kPairWeight;  \
   }
 #ifdef ACSCONV_AMX
-ACSCONV_DECLARE_WITH_TILES(amx)
+ACSCONV_DECLARE_TILES(amx)
+static constexpr Isa kAmx = with_bfloat16(avx512::kIsa, "amx", &amx::kTiles, nullptr, &amx::kTileWeight);
 #endif
 #ifdef ACSCONV_AVX512BF16
-ACSCONV_DECLARE_WITH_TILES(avx512bf16)
+ACSCONV_DECLARE_PAIRS(avx512bf16)
+static constexpr Isa kAvx512bf16 = with_bfloat16(avx512::kIsa, "avx512bf16", nullptr, &avx512bf16::kWalkPairs,
+                                                 &avx512bf16::kPairWeight);
 #endif
-#undef ACSCONV_DECLARE_WITH_TILES
+#ifdef ACSCONV_TILES_EVERYWHERE  // the sanitizers' build, where tiles are loops and pairs plain products
+ACSCONV_DECLARE_TILES(portable)
+ACSCONV_DECLARE_PAIRS(portable)
+static constexpr Isa kPortableTiles = with_bfloat16(portable::kIsa, "portable_tiles", &portable::kTiles,
+                                                    nullptr, &portable::kTileWeight);
+static constexpr Isa kPortablePairs = with_bfloat16(portable::kIsa, "portable_pairs", nullptr,
+                                                    &portable::kWalkPairs, &portable::kPairWeight);
+#endif
+#undef ACSCONV_DECLARE_TILES
+#undef ACSCONV_DECLARE_PAIRS
 
 namespace {
 
@@ -101,16 +109,20 @@ struct Candidate {
 // Each tests for every feature that its compile options name (CMakeLists.txt).
 const Candidate kCandidates[] = {
 #ifdef ACSCONV_AMX
-    {amx::kIsa, has_amx},
+    {kAmx, has_amx},
 #endif
 #ifdef ACSCONV_AVX512BF16
-    {avx512bf16::kIsa, [] { return has_avx512() && __builtin_cpu_supports("avx512bf16") != 0; }},
+    {kAvx512bf16, [] { return has_avx512() && __builtin_cpu_supports("avx512bf16") != 0; }},
 #endif
 #ifdef ACSCONV_X86
     {avx512::kIsa, has_avx512},
     {avx2::kIsa, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif
     {portable::kIsa, [] { return true; }},
+#ifdef ACSCONV_TILES_EVERYWHERE
+    {kPortableTiles, [] { return true; }},
+    {kPortablePairs, [] { return true; }},
+#endif
 };
 
 }  // namespace

@@ -18,9 +18,10 @@ struct Isa {
   const WeightKernel *outer[4], *dots[4];
   const DepthwiseKernel* depthwise[4];
   const PointwiseKernel* pointwise[4];
-  // bfloat16 only; null where the processor has neither such tiles nor products of pairs
+  // bfloat16 only: on tiles, or of pairs; null where the processor has neither
   const TileKernel* tiles;
-  const WeightKernel* tile_weight;
+  const WalkKernel* pairs;
+  const TileWeightKernel* tile_weight;
 };
 
 // The environment variable ACSCONV_CPU_ISA names a lesser one to use instead; it is read at every call.

@@ -11,6 +11,7 @@ Lattice::Lattice(const Gather& gather) {
   packing_.source = {gather.source.batch, gather.source.channel, gather.source.axis[0], gather.source.axis[1],
                      gather.source.axis[2]};
   packing_.source_numbers = tensor_numbers(gather.source, gather.batch, gather.in_channels, gather.in_size);
+  packing_.pair_distance = gather.pair_distance;
   packing_.in_rows = gather.in_size[1], packing_.in_columns = gather.in_size[2];
   packing_.row_stride = gather.in_stride[1], packing_.column_stride = gather.in_stride[2];
 

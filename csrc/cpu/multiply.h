@@ -5,16 +5,16 @@
 
 #include <cstdint>
 
-#include "vec.h"
+#include "pair.h"
 
 namespace acsconv {
 namespace ACSCONV_ISA {
 
 // One run of the reduction: `count` source channels of one tap.
-template <class T>
+template <class N>
 struct Segment {
-  const T* x;        // the source that the strip's first target voxel reads, in the first of the channels
-  const T* weights;  // [channel][out_count]
+  const N* x;        // the source that the strip's first target voxel reads, in the first of the channels
+  const N* weights;  // [channel][out_count]
   int64_t count;
 };
 
@@ -24,22 +24,25 @@ constexpr int64_t kTermsPerSum = 64;
 // Adds the segments to Vectors * lanes targets of Channels target channels: to the bias, if there is one, or
 // to what `out` holds. The first vector begins at flat voxel index `voxel`, the next one `spacing` further.
 // Single: every segment is one channel, as in a depthwise layer.
-template <class T, int Vectors, int Channels, bool Single>
-[[gnu::noinline]] void multiply(const Segment<T>* segment, const Segment<T>* end, int64_t voxel,
-                                int64_t spacing, int64_t channel_stride, const T* bias, T* out,
+template <class N, int Vectors, int Channels, bool Single>
+[[gnu::noinline]] void multiply(const Segment<N>* segment, const Segment<N>* end, int64_t voxel,
+                                int64_t spacing, int64_t channel_stride, const SumOf<N>* bias, SumOf<N>* out,
                                 int64_t out_stride) {
+  using T = SumOf<N>;
   Vec<T> sum[Channels][Vectors];
   unrolled<0, Channels>(
       [&](auto c) { unrolled<0, Vectors>([&](auto v) { sum[c.value][v.value] = broadcast(T(0)); }); });
   for (; segment != end; ++segment) {
-    const T* x = segment->x + voxel;
-    const T* w = segment->weights;
+    const N* x = segment->x + voxel;
+    const N* w = segment->weights;
     for (int64_t left = Single ? 1 : segment->count; left > 0; --left, x += channel_stride, w += Channels) {
-      Vec<T> voxels[Vectors];
-      unrolled<0, Vectors>([&](auto v) { voxels[v.value] = load<T>(x + v.value * spacing); });
+      Vec<N> voxels[Vectors];
+      unrolled<0, Vectors>([&](auto v) { voxels[v.value] = load<N>(x + v.value * spacing); });
       unrolled<0, Channels>([&](auto c) {
-        const Vec<T> weight = broadcast(w[c.value]);
-        unrolled<0, Vectors>([&](auto v) { sum[c.value][v.value] += voxels[v.value] * weight; });
+        const Vec<N> weight = broadcast(w[c.value]);
+        unrolled<0, Vectors>([&](auto v) {
+          sum[c.value][v.value] = add_product<N>(sum[c.value][v.value], voxels[v.value], weight);
+        });
       });
     }
   }
@@ -64,24 +67,27 @@ template <class T, int Vectors, int Channels, bool Single>
 // The same where vectors run over target channels: adds the segments to `Positions` targets of Vectors *
 // lanes channels in each of `Rows` rows, `pitch` positions apart. The first is at `out`, positions are
 // `out_stride` apart.
-template <class T, int Vectors, int Positions, int Rows>
-[[gnu::noinline]] void multiply_channels(const Segment<T>* segment, const Segment<T>* end, int64_t voxel,
-                                         int64_t pitch, int64_t channel_stride, const T* bias, T* out,
+template <class N, int Vectors, int Positions, int Rows>
+[[gnu::noinline]] void multiply_channels(const Segment<N>* segment, const Segment<N>* end, int64_t voxel,
+                                         int64_t pitch, int64_t channel_stride, const SumOf<N>* bias, SumOf<N>* out,
                                          int64_t out_stride) {
-  constexpr int lanes = kLanes<T>;
+  using T = SumOf<N>;
+  constexpr int lanes = kLanes<N>;
   constexpr int targets = Rows * Positions;
   Vec<T> sum[targets][Vectors];
   unrolled<0, targets>(
       [&](auto p) { unrolled<0, Vectors>([&](auto v) { sum[p.value][v.value] = broadcast(T(0)); }); });
   for (; segment != end; ++segment) {
-    const T* x = segment->x + voxel;
-    const T* w = segment->weights;
+    const N* x = segment->x + voxel;
+    const N* w = segment->weights;
     for (int64_t left = segment->count; left > 0; --left, x += channel_stride, w += Vectors * lanes) {
-      Vec<T> weights[Vectors];
-      unrolled<0, Vectors>([&](auto v) { weights[v.value] = load<T>(w + v.value * lanes); });
+      Vec<N> weights[Vectors];
+      unrolled<0, Vectors>([&](auto v) { weights[v.value] = load<N>(w + v.value * lanes); });
       unrolled<0, targets>([&](auto p) {
-        const Vec<T> source = broadcast(x[p.value / Positions * pitch + p.value % Positions]);
-        unrolled<0, Vectors>([&](auto v) { sum[p.value][v.value] += weights[v.value] * source; });
+        const Vec<N> source = broadcast(x[p.value / Positions * pitch + p.value % Positions]);
+        unrolled<0, Vectors>([&](auto v) {
+          sum[p.value][v.value] = add_product<N>(sum[p.value][v.value], weights[v.value], source);
+        });
       });
     }
   }
@@ -100,46 +106,46 @@ template <class T, int Vectors, int Positions, int Rows>
   }
 }
 
-template <class T>
-using Multiply = void (*)(const Segment<T>*, const Segment<T>*, int64_t, int64_t, int64_t, const T*, T*,
-                          int64_t);
+template <class N>
+using Multiply = void (*)(const Segment<N>*, const Segment<N>*, int64_t, int64_t, int64_t, const SumOf<N>*,
+                          SumOf<N>*, int64_t);
 
 constexpr int kMaxVectors = 4, kMaxChannels = 14, kMaxSingle = 2;
 
-template <class T, bool Single>
+template <class N, bool Single>
 struct MultiplyTable {
-  Multiply<T> entry[kMaxVectors + 1][kMaxChannels + 1] = {};
+  Multiply<N> entry[kMaxVectors + 1][kMaxChannels + 1] = {};
 
   constexpr MultiplyTable() {
     unrolled<1, kMaxVectors>([&](auto v) {
       unrolled<1, Single ? kMaxSingle : kMaxChannels>([&](auto c) {
         if constexpr (v.value * c.value <= ACSCONV_ACCUMULATORS) {
-          entry[v.value][c.value] = multiply<T, v.value, c.value, Single>;
+          entry[v.value][c.value] = multiply<N, v.value, c.value, Single>;
         }
       });
     });
   }
 };
 
-template <class T>
-using MultiplyChannels = void (*)(const Segment<T>*, const Segment<T>*, int64_t, int64_t, int64_t, const T*,
-                                  T*, int64_t);
+template <class N>
+using MultiplyChannels = void (*)(const Segment<N>*, const Segment<N>*, int64_t, int64_t, int64_t,
+                                  const SumOf<N>*, SumOf<N>*, int64_t);
 
 constexpr int kMaxPositions = 14, kMaxChannelVectors = 2;
 
-template <class T>
+template <class N>
 struct MultiplyChannelsTable {
-  MultiplyChannels<T> entry[kMaxChannelVectors + 1][kMaxPositions + 1] = {};
-  MultiplyChannels<T> two_rows[kMaxChannelVectors + 1][kMaxPositions + 1] = {};
+  MultiplyChannels<N> entry[kMaxChannelVectors + 1][kMaxPositions + 1] = {};
+  MultiplyChannels<N> two_rows[kMaxChannelVectors + 1][kMaxPositions + 1] = {};
 
   constexpr MultiplyChannelsTable() {
     unrolled<1, kMaxChannelVectors>([&](auto v) {
       unrolled<1, kMaxPositions>([&](auto p) {
         if constexpr (kMaxChannelVectors * p.value <= ACSCONV_ACCUMULATORS) {
-          entry[v.value][p.value] = multiply_channels<T, v.value, p.value, 1>;
+          entry[v.value][p.value] = multiply_channels<N, v.value, p.value, 1>;
         }
         if constexpr (kMaxChannelVectors * 2 * p.value <= ACSCONV_ACCUMULATORS) {
-          two_rows[v.value][p.value] = multiply_channels<T, v.value, p.value, 2>;
+          two_rows[v.value][p.value] = multiply_channels<N, v.value, p.value, 2>;
         }
       });
     });

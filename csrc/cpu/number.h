@@ -129,10 +129,8 @@ template <class S>
 }
 
 // to[i] = from[2 * i] for i < n, where `from` has `available` numbers.
-template <class S>
-[[gnu::always_inline]] inline void copy_every_other(Computed<S>* to, const S* from, int64_t n,
-                                                    int64_t available) {
-  using T = Computed<S>;
+template <class T, class From>
+[[gnu::always_inline]] inline void copy_every_other(T* to, From from, int64_t n, int64_t available) {
   constexpr int lanes = kLanes<T>;
   int64_t i = 0;
   for (; i + lanes <= n && 2 * (i + lanes) <= available; i += lanes) {

@@ -1,10 +1,10 @@
 // Between tensors and the kernels' own arrays: planes of the source are packed, planes of the target are
 // written. Both for tensors with contiguous rows and for channels-last ones, which are transposed in
 // registers on the way, and, one number at a time, for all others. Like vec.h for sources compiled once per
-// instruction set.
+// instruction set. From: points to numbers of the source, if not to pairs of them that lie apart (pair.h).
 #pragma once
 
-#include "number.h"
+#include "pair.h"
 #include "walk.h"
 
 namespace acsconv {
@@ -45,16 +45,38 @@ template <class S>
   constexpr int64_t line = 64 / sizeof(S);
   for (int64_t i = 0; i < count; i += line) __builtin_prefetch(from + i);
 }
+[[gnu::always_inline]] inline void prefetch(const PairsApart& from, int64_t count) {
+  prefetch(from.first, count);
+  prefetch(from.first + from.distance, count);
+}
+
+// The packed rows of a phase that lie inside the volume, of `count`, and which row of the volume the first
+// is.
+struct RowsOfPhase {
+  int64_t count, begin, end, first;
+};
+
+inline RowsOfPhase rows_of_phase(const Packing& p, const Phase& phase, int64_t row_begin, int64_t count) {
+  const int64_t valid = (p.in_rows - phase.row + p.row_stride - 1) / p.row_stride;
+  const int64_t begin = row_begin < 0 ? -row_begin : 0;
+  const int64_t end = valid - row_begin < count ? valid - row_begin : count;
+  const bool any = begin < end;
+  return {count, any ? begin : 0, any ? end : 0, (row_begin + begin) * p.row_stride + phase.row};
+}
 
 // A phase of a plane whose channels are adjacent in memory: squares of lanes x lanes numbers, of packed
-// positions that may lie in several rows, are transposed, zeros between the rows with them. source_row(r) is
-// packed row r's first voxel inside the volume, or null where the row lies outside.
-template <class S, class T, class SourceRow>
+// positions that may lie in several rows, are transposed, zeros between the rows with them. `first` is row 0's
+// first voxel inside the volume.
+template <class S, class T>
 void pack_phase_channels_last(const Packing& packing, const Columns& columns, int64_t voxel_stride,
-                              int64_t channels, int64_t rows, T* to, const SourceRow& source_row) {
+                              int64_t channels, const RowsOfPhase& rows, const S* first, T* to) {
   constexpr int lanes = kLanes<T>;
   const S zeros[lanes] = {};
-  const int64_t wanted = (rows + 1) * packing.pitch + lanes;
+  const int64_t wanted = (rows.count + 1) * packing.pitch + lanes;
+  const auto source_row = [&](int64_t r) {
+    const int64_t source = rows.first + (r - rows.begin) * packing.row_stride;
+    return r >= rows.begin && r < rows.end ? first + source * packing.source.row : nullptr;
+  };
   int64_t row = 0, column = 0;
   const S* row_begin = source_row(0);
   for (int64_t position = 0; position < wanted && position < packing.channel_stride; position += lanes) {
@@ -68,7 +90,7 @@ void pack_phase_channels_last(const Packing& packing, const Columns& columns, in
       any |= voxel != nullptr;
       if (++column == packing.pitch) {
         column = 0;
-        row_begin = ++row < rows ? source_row(row) : nullptr;
+        row_begin = ++row < rows.count ? source_row(row) : nullptr;
       }
     }
     for (int64_t begin = 0; begin < channels; begin += lanes) {
@@ -89,8 +111,8 @@ void pack_phase_channels_last(const Packing& packing, const Columns& columns, in
 
 // even[i] = from[2 * i] and odd[i] = from[2 * i + 1] for i < n, in whole vectors: up to a vector more is
 // written. `available` numbers may be read.
-template <class S, class T>
-[[gnu::always_inline]] inline void split_row(T* even, T* odd, const S* from, int64_t n, int64_t available) {
+template <class From, class T>
+[[gnu::always_inline]] inline void split_row(T* even, T* odd, From from, int64_t n, int64_t available) {
   constexpr int lanes = kLanes<T>;
   using All = typename MakeIndices<lanes>::Type;
   for (int64_t i = 0; i < n; i += lanes) {
@@ -109,8 +131,8 @@ template <class S, class T>
 }
 
 // to[i] = from[i] for i < n, likewise.
-template <class S, class T>
-[[gnu::always_inline]] inline void copy_row(T* to, const S* from, int64_t n, int64_t available) {
+template <class From, class T>
+[[gnu::always_inline]] inline void copy_row(T* to, From from, int64_t n, int64_t available) {
   constexpr int lanes = kLanes<T>;
   int64_t i = 0;
   for (; i < n && i + lanes <= available; i += lanes) store<T>(to + i, load_wide(from + i));
@@ -129,14 +151,14 @@ struct PhaseTargets {
 
 // targets.to[j][at + i] = from[i * count + j] for i < n: numbers that are adjacent in memory go to as many
 // phases and channels. Writes and reads as split_row.
-template <class S, class T>
+template <class From, class T>
 [[gnu::always_inline]] inline void split_groups(const PhaseTargets<T, kMostTargets>& targets, int64_t at,
-                                                const S* from, int64_t n, int64_t available) {
+                                                From from, int64_t n, int64_t available) {
   constexpr int lanes = kLanes<T>;
   using All = typename MakeIndices<lanes>::Type;
   const int64_t count = targets.count, read = (lanes - 1) * count + (count < lanes ? lanes : count);
   for (int64_t i = 0; i < n; i += lanes) {
-    const S* first = from + i * count;
+    const From first = from + i * count;
     if (i * count + read > available) {
       for (int64_t k = i * count; k < n * count && k < available; ++k) {
         targets.to[k % count][at + k / count] = widen(from[k]);
@@ -170,25 +192,11 @@ template <class S, class T>
   }
 }
 
-// The packed rows of a phase that lie inside the volume, of `count`, and which row of the volume the first
-// is.
-struct RowsOfPhase {
-  int64_t count, begin, end, first;
-};
-
-inline RowsOfPhase rows_of_phase(const Packing& p, const Phase& phase, int64_t row_begin, int64_t count) {
-  const int64_t valid = (p.in_rows - phase.row + p.row_stride - 1) / p.row_stride;
-  const int64_t begin = row_begin < 0 ? -row_begin : 0;
-  const int64_t end = valid - row_begin < count ? valid - row_begin : count;
-  const bool any = begin < end;
-  return {count, any ? begin : 0, any ? end : 0, (row_begin + begin) * p.row_stride + phase.row};
-}
-
 // Packs phases of the same rows; pack_row(offset, from) packs a row's columns inside the volume, and may
 // write a vector beyond them. `first` is the first of these columns in row 0 of the first channel.
-template <class S, class T, int Most, class PackRow>
+template <class From, class T, int Most, class PackRow>
 [[gnu::always_inline]] inline void pack_phases(const Packing& packing, const PhaseTargets<T, Most>& phases,
-                                               int64_t zeros_left, const RowsOfPhase& rows, const S* first,
+                                               int64_t zeros_left, const RowsOfPhase& rows, From first,
                                                int64_t channels, const PackRow& pack_row) {
   const Strides5& s = packing.source;
   const int64_t pitch = packing.pitch, row_stride = packing.row_stride * s.row;
@@ -201,7 +209,7 @@ template <class S, class T, int Most, class PackRow>
     const int64_t q_end = q + rows.end * pitch, all_end = q + numbers;
     for (int i = 0; i < phases.count; ++i) fill_zero(phases.to[i] + q, rows.begin * pitch);
     q += rows.begin * pitch;
-    const S* p = first + c * s.channel + rows.first * s.row;
+    From p = first + c * s.channel + rows.first * s.row;
     for (; q < q_end; q += pitch, p += row_stride) {
       prefetch(p + ahead, row_numbers);
       for (int i = 0; i < phases.count; ++i) fill_zero(phases.to[i] + q, zeros_left);
@@ -247,9 +255,14 @@ PhaseTargets<T, kMostTargets> targets_of_group(const Packing& packing, int32_t r
   return targets;
 }
 
+template <class From>
+constexpr bool kMayBeChannelsLast = true;
+template <>
+inline constexpr bool kMayBeChannelsLast<PairsApart> = false;
+
 // pack_plane for some channels; `phase_size` numbers lie between a channel's phases.
-template <class S, class T>
-void pack_channels(const Packing& packing, const S* plane, const S* end, int64_t channels, bool transposed,
+template <class From, class T>
+void pack_channels(const Packing& packing, From plane, From end, int64_t channels, bool transposed,
                    int64_t row_begin, int64_t row_count, T* to, int64_t phase_size) {
   const Strides5& s = packing.source;
   const int64_t voxel_stride = packing.column_stride * s.column;
@@ -266,40 +279,37 @@ void pack_channels(const Packing& packing, const S* plane, const S* end, int64_t
     if (partner >= 0 && phase.column == 1) continue;
     const bool grouped = groups && has_all_columns(packing, phase.row);
     if (grouped && phase.column > 0) continue;
-    const S* const first = plane + columns.begin * voxel_stride + phase.column * s.column;
+    const From first = plane + columns.begin * voxel_stride + phase.column * s.column;
     const RowsOfPhase rows = rows_of_phase(packing, phase, row_begin, row_count);
     T* const target = to + index * phase_size;
     auto pack = [&](const auto& targets, const auto& pack_row) {
-      pack_phases<S>(packing, targets, columns.zeros_left, rows, first, channels, pack_row);
+      pack_phases(packing, targets, columns.zeros_left, rows, first, channels, pack_row);
     };
     if (transposed) {
-      auto source_row = [&](int64_t r) {
-        return r >= rows.begin && r < rows.end
-                   ? first + (rows.first + (r - rows.begin) * packing.row_stride) * s.row
-                   : nullptr;
-      };
-      pack_phase_channels_last<S>(packing, columns, voxel_stride, channels, row_count, target, source_row);
+      if constexpr (kMayBeChannelsLast<From>) {
+        pack_phase_channels_last(packing, columns, voxel_stride, channels, rows, first, target);
+      }
     } else if (grouped) {
       const auto targets = targets_of_group(packing, phase.row, all_channels ? channels : 1, to, phase_size);
-      pack_phases<S>(
+      pack_phases(
           packing, targets, columns.zeros_left, rows, first, all_channels ? 1 : channels,
-          [&](int64_t at, const S* from) { split_groups(targets, at, from, columns.count, end - from); });
+          [&](int64_t at, From from) { split_groups(targets, at, from, columns.count, end - from); });
     } else if (partner >= 0) {
       T* const other = to + partner * phase_size;
       const int64_t other_count = columns_of_phase(packing, packing.phases[partner]).count;
       pack(PhaseTargets<T, 2>{2, {target, other}, {columns.count, other_count}},
-           [&](int64_t at, const S* from) {
+           [&](int64_t at, From from) {
              split_row(target + at, other + at, from, columns.count, end - from);
            });
     } else if (voxel_stride == 1) {
       pack(PhaseTargets<T, 1>{1, {target}, {columns.count}},
-           [&](int64_t at, const S* from) { copy_row(target + at, from, columns.count, end - from); });
+           [&](int64_t at, From from) { copy_row(target + at, from, columns.count, end - from); });
     } else if (split) {
-      pack(PhaseTargets<T, 1>{1, {target}, {columns.count}}, [&](int64_t at, const S* from) {
+      pack(PhaseTargets<T, 1>{1, {target}, {columns.count}}, [&](int64_t at, From from) {
         copy_every_other(target + at, from, columns.count, end - from);
       });
     } else {
-      pack(PhaseTargets<T, 1>{1, {target}, {columns.count}}, [&](int64_t at, const S* from) {
+      pack(PhaseTargets<T, 1>{1, {target}, {columns.count}}, [&](int64_t at, From from) {
         for (int64_t w = 0; w < columns.count; ++w) target[at + w] = widen(from[w * voxel_stride]);
       });
     }
@@ -309,8 +319,8 @@ void pack_channels(const Packing& packing, const S* plane, const S* end, int64_t
 // Packs the rows of one source plane that a strip needs. `plane` points to the first channel in that plane,
 // `end` behind the tensor; `row_begin` is the first packed row, in rows of a phase, and may lie outside the
 // volume like any other.
-template <class S, class T>
-void pack_plane(const Packing& packing, const S* plane, const S* end, int64_t channels, int64_t row_begin,
+template <class From, class T>
+void pack_plane(const Packing& packing, From plane, From end, int64_t channels, int64_t row_begin,
                 int64_t rows, T* to) {
   constexpr int64_t kTogether = 8;  // channels whose rows stay in the first-level cache for all phases
   const Strides5& s = packing.source;

@@ -98,8 +98,14 @@ std::vector<RangeChunk> range_chunks(const Gather& gather) {
   const GatherRange* const limit = gather.ranges.data() + gather.ranges.size();
   for (const GatherRange* begin = gather.ranges.data(); begin != limit;) {
     const GatherRange* end = begin;
-    while (end != limit && end->group < begin->group + groups) ++end;
-    chunks.push_back({begin, end, begin->group * per_group, (end[-1].group + 1 - begin->group) * per_group});
+    int64_t in_begin = gather.in_channels, in_end = 0;
+    while (end != limit && end->group < begin->group + groups) {
+      for (const GatherPart& part : end->parts) {
+        in_begin = std::min(in_begin, part.in_begin), in_end = std::max(in_end, part.in_begin + part.in_count);
+      }
+      ++end;
+    }
+    chunks.push_back({begin, end, in_begin, in_end - in_begin});
     begin = end;
   }
   return chunks;

@@ -122,8 +122,8 @@ bool is_pointwise(const Problem& p, bool soft, bool mirrored) {
     if ((p.out_size[axis] - 1) * p.stride[axis] >= p.in_size[axis]) return false;
     if (mirrored && (p.stride[axis] != 1 || p.in_size[axis] != p.out_size[axis])) return false;
   }
-  // Wide layers of bfloat16 are for the processor's tiles.
-  if (p.type == ScalarType::BFloat16 && cpu_isa().tiles != nullptr &&
+  // Wide layers of bfloat16 are for the processor's tiles or products of pairs.
+  if (p.type == ScalarType::BFloat16 && (cpu_isa().tiles != nullptr || cpu_isa().pairs != nullptr) &&
       std::min(p.in_channels, p.out_channels) > kMostBesideTiles) {
     return false;
   }

@@ -5,8 +5,7 @@
 // in bfloat16, with sums in float; `right` lies in memory as [16][16 columns][2], pairs of its rows
 // interleaved. With ACSCONV_AMX_TILES they are the processor's (AMX); otherwise loops over memory compute the
 // same, for the sanitizers, which do not see what the processor's tiles load. Like vec.h for sources compiled
-// once per instruction set. Where there are no tiles but an instruction for pairs, pair_dots.h takes their
-// place.
+// once per instruction set.
 #pragma once
 
 #if defined(__AVX512BW__) && ACSCONV_VECTOR_BYTES == 64
@@ -55,18 +54,6 @@ inline void store_first(BFloat16* to, Vec<float> value, int64_t count) {
 }
 
 #endif
-
-#if defined(ACSCONV_PAIR_DOTS) && defined(__AVX512BF16__)
-constexpr TileSpeed kTileSpeed = {150, 2, 1.7, 2.8};
-#else  // of the processor's tiles; the sanitizers' build takes them for the same problems
-constexpr TileSpeed kTileSpeed = {16, 8, 6.5, 10};
-#endif
-
-#ifdef ACSCONV_PAIR_DOTS
-
-class Tiles {};  // pair_dots.h needs none
-
-#else
 
 #ifdef ACSCONV_AMX_TILES
 
@@ -151,7 +138,6 @@ class Tiles {
   uint16_t factors_[8][kTileRows][kTileDepth];
 };
 
-#endif
 #endif
 
 }  // namespace ACSCONV_ISA

@@ -78,7 +78,7 @@ void pack_weights(const TileKernel& kernel, const Gather& gather, const TilePlan
 bool tile_gather(const Gather& gather, const GatherTensors& tensors, const Threads& threads) {
   const Isa& isa = cpu_isa();
   if (isa.tiles == nullptr) return false;
-  const TilePlan plan(gather, isa.tiles->speed, threads.count, cache_size());
+  const TilePlan plan(gather, threads.count, cache_size());
   if (!plan.pays()) return false;
   advise_huge_pages(tensors.target, tensors.target_numbers * sizeof(uint16_t));
 

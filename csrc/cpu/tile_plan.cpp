@@ -8,13 +8,13 @@ namespace {
 
 constexpr double kRingShare = 0.55;  // of the second-level cache
 constexpr int64_t kStageBytes = 300000;
-constexpr double kPackCycles = 0.5;  // per number packed
+constexpr double kTileCycles = 16, kPackCycles = 0.5;  // of a product, and per number packed
+constexpr double kMostPadding = 6.5;  // products that tiles may make per product of the convolution
 
 }  // namespace
 
-TilePlan::TilePlan(const Gather& gather, const TileSpeed& speed, int threads, int64_t cache_size)
-    : speed_(speed),
-      lattice_(gather),
+TilePlan::TilePlan(const Gather& gather, int threads, int64_t cache_size)
+    : lattice_(gather),
       walk_{sweep_of(gather, lattice_), nullptr, nullptr, nullptr, nullptr, 0} {
   std::vector<int64_t> block_counts;
   for (const RangeChunk& ranges : range_chunks(gather)) {
@@ -30,7 +30,7 @@ TilePlan::TilePlan(const Gather& gather, const TileSpeed& speed, int threads, in
   const double tiles = static_cast<double>(weights_size_) / static_cast<double>(kTileColumns * kTileDepth) /
                        static_cast<double>(chunks_.size());
   const TaskCosts costs{
-      speed.cycles * tiles * static_cast<double>(ceil_div(rows * walk_.packing.pitch, kTileRows)),
+      kTileCycles * tiles * static_cast<double>(ceil_div(rows * walk_.packing.pitch, kTileRows)),
       kPackCycles * static_cast<double>(plane_size(rows)), 0};
   tasks_ = cut_tasks(gather, walk_, block_counts, rows, costs, threads);
   walk_.steps = steps_.data(), walk_.panels = panels_.data();
@@ -38,7 +38,7 @@ TilePlan::TilePlan(const Gather& gather, const TileSpeed& speed, int threads, in
 }
 
 bool TilePlan::pays() const {
-  return static_cast<double>(weights_size_) <= speed_.gather_padding * static_cast<double>(products_);
+  return static_cast<double>(weights_size_) <= kMostPadding * static_cast<double>(products_);
 }
 
 // Target channels in blocks of two tiles, and a last one of one tile where that is enough, for one class

@@ -11,7 +11,7 @@ namespace acsconv {
 
 class TilePlan {
  public:
-  TilePlan(const Gather& gather, const TileSpeed& speed, int threads, int64_t cache_size);
+  TilePlan(const Gather& gather, int threads, int64_t cache_size);
   TilePlan(const TilePlan&) = delete;  // walk() points into its arrays
 
   const TileWalk& walk() const { return walk_; }
@@ -51,7 +51,6 @@ class TilePlan {
   int64_t plane_size(int64_t rows) const;
   void place_panels(int64_t rows);
 
-  TileSpeed speed_;
   Lattice lattice_;
   TileWalk walk_;
   std::vector<TileStep> steps_;

@@ -10,8 +10,8 @@
 // Compiled once for processors with such tiles, see walk.cpp; tile_pass.cpp calls it.
 #include "tile_walk.h"
 
-#include "pair_dots.h"
 #include "sweep.h"
+#include "tile.h"
 #include "tile_pack.h"
 
 namespace acsconv {
@@ -27,23 +27,6 @@ struct TileSegment {
 constexpr int64_t kTileNumbers = kTileRows * kTileDepth;
 
 // sums[kTileVoxels / Channels16][16 * Channels16], for the voxels from flat index `voxel` on.
-#ifdef ACSCONV_PAIR_DOTS
-template <int Channels16>
-void multiply_tiles(Tiles&, const TileSegment* begin, const TileSegment* end, int64_t voxel, float* sums) {
-  constexpr int vectors = Channels16 * kTileVectors;
-  for_each_dot_rows<kTileVoxels / Channels16, Channels16>([&](auto first, auto rows) {
-    Vec<float> sum[rows.value * vectors] = {};
-    for (const TileSegment* segment = begin; segment != end; ++segment) {
-      add_dots<rows.value, Channels16>(segment->source + (voxel + first.value) * segment->stride,
-                                       segment->stride, segment->weights, 2 * kTileColumns, kTileNumbers,
-                                       sum);
-    }
-    unrolled<0, rows.value * vectors>([&](auto i) {
-      store<float>(sums + (first.value * vectors + i.value) * kLanes<float>, sum[i.value]);
-    });
-  });
-}
-#else
 template <int Channels16>
 void multiply_tiles(Tiles& tiles, const TileSegment* segment, const TileSegment* end, int64_t voxel,
                     float* sums) {
@@ -71,7 +54,6 @@ void multiply_tiles(Tiles& tiles, const TileSegment* segment, const TileSegment*
   tiles.store<0>(sums, row), tiles.store<1>(sums + right, row);
   tiles.store<2>(sums + below, row), tiles.store<3>(sums + below + right, row);
 }
-#endif
 
 // The steps of a block whose source plane lies inside the volume.
 inline const TileSegment* tile_segments(const TileWalk& walk, const TileChunk& chunk, const TileBlock& block,
@@ -159,7 +141,7 @@ inline void run_tiles(const TileWalk& walk, const Task& task, const void* source
 }
 
 extern const TileKernel kTiles;
-const TileKernel kTiles = {kTileSpeed, sizeof(TileSegment), transpose_weights, run_tiles};
+const TileKernel kTiles = {sizeof(TileSegment), transpose_weights, run_tiles};
 
 }  // namespace ACSCONV_ISA
 }  // namespace acsconv

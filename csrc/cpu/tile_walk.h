@@ -55,16 +55,7 @@ struct TileWalk : Sweep {
   int64_t positions;  // of a phase in a panel; behind the last one are kTileDepth zeros
 };
 
-// What plans need to know of an instruction set's products of tiles; csrc/cpu/DESIGN.md has the measurements.
-struct TileSpeed {
-  double cycles;      // of one product
-  double of_vectors;  // products on tiles in the time of one on vectors of float, if no tile is padded
-  // Tiles are used where they make at most this many products per product of the convolution.
-  double gather_padding, weight_padding;
-};
-
 struct TileKernel {
-  TileSpeed speed;
   int32_t segment_size;  // bytes
   // to[number][kTileColumns] = from[channel][number] for `channels` rows of at least kTileDepth numbers,
   // `stride` apart; zeros for the channels that are missing.

@@ -39,6 +39,7 @@ struct Strides5 {
 struct Packing {
   Strides5 source;
   int64_t source_numbers;  // from the tensor's first to behind its last
+  int64_t pair_distance;   // see Gather
   int64_t in_rows, in_columns;
   int64_t row_stride, column_stride;
   const Phase* phases;

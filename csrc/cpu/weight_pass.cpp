@@ -54,11 +54,10 @@ void backward_weight(const Problem& p, bool soft, const void* grad_output, const
   const int type = static_cast<int>(p.type);
   const Conversion& convert = *isa.conversion[static_cast<int>(gradient_type)];
   const Gather gather = forward_gather(p, soft);
-  const TileSpeed* tiles =
-      p.type == ScalarType::BFloat16 && isa.tiles != nullptr ? &isa.tiles->speed : nullptr;
+  const TileWeightKernel* tiles = p.type == ScalarType::BFloat16 ? isa.tile_weight : nullptr;
   const WeightPlan plan(gather, {isa.outer[type]->lanes, isa.outer[type]->accumulators, sizeof(T), tiles,
                                  cache_size(), threads.count});
-  const WeightKernel& kernel = plan.form() == WeightForm::kTiles   ? *isa.tile_weight
+  const WeightKernel& kernel = plan.form() == WeightForm::kTiles   ? tiles->kernel
                                : plan.form() == WeightForm::kOuter ? *isa.outer[type]
                                                                    : *isa.dots[type];
 

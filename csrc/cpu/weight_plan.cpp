@@ -22,15 +22,15 @@ constexpr double kTaskProducts = 1e6;  // ... which takes so many products per t
 constexpr double kBusy = 0.85;         // of the threads' time, if all tasks take the same
 
 // Whether tiles are filled well enough to be faster than vectors of float.
-bool tiles_pay(const Gather& gather, const TileSpeed& speed) {
+bool tiles_pay(const Gather& gather, const TileWeightKernel& kernel) {
   const int64_t per_group = gather.in_channels / gather.groups;
   int64_t products = 0, padded = 0;
   for (const GatherRange& range : gather.ranges) {
     const int64_t channels = range.out_end - range.out_begin;
     products += channels * per_group;
-    padded += round_up(channels, kTileColumns) * round_up(per_group, kTileRows);
+    padded += round_up(channels, kernel.outputs) * round_up(per_group, kTileColumns);
   }
-  return static_cast<double>(padded) <= speed.weight_padding * static_cast<double>(products);
+  return static_cast<double>(padded) <= kernel.most_padding * static_cast<double>(products);
 }
 
 }  // namespace

@@ -6,7 +6,6 @@
 
 #include "gather.h"
 #include "lattice.h"
-#include "tile_walk.h"
 #include "weight_walk.h"
 
 namespace acsconv {
@@ -15,9 +14,9 @@ enum class WeightForm { kOuter, kDots, kTiles };  // see weight_walk.h
 
 struct WeightMachine {
   int lanes, accumulators;
-  int number_size;         // bytes of a sum, and of a number in the packed arrays but for tiles
-  const TileSpeed* tiles;  // of what the tensors hold; null: none
-  int64_t cache_size;      // bytes of a core's own second-level cache
+  int number_size;                // bytes of a sum, and of a number in the packed arrays but for tiles
+  const TileWeightKernel* tiles;  // of what the tensors hold; null: none
+  int64_t cache_size;             // bytes of a core's own second-level cache
   int threads;
 };
 

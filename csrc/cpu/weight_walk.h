@@ -85,4 +85,14 @@ struct WeightKernel {
               void* sums, const WeightScratch& scratch);
 };
 
+// In bfloat16, by products of tiles (tile_weight.h); csrc/cpu/DESIGN.md has the measurements.
+struct TileWeightKernel {
+  WeightKernel kernel;
+  double of_vectors;  // products in the time of one on vectors of float, if no tile is padded
+  // It is used where it makes at most this many products per product of the convolution, outputs being
+  // multiples of `outputs` and inputs of a tile.
+  double most_padding;
+  int64_t outputs;
+};
+
 }  // namespace acsconv
