@@ -86,7 +86,7 @@ struct PairProducts {
 
 extern const TileWeightKernel kPairWeight;
 const TileWeightKernel kPairWeight = {
-    {kTileColumns, kMostOutputs, sizeof(TileRun), run_tile_weight<PairProducts>}, 2, 2.8, 1};
+    {kTileColumns, kMostOutputs, sizeof(TileRun), run_tile_weight<PairProducts>}, 2, 2.8, 1, kMostOutputs};
 
 }  // namespace ACSCONV_ISA
 }  // namespace acsconv

@@ -80,7 +80,7 @@ class TileProducts {
 
 extern const TileWeightKernel kTileWeight;
 const TileWeightKernel kTileWeight = {
-    {kTileColumns, kSums, sizeof(TileRun), run_tile_weight<TileProducts>}, 8, 10, kTileRows};
+    {kTileColumns, kSums, sizeof(TileRun), run_tile_weight<TileProducts>}, 8, 10, kTileRows, kPanel};
 
 }  // namespace ACSCONV_ISA
 }  // namespace acsconv

@@ -40,6 +40,18 @@ inline void stage_voxels(const Packing& packing, const uint16_t* plane, int64_t 
                  });
 }
 
+// to[i] = from[2 * i]
+[[gnu::always_inline]] inline void copy_every_other_short(uint16_t* to, const uint16_t* from, int64_t n) {
+  constexpr int lanes = kLanes<uint32_t>;
+  for (int64_t i = 0; i < n; i += lanes) {
+    const int64_t count = n - i < lanes ? n - i : lanes;
+    const ShortWords numbers = __builtin_convertvector(load_first<2>(from + 2 * i, count), ShortWords);
+    uint16_t row[lanes];
+    __builtin_memcpy(row, &numbers, sizeof(row));
+    copy_short(to + i, row, count);
+  }
+}
+
 // `channels` of a plane as [channel][phase][position].
 inline void pack_rows(const Packing& packing, const uint16_t* plane, int64_t channels, int64_t row_begin,
                       int64_t rows, int64_t positions, int64_t channel_stride, uint16_t* to) {
@@ -49,6 +61,7 @@ inline void pack_rows(const Packing& packing, const uint16_t* plane, int64_t cha
                    [&](uint16_t* row, const uint16_t* from, int64_t voxel_stride, int64_t count, int64_t) {
                      if (s.column == 1) prefetch(from + kChannelsAhead * s.channel, count * voxel_stride);
                      if (voxel_stride == 1) return copy_short(row, from, count);
+                     if (voxel_stride == 2) return copy_every_other_short(row, from, count);
                      for (int64_t w = 0; w < count; ++w) row[w] = from[w * voxel_stride];
                    });
   }

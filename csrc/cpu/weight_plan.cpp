@@ -79,8 +79,9 @@ void WeightPlan::cut_blocks(const Gather& gather, const WeightMachine& machine) 
       dots ? per_group : round_up(per_group, tiles ? int64_t{kTileRows} : machine.lanes);
   const int64_t groups = dots ? std::max<int64_t>(1, kChunkChannels / std::max<int64_t>(1, per_group)) : 1;
   const int64_t vectors = std::min(kOuterVectors, ceil_div(std::max<int64_t>(1, padded), machine.lanes));
-  const int64_t widest =
-      tiles ? kWeightPanelChannels : std::min<int64_t>(kWidestBlock, machine.accumulators / vectors);
+  const int64_t step = tiles ? machine.tiles->outputs : 1;
+  const int64_t widest = tiles ? machine.tiles->widest
+                               : std::min<int64_t>(kWidestBlock, machine.accumulators / vectors);
   int64_t chunk_group = -1;
   for (const GatherRange& range : gather.ranges) {
     if (chunks_.empty() || range.group >= chunk_group + groups) {
@@ -96,10 +97,12 @@ void WeightPlan::cut_blocks(const Gather& gather, const WeightMachine& machine) 
     const int64_t taps = tap_end - tap, channels = range.out_end - range.out_begin;
     const int64_t count = ceil_div(channels, widest);
     // Equal blocks, but whole tiles.
-    const auto cut = [&](int64_t i) { return tiles ? std::min(i * widest, channels) : i * channels / count; };
+    const auto cut = [&](int64_t i) {
+      return step > 1 ? std::min(i * widest, channels) : i * channels / count;
+    };
     for (int64_t i = 0; i < count; ++i) {
       const int64_t begin = range.out_begin + cut(i), end = range.out_begin + cut(i + 1);
-      const int64_t width = tiles ? round_up(end - begin, kTileColumns) : end - begin;
+      const int64_t width = round_up(end - begin, step);
       blocks_.push_back({static_cast<int32_t>(begin), static_cast<int32_t>(end - begin),
                          static_cast<int32_t>(tap - gather.taps.begin()),
                          static_cast<int32_t>(tap_end - gather.taps.begin()),

@@ -92,7 +92,7 @@ struct TileWeightKernel {
   // It is used where it makes at most this many products per product of the convolution, outputs being
   // multiples of `outputs` and inputs of a tile.
   double most_padding;
-  int64_t outputs;
+  int64_t outputs, widest;  // of a block, at most kWeightPanelChannels
 };
 
 }  // namespace acsconv
