@@ -71,6 +71,8 @@ struct AddPairProductsTable {
 };
 
 struct PairProducts {
+  static constexpr int64_t kDepth = 2;
+
   static void add(int64_t outputs, int64_t inputs, const TileRun* run, const TileRun* end, int64_t voxels,
                   int64_t channel_stride, float* sums) {
     static constexpr AddPairProductsTable table;

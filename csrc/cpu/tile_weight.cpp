@@ -68,6 +68,8 @@ constexpr AddProducts kAddProducts[2][2] = {{add_products<1, 1>, add_products<1,
 
 class TileProducts {
  public:
+  static constexpr int64_t kDepth = kTileDepth;
+
   void add(int64_t outputs, int64_t inputs, const TileRun* run, const TileRun* end, int64_t voxels,
            int64_t channel_stride, float* sums) {
     const AddProducts add = kAddProducts[(outputs - 1) / kTileRows][inputs / kTileColumns - 1];

@@ -190,7 +190,8 @@ inline void add_bias(const uint16_t* grad, int64_t channels, int64_t channel_str
 
 // Products::add(outputs, inputs, run, end, voxels, channel_stride, sums) adds the products of `voxels`
 // positions of each run to sums[outputs][inputs], both whole tiles, as far as there are channels: numbers of
-// outputs, and of inputs in tiles. Numbers of a channel of the gradient are `channel_stride` apart.
+// outputs, and of inputs in tiles. Numbers of a channel of the gradient are `channel_stride` apart. `voxels` is
+// a multiple of Products::kDepth.
 template <class Products>
 void run_tile_weight(const WeightWalk& walk, const WeightTask& task, const void* source_data,
                             const void* grad_data, void* sums_data, const WeightScratch& scratch) {
@@ -229,7 +230,8 @@ void run_tile_weight(const WeightWalk& walk, const WeightTask& task, const void*
 
   auto compute = [&](const Unit& unit) {
     const int64_t positions = (unit.rows - 1) * walk.source.pitch + walk.out_columns;
-    const int64_t voxels = (positions + kTileDepth - 1) / kTileDepth * kTileDepth;
+    const auto rounded = [&](int64_t depth) { return (positions + depth - 1) / depth * depth; };
+    const int64_t voxels = rounded(Products::kDepth);
     for (const WeightBlock* block = block_begin; block != block_end; ++block) {
       for (int64_t o = 0; o < unit.planes; ++o) {
         uint16_t* to = grad_of(*block, o);
@@ -237,7 +239,7 @@ void run_tile_weight(const WeightWalk& walk, const WeightTask& task, const void*
                         grad + unit.sample * grad_from.batch + block->out_begin * grad_from.channel +
                             (unit.plane + o) * grad_from.plane,
                         block->out_count, unit.row_begin, unit.rows, walk.grad_positions, stage, to);
-        add_bias(to, block->out_count, grad_stride, voxels, sums + walk.bias_sums + block->out_begin,
+        add_bias(to, block->out_count, grad_stride, rounded(kTileDepth), sums + walk.bias_sums + block->out_begin,
                  sums + walk.bias_lost + block->out_begin);
       }
     }
