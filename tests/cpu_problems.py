@@ -15,7 +15,7 @@ from torch import Tensor
 
 PASSES = ("forward", "backward_input", "backward_weight")
 ISAS = ("portable", "avx2", "avx512")  # one that the processor lacks falls back to the best it has
-TILED_ISAS = ("amx", "avx512bf16")  # the kernels of avx512, and tiles for bfloat16
+BFLOAT16_ISAS = ("amx", "avx512bf16")  # the kernels of avx512, and for bfloat16 tiles or products of pairs
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = ("contiguous", "channels_last", "transposed", "expanded", "cut out")
 ROW, COLUMN = (1, 0, 0), (2, 2, 1)  # kernel axes of the axial, coronal and sagittal view

@@ -6,10 +6,6 @@
 
 #include <cstdint>
 
-#if defined(__AVX512BF16__) && ACSCONV_VECTOR_BYTES == 64
-#include <immintrin.h>
-#endif
-
 #include "number.h"
 
 namespace acsconv {
@@ -31,7 +27,7 @@ struct SummedIn<Pair> {
 template <class N>
 using SumOf = typename SummedIn<N>::Type;
 
-// Sums and products are values, no references: compilers would keep arrays of sums in memory.
+// Not by the compiler's own function for it: through that one's types g++ 12 keeps arrays of sums in memory.
 [[gnu::always_inline]] inline Vec<float> add_pairs(Vec<float> sum, Words left, Words right) {
 #if defined(__AVX512BF16__) && ACSCONV_VECTOR_BYTES == 64
   asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(left), "v"(right));
@@ -67,7 +63,7 @@ struct AdjacentPair {
   return pairs;
 }
 
-// Points to pairs whose numbers lie `distance` apart, but next to those of the next voxel, or of any.
+// Points to pairs of numbers that lie `distance` apart, as an ordinary pointer does to the first of them.
 struct PairsApart {
   const uint16_t* first;
   int64_t distance;

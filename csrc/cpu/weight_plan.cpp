@@ -17,18 +17,20 @@ constexpr double kRingShare = 0.6;                 // of the second-level cache
 constexpr int64_t kSumsBytes = int64_t{1} << 24;   // of all parts
 constexpr int64_t kChain = 128, kLongChain = 512;  // voxels
 constexpr int64_t kTileChain = 256;
+constexpr int64_t kOutputsBesideDots = 6;  // as many cost as much as one
 constexpr int64_t kTasks = 16;         // what the work is cut into, if it is worth it ...
 constexpr double kTaskProducts = 1e6;  // ... which takes so many products per task
 constexpr double kBusy = 0.85;         // of the threads' time, if all tasks take the same
 
-// Whether tiles are filled well enough to be faster than vectors of float.
-bool tiles_pay(const Gather& gather, const TileWeightKernel& kernel) {
+// Whether tiles are filled well enough to be faster than vectors of float. Dot products of these pad nothing.
+bool tiles_pay(const Gather& gather, const TileWeightKernel& kernel, bool beside_dots) {
   const int64_t per_group = gather.in_channels / gather.groups;
+  const int64_t outputs = beside_dots ? std::max(kernel.outputs, kOutputsBesideDots) : kernel.outputs;
   int64_t products = 0, padded = 0;
   for (const GatherRange& range : gather.ranges) {
     const int64_t channels = range.out_end - range.out_begin;
     products += channels * per_group;
-    padded += round_up(channels, kernel.outputs) * round_up(per_group, kTileColumns);
+    padded += round_up(channels, outputs) * round_up(per_group, kTileColumns);
   }
   return static_cast<double>(padded) <= kernel.most_padding * static_cast<double>(products);
 }
@@ -37,9 +39,10 @@ bool tiles_pay(const Gather& gather, const TileWeightKernel& kernel) {
 
 WeightPlan::WeightPlan(const Gather& gather, const WeightMachine& machine) : lattice_(gather) {
   const int64_t per_group = gather.in_channels / gather.groups;
-  form_ = machine.tiles != nullptr && tiles_pay(gather, *machine.tiles) ? WeightForm::kTiles
-          : 2 * per_group > machine.lanes                               ? WeightForm::kOuter
-                                                                        : WeightForm::kDots;
+  form_ = 2 * per_group > machine.lanes ? WeightForm::kOuter : WeightForm::kDots;
+  if (machine.tiles != nullptr && tiles_pay(gather, *machine.tiles, form_ == WeightForm::kDots)) {
+    form_ = WeightForm::kTiles;
+  }
   number_size_ = form_ == WeightForm::kTiles ? sizeof(uint16_t) : machine.number_size;
   walk_.source = lattice_.packing();
   walk_.grad = walk_.source;  // pitch

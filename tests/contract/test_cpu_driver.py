@@ -37,8 +37,8 @@ class Build(NamedTuple):
 
 
 NATIVE = (os.environ.get("CXX") or "g++", "c++")
-# No sanitizer sees what a processor's tiles load: in the first two builds they are loops, and in the second these are
-# the products of pairs that take the place of tiles.
+# No sanitizer sees what a processor's tiles load, and not every processor has the products of pairs: in the first two
+# builds there are loops and plain products in their place, as instruction sets of their own.
 SANITIZED = ("-O1", "-g1", "-DACSCONV_TILES_EVERYWHERE")
 STRICT = ("-O2", "-Wall", "-Wextra", "-Werror", "-ffp-contract=fast")
 BUILDS = {
@@ -50,7 +50,7 @@ BUILDS = {
         fault=("short", "heap-buffer-overflow"),
     ),
     "thread": Build(
-        NATIVE, (*SANITIZED, "-DACSCONV_PAIR_DOTS", "-fsanitize=thread"), 16, 12, fault=("twice", "data race")
+        NATIVE, (*SANITIZED, "-fsanitize=thread"), 16, 12, fault=("twice", "data race")
     ),
     "clang": Build(("clang++",), STRICT, 16, 12),
     "aarch64": Build(("aarch64-linux-gnu-g++",), (*STRICT, "-static"), 16, 24, runner=("qemu-aarch64",)),
@@ -142,22 +142,38 @@ def lines_of_random_problems(type: int, draw: Callable[[int, str], Problem], see
     return lines
 
 
-def run(driver: Driver, lines: list[str], fault: str = "") -> subprocess.CompletedProcess:
+def run(
+    driver: Driver, lines: list[str], fault: str = "", isa: str = "portable"
+) -> subprocess.CompletedProcess:
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
+    environment["ACSCONV_CPU_ISA"] = isa
     return subprocess.run(
         [*driver.command, fault], input="\n".join(lines), capture_output=True, text=True, env=environment
     )
 
 
-@pytest.mark.parametrize("type", range(4), ids=["float64", "float32", "float16", "bfloat16"])
-def test_no_report_and_right_results(driver, type):
-    if driver.name == "thread" and type in (0, 2):
+TYPES = ("float64", "float32", "float16", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("type", "isa"),
+    [
+        *((type, "portable") for type in range(4)),
+        (TYPES.index("bfloat16"), "portable_tiles"),
+        (TYPES.index("bfloat16"), "portable_pairs"),
+    ],
+    ids=[*TYPES, "bfloat16 in tiles", "bfloat16 in pairs"],
+)
+def test_no_report_and_right_results(driver, type, isa):
+    if driver.name == "thread" and TYPES[type] in ("float64", "float16"):
         pytest.skip("threads share the same memory whatever the type: float32 and bfloat16 are enough")
+    if isa != "portable" and BUILDS[driver.name].fault is None:
+        pytest.skip("only the sanitizers' builds have these everywhere")
     lines = lines_of_cases(type) + lines_of_random_problems(type, random_problem, range(12))
     lines += lines_of_random_problems(type, depthwise_problem, range(6))
     lines += lines_of_random_problems(type, wide_problem, range(6))
     lines += lines_of_random_problems(type, pointwise_problem, range(20))
-    result = run(driver, lines)
+    result = run(driver, lines, isa=isa)
     assert result.returncode == 0, result.stdout[-500:] + result.stderr[:3000]
     assert result.stdout == f"{len(lines)} problems\n"
 
