@@ -47,7 +47,7 @@ struct GatherRange {
 struct Gather {
   int64_t batch, in_channels, groups;
   std::array<int64_t, 3> in_size, out_size, in_stride, out_stride;
-  VolumeStrides source, target;   // in elements
+  VolumeStrides source, target;  // in elements
   // Where a source channel stands for two neighbouring ones (pairs.h): how far their numbers lie apart, 0 if
   // side by side; strides are then those of pairs.
   int64_t pair_distance;

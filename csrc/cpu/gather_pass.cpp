@@ -17,8 +17,8 @@
 namespace acsconv {
 namespace {
 
-// T is what sums are made in, and as large as the numbers of packed arrays; `pairs` is null, or gather and kernel are
-// those of pairs.
+// T is what sums are made in, and as large as the numbers of packed arrays; `pairs` is null, or gather and
+// kernel are those of pairs.
 template <class T>
 void run_gather(const Gather& gather, const PairedGather* pairs, const WalkKernel& kernel, ScalarType type,
                 const GatherTensors& tensors, const Threads& threads) {

@@ -46,15 +46,15 @@ constexpr Isa with_bfloat16(Isa isa, const char* name, const TileKernel* tiles, 
   isa.name = name, isa.tiles = tiles, isa.pairs = pairs, isa.tile_weight = tile_weight;
   return isa;
 }
-#define ACSCONV_DECLARE_TILES(isa)            \
-  namespace isa {                             \
-  extern const TileKernel kTiles;             \
-  extern const TileWeightKernel kTileWeight;  \
+#define ACSCONV_DECLARE_TILES(isa)           \
+  namespace isa {                            \
+  extern const TileKernel kTiles;            \
+  extern const TileWeightKernel kTileWeight; \
   }
-#define ACSCONV_DECLARE_PAIRS(isa)            \
-  namespace isa {                             \
-  extern const WalkKernel kWalkPairs;         \
-  extern const TileWeightKernel kPairWeight;  \
+#define ACSCONV_DECLARE_PAIRS(isa)           \
+  namespace isa {                            \
+  extern const WalkKernel kWalkPairs;        \
+  extern const TileWeightKernel kPairWeight; \
   }
 #ifdef ACSCONV_AMX
 ACSCONV_DECLARE_TILES(amx)
@@ -62,16 +62,16 @@ static constexpr Isa kAmx = with_bfloat16(avx512::kIsa, "amx", &amx::kTiles, nul
 #endif
 #ifdef ACSCONV_AVX512BF16
 ACSCONV_DECLARE_PAIRS(avx512bf16)
-static constexpr Isa kAvx512bf16 = with_bfloat16(avx512::kIsa, "avx512bf16", nullptr, &avx512bf16::kWalkPairs,
-                                                 &avx512bf16::kPairWeight);
+static constexpr Isa kAvx512bf16 =
+    with_bfloat16(avx512::kIsa, "avx512bf16", nullptr, &avx512bf16::kWalkPairs, &avx512bf16::kPairWeight);
 #endif
 #ifdef ACSCONV_TILES_EVERYWHERE  // the sanitizers' build, where tiles are loops and pairs plain products
 ACSCONV_DECLARE_TILES(portable)
 ACSCONV_DECLARE_PAIRS(portable)
-static constexpr Isa kPortableTiles = with_bfloat16(portable::kIsa, "portable_tiles", &portable::kTiles,
-                                                    nullptr, &portable::kTileWeight);
-static constexpr Isa kPortablePairs = with_bfloat16(portable::kIsa, "portable_pairs", nullptr,
-                                                    &portable::kWalkPairs, &portable::kPairWeight);
+static constexpr Isa kPortableTiles =
+    with_bfloat16(portable::kIsa, "portable_tiles", &portable::kTiles, nullptr, &portable::kTileWeight);
+static constexpr Isa kPortablePairs =
+    with_bfloat16(portable::kIsa, "portable_pairs", nullptr, &portable::kWalkPairs, &portable::kPairWeight);
 #endif
 #undef ACSCONV_DECLARE_TILES
 #undef ACSCONV_DECLARE_PAIRS

@@ -69,8 +69,8 @@ template <class N, int Vectors, int Channels, bool Single>
 // `out_stride` apart.
 template <class N, int Vectors, int Positions, int Rows>
 [[gnu::noinline]] void multiply_channels(const Segment<N>* segment, const Segment<N>* end, int64_t voxel,
-                                         int64_t pitch, int64_t channel_stride, const SumOf<N>* bias, SumOf<N>* out,
-                                         int64_t out_stride) {
+                                         int64_t pitch, int64_t channel_stride, const SumOf<N>* bias,
+                                         SumOf<N>* out, int64_t out_stride) {
   using T = SumOf<N>;
   constexpr int lanes = kLanes<N>;
   constexpr int targets = Rows * Positions;

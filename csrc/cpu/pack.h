@@ -65,8 +65,8 @@ inline RowsOfPhase rows_of_phase(const Packing& p, const Phase& phase, int64_t r
 }
 
 // A phase of a plane whose channels are adjacent in memory: squares of lanes x lanes numbers, of packed
-// positions that may lie in several rows, are transposed, zeros between the rows with them. `first` is row 0's
-// first voxel inside the volume.
+// positions that may lie in several rows, are transposed, zeros between the rows with them. `first` is row
+// 0's first voxel inside the volume.
 template <class S, class T>
 void pack_phase_channels_last(const Packing& packing, const Columns& columns, int64_t voxel_stride,
                               int64_t channels, const RowsOfPhase& rows, const S* first, T* to) {
@@ -291,23 +291,20 @@ void pack_channels(const Packing& packing, From plane, From end, int64_t channel
       }
     } else if (grouped) {
       const auto targets = targets_of_group(packing, phase.row, all_channels ? channels : 1, to, phase_size);
-      pack_phases(
-          packing, targets, columns.zeros_left, rows, first, all_channels ? 1 : channels,
-          [&](int64_t at, From from) { split_groups(targets, at, from, columns.count, end - from); });
+      pack_phases(packing, targets, columns.zeros_left, rows, first, all_channels ? 1 : channels,
+                  [&](int64_t at, From from) { split_groups(targets, at, from, columns.count, end - from); });
     } else if (partner >= 0) {
       T* const other = to + partner * phase_size;
       const int64_t other_count = columns_of_phase(packing, packing.phases[partner]).count;
-      pack(PhaseTargets<T, 2>{2, {target, other}, {columns.count, other_count}},
-           [&](int64_t at, From from) {
-             split_row(target + at, other + at, from, columns.count, end - from);
-           });
+      pack(PhaseTargets<T, 2>{2, {target, other}, {columns.count, other_count}}, [&](int64_t at, From from) {
+        split_row(target + at, other + at, from, columns.count, end - from);
+      });
     } else if (voxel_stride == 1) {
       pack(PhaseTargets<T, 1>{1, {target}, {columns.count}},
            [&](int64_t at, From from) { copy_row(target + at, from, columns.count, end - from); });
     } else if (split) {
-      pack(PhaseTargets<T, 1>{1, {target}, {columns.count}}, [&](int64_t at, From from) {
-        copy_every_other(target + at, from, columns.count, end - from);
-      });
+      pack(PhaseTargets<T, 1>{1, {target}, {columns.count}},
+           [&](int64_t at, From from) { copy_every_other(target + at, from, columns.count, end - from); });
     } else {
       pack(PhaseTargets<T, 1>{1, {target}, {columns.count}}, [&](int64_t at, From from) {
         for (int64_t w = 0; w < columns.count; ++w) target[at + w] = widen(from[w * voxel_stride]);

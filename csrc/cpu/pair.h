@@ -1,6 +1,6 @@
 // Pairs of bfloat16 numbers, of neighbouring source channels, as single numbers of packed arrays: an
-// instruction multiplies two of them, number by number, and adds both products to a sum. Where the compiler is
-// not told of the instruction, plain products take its place, for the sanitizers. Like vec.h for sources
+// instruction multiplies two of them, number by number, and adds both products to a sum. Where the compiler
+// is not told of the instruction, plain products take its place, for the sanitizers. Like vec.h for sources
 // compiled once per instruction set.
 #pragma once
 

@@ -1,7 +1,8 @@
-// Gradient of the weight of bfloat16 tensors on vectors, where a processor multiplies pairs of numbers (pair.h)
-// but has no tiles; tile_weight.h has the rest.
+// Gradient of the weight of bfloat16 tensors on vectors, where a processor multiplies pairs of numbers
+// (pair.h) but has no tiles; tile_weight.h has the rest.
 //
-//   sum[output][16 inputs] += grad[output][2k] * source[2k][16 inputs] + grad[output][2k + 1] * source[2k + 1][16 inputs]
+//   sum[output][16 inputs] += grad[output][2k] * source[2k][16 inputs] + grad[output][2k + 1] * source[2k +
+//   1][16 inputs]
 //
 // one instruction. As many outputs are taken at a time as their sums fit into registers, so that a vector of
 // the source is loaded once for all of them.
@@ -13,7 +14,7 @@
 namespace acsconv {
 namespace ACSCONV_ISA {
 
-constexpr int kMostOutputs = 22;                             // whose sums fit into registers, if inputs are 16
+constexpr int kMostOutputs = 22;                            // whose sums fit into registers, if inputs are 16
 constexpr int kTileVectors = kTileColumns / kLanes<float>;  // of a row
 
 // A pair of numbers in all lanes.
@@ -23,8 +24,8 @@ constexpr int kTileVectors = kTileColumns / kLanes<float>;  // of a row
   return broadcast(pair);
 }
 
-// sums[Outputs][16 * Columns] += products of `voxels` positions of each run, of the outputs that begin `first`
-// numbers behind the run's.
+// sums[Outputs][16 * Columns] += products of `voxels` positions of each run, of the outputs that begin
+// `first` numbers behind the run's.
 template <int Outputs, int Columns>
 void add_pair_products(const TileRun* run, const TileRun* end, int64_t first, int64_t voxels,
                        int64_t channel_stride, float* sums) {

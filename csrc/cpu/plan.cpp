@@ -101,7 +101,8 @@ std::vector<RangeChunk> range_chunks(const Gather& gather) {
     int64_t in_begin = gather.in_channels, in_end = 0;
     while (end != limit && end->group < begin->group + groups) {
       for (const GatherPart& part : end->parts) {
-        in_begin = std::min(in_begin, part.in_begin), in_end = std::max(in_end, part.in_begin + part.in_count);
+        in_begin = std::min(in_begin, part.in_begin),
+        in_end = std::max(in_end, part.in_begin + part.in_count);
       }
       ++end;
     }

@@ -14,8 +14,7 @@ constexpr double kMostPadding = 6.5;  // products that tiles may make per produc
 }  // namespace
 
 TilePlan::TilePlan(const Gather& gather, int threads, int64_t cache_size)
-    : lattice_(gather),
-      walk_{sweep_of(gather, lattice_), nullptr, nullptr, nullptr, nullptr, 0} {
+    : lattice_(gather), walk_{sweep_of(gather, lattice_), nullptr, nullptr, nullptr, nullptr, 0} {
   std::vector<int64_t> block_counts;
   for (const RangeChunk& ranges : range_chunks(gather)) {
     TileChunk chunk{};

@@ -1,6 +1,6 @@
-// Gradient of the weight of bfloat16 tensors on tiles (tile.h); tile_weight.h has the rest. Four sums are kept
-// at a time, of 32 channels times 32, or, where there are fewer channels, of every second or fourth run of 32
-// voxels.
+// Gradient of the weight of bfloat16 tensors on tiles (tile.h); tile_weight.h has the rest. Four sums are
+// kept at a time, of 32 channels times 32, or, where there are fewer channels, of every second or fourth run
+// of 32 voxels.
 //
 // Compiled once for processors with such tiles, see walk.cpp; weight_pass.cpp calls it.
 #include "tile_weight.h"

@@ -190,11 +190,11 @@ inline void add_bias(const uint16_t* grad, int64_t channels, int64_t channel_str
 
 // Products::add(outputs, inputs, run, end, voxels, channel_stride, sums) adds the products of `voxels`
 // positions of each run to sums[outputs][inputs], both whole tiles, as far as there are channels: numbers of
-// outputs, and of inputs in tiles. Numbers of a channel of the gradient are `channel_stride` apart. `voxels` is
-// a multiple of Products::kDepth.
+// outputs, and of inputs in tiles. Numbers of a channel of the gradient are `channel_stride` apart. `voxels`
+// is a multiple of Products::kDepth.
 template <class Products>
 void run_tile_weight(const WeightWalk& walk, const WeightTask& task, const void* source_data,
-                            const void* grad_data, void* sums_data, const WeightScratch& scratch) {
+                     const void* grad_data, void* sums_data, const WeightScratch& scratch) {
   const WeightChunk& chunk = walk.chunks[task.chunk];
   const WeightBlock* block_begin = walk.blocks + task.block_begin;
   const WeightBlock* block_end = walk.blocks + task.block_end;
@@ -239,8 +239,8 @@ void run_tile_weight(const WeightWalk& walk, const WeightTask& task, const void*
                         grad + unit.sample * grad_from.batch + block->out_begin * grad_from.channel +
                             (unit.plane + o) * grad_from.plane,
                         block->out_count, unit.row_begin, unit.rows, walk.grad_positions, stage, to);
-        add_bias(to, block->out_count, grad_stride, rounded(kTileDepth), sums + walk.bias_sums + block->out_begin,
-                 sums + walk.bias_lost + block->out_begin);
+        add_bias(to, block->out_count, grad_stride, rounded(kTileDepth),
+                 sums + walk.bias_sums + block->out_begin, sums + walk.bias_lost + block->out_begin);
       }
     }
     for (int64_t voxel = 0; voxel < voxels; voxel += walk.chain) {

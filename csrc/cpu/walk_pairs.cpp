@@ -1,6 +1,6 @@
-// The gather kernel (walk_kernel.h) for bfloat16 tensors whose source channels are taken in pairs (pair.h), for
-// processors that multiply pairs and add both products to a sum in one instruction. Compiled once for these,
-// see walk.cpp; gather_pass.cpp calls it.
+// The gather kernel (walk_kernel.h) for bfloat16 tensors whose source channels are taken in pairs (pair.h),
+// for processors that multiply pairs and add both products to a sum in one instruction. Compiled once for
+// these, see walk.cpp; gather_pass.cpp calls it.
 #include "walk_kernel.h"
 
 namespace acsconv {

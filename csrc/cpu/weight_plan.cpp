@@ -18,9 +18,9 @@ constexpr int64_t kSumsBytes = int64_t{1} << 24;   // of all parts
 constexpr int64_t kChain = 128, kLongChain = 512;  // voxels
 constexpr int64_t kTileChain = 256;
 constexpr int64_t kOutputsBesideDots = 6;  // as many cost as much as one
-constexpr int64_t kTasks = 16;         // what the work is cut into, if it is worth it ...
-constexpr double kTaskProducts = 1e6;  // ... which takes so many products per task
-constexpr double kBusy = 0.85;         // of the threads' time, if all tasks take the same
+constexpr int64_t kTasks = 16;             // what the work is cut into, if it is worth it ...
+constexpr double kTaskProducts = 1e6;      // ... which takes so many products per task
+constexpr double kBusy = 0.85;             // of the threads' time, if all tasks take the same
 
 // Whether tiles are filled well enough to be faster than vectors of float. Dot products of these pad nothing.
 bool tiles_pay(const Gather& gather, const TileWeightKernel& kernel, bool beside_dots) {
@@ -83,8 +83,8 @@ void WeightPlan::cut_blocks(const Gather& gather, const WeightMachine& machine) 
   const int64_t groups = dots ? std::max<int64_t>(1, kChunkChannels / std::max<int64_t>(1, per_group)) : 1;
   const int64_t vectors = std::min(kOuterVectors, ceil_div(std::max<int64_t>(1, padded), machine.lanes));
   const int64_t step = tiles ? machine.tiles->outputs : 1;
-  const int64_t widest = tiles ? machine.tiles->widest
-                               : std::min<int64_t>(kWidestBlock, machine.accumulators / vectors);
+  const int64_t widest =
+      tiles ? machine.tiles->widest : std::min<int64_t>(kWidestBlock, machine.accumulators / vectors);
   int64_t chunk_group = -1;
   for (const GatherRange& range : gather.ranges) {
     if (chunks_.empty() || range.group >= chunk_group + groups) {

@@ -49,9 +49,7 @@ BUILDS = {
         12,
         fault=("short", "heap-buffer-overflow"),
     ),
-    "thread": Build(
-        NATIVE, (*SANITIZED, "-fsanitize=thread"), 16, 12, fault=("twice", "data race")
-    ),
+    "thread": Build(NATIVE, (*SANITIZED, "-fsanitize=thread"), 16, 12, fault=("twice", "data race")),
     "clang": Build(("clang++",), STRICT, 16, 12),
     "aarch64": Build(("aarch64-linux-gnu-g++",), (*STRICT, "-static"), 16, 24, runner=("qemu-aarch64",)),
 }

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from cpu_problems import (
+    BFLOAT16_ISAS,
     DTYPES,
     ISAS,
     LAYOUTS,
     PASSES,
-    BFLOAT16_ISAS,
     arrange,
     assert_close,
     depthwise_problem,
