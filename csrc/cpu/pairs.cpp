@@ -34,9 +34,10 @@ PairedGather::PairedGather(const Gather& gather)
   pair_parts(gather);
 }
 
-// Strides of pairs, if all of the tensor's channels are in one.
+// Strides of pairs, if all of the tensor's channels are in one. Those of an expanded tensor may all be the
+// same number, at a distance that says something else.
 bool PairedGather::pair_source(const Gather& gather) {
-  if (gather.in_channels % 2 != 0) return false;
+  if (gather.in_channels % 2 != 0 || gather.source.channel == 0) return false;
   VolumeStrides& strides = pairs_.source;
   pairs_.in_channels = gather.in_channels / 2;
   if (strides.channel != 1) {

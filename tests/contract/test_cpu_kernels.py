@@ -135,6 +135,21 @@ def test_layers_in_bfloat16(monkeypatch, isa, arguments, operation):
     assert_close(problem._replace(input=last), operation, expected)
 
 
+@pytest.mark.parametrize("isa", BFLOAT16_ISAS)
+def test_channels_that_may_be_no_pairs(monkeypatch, isa):
+    """All the same numbers; an odd distance between voxels; an even one, from an odd number on."""
+    monkeypatch.setenv("ACSCONV_CPU_ISA", isa)
+    problem = layer(32, 24, (5, 6, 17)).to(torch.bfloat16)
+    voxels = torch.randn(2, 5, 6, 17, 34).to(torch.bfloat16)
+    for input in (
+        torch.randn(2, 1, 5, 6, 17).to(torch.bfloat16).expand(-1, 32, -1, -1, -1),
+        voxels[..., :33].contiguous()[..., :32].movedim(-1, 1),
+        voxels[..., 1:33].movedim(-1, 1),
+        voxels.movedim(-1, 1).contiguous()[:, 1:33],
+    ):
+        assert_close(problem._replace(input=input), "forward")
+
+
 @pytest.mark.parametrize("operation", PASSES)
 @pytest.mark.parametrize(("isa", "flag"), list(zip(BFLOAT16_ISAS, ("amx_bf16", "avx512_bf16"))))
 def test_products_of_bfloat16_are_used_where_the_processor_has_them(monkeypatch, isa, flag, operation):
